@@ -1,0 +1,1 @@
+"""From predictions to numbers that can be trusted: metrics, intervals, figures, report."""

@@ -1,0 +1,86 @@
+"""Atomic writes: a killed run leaves no half file under a final name, so that running again resumes."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from terraseg.errors import OutputError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends well.
+
+    The temporary name keeps the suffix (drivers choose the format by it) and begins with a dot. On any
+    exception, KeyboardInterrupt included, the temporary file is removed and ``path`` is as it was.
+
+    Raises:
+        OutputError: the disk is full or the folder can't be written.
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        with open(temporary, "rb") as handle:  # a full disk may show only here
+            os.fsync(handle.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        raise output_error(error, target) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Like `atomic_path` for a folder: yields an empty one, which replaces ``path`` when the block ends well."""
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if target.exists():
+            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            target.replace(old)
+            temporary.replace(target)
+            shutil.rmtree(old)
+        else:
+            temporary.replace(target)
+    except OSError as error:
+        raise output_error(error, target) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def output_error(error: OSError, target: Path) -> OSError | OutputError:
+    """The `OutputError` that says what a failed write of ``target`` means; other faults come back as they are."""
+    # GDAL reports a full disk as a RasterioIOError, without errno: its text is all there is.
+    full = error.errno in _DISK_FULL or "no space left" in str(error).lower() or "file too large" in str(error).lower()
+    if full:
+        return OutputError(
+            f"no space left while writing {target}",
+            fix="free some space and run the same command again; what was finished is kept",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return OutputError(f"{target} can't be written ({error.strerror})", fix="choose another --output")
+    return error
+
+
+def write_json(path: str | os.PathLike[str], value: object) -> None:
+    """Write ``value`` as indented JSON, atomically. NaN is refused: it is no JSON."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_of_file(path: str | os.PathLike[str]) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    with open(path, "rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""Writing rasters: every GeoTIFF of terraseg is a Cloud Optimized GeoTIFF with overviews, written atomically."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from odc.geo.geobox import GeoBox
+from rasterio.io import DatasetWriter
+
+from terraseg.errors import OutputError
+from terraseg.files import atomic_path
+
+_COG_BLOCK = 512
+
+
+@contextmanager
+def cog_writer(
+    path: str | Path,
+    *,
+    geobox: GeoBox,
+    dtype: str,
+    nodata: float | None,
+    bands: Sequence[str],
+    overviews: str = "nearest",
+    scale: float = 1.0,
+    tags: Mapping[str, Any] | None = None,
+) -> Iterator[DatasetWriter]:
+    """Yield a tiled raster to write windows into, in any order; it becomes the COG ``path`` when the block ends well.
+
+    Memory is bounded by GDAL's block cache. A block is compressed twice (once in the scratch file beside the
+    target, quickly, and once in the COG), which is what the COG layout costs.
+
+    Args:
+        geobox: the pixel grid, north up.
+        dtype: a numpy name such as ``uint16``.
+        bands: a description each band.
+        overviews: resampling of the overviews, ``nearest`` for classes, ``average`` for measurements.
+        scale: value of one DN, kept as the band's scale.
+        tags: written as the dataset's metadata.
+
+    Raises:
+        OutputError: the disk is full, or what was written can't be read back.
+    """
+    height, width = geobox.shape
+    profile = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": len(bands),
+        "dtype": dtype,
+        "crs": str(geobox.crs),
+        "transform": geobox.affine,
+        "nodata": nodata,
+    }
+    scratch_options = {"tiled": True, "blockxsize": _COG_BLOCK, "blockysize": _COG_BLOCK, "BIGTIFF": "IF_SAFER"}
+    if height < _COG_BLOCK or width < _COG_BLOCK:
+        scratch_options = {}
+    predictor = {"f": 3, "i": 2, "u": 2}[np.dtype(dtype).kind]
+    with atomic_path(path) as final:
+        scratch = final.with_name(f"{final.stem}.scratch.tif")
+        try:
+            with rasterio.open(scratch, "w", compress="zstd", zstd_level=1, **profile, **scratch_options) as target:
+                for index, description in enumerate(bands, start=1):
+                    target.set_band_description(index, description)
+                target.scales = [scale] * len(bands)
+                target.update_tags(**{key: str(value) for key, value in (tags or {}).items()})
+                yield target
+            rasterio.shutil.copy(
+                scratch,
+                final,
+                driver="COG",
+                compress="DEFLATE",
+                predictor=str(predictor),
+                blocksize=str(_COG_BLOCK),
+                overview_resampling=overviews,
+                bigtiff="IF_SAFER",
+                num_threads="ALL_CPUS",
+            )
+            _check_complete(final)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+def _check_complete(path: Path) -> None:
+    """GDAL may only log a failed write of the last blocks (full disk): each block must lie inside the file."""
+    size = path.stat().st_size
+    with rasterio.open(path) as source:
+        for band in range(1, source.count + 1):
+            for (row, column), _ in source.block_windows(band):
+                name = f"BLOCK_OFFSET_{column}_{row}"
+                offset = source.get_tag_item(name, ns="TIFF", bidx=band)
+                if offset is not None and int(offset) >= size:
+                    raise OutputError(
+                        f"{path} was cut off while writing", fix="free some space and run the same command again"
+                    )
