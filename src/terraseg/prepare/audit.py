@@ -1,0 +1,96 @@
+"""The audit of the splits: measured on the chips as written, not on the plan that placed them."""
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import shapely
+
+from terraseg.dataset import SPLITS
+from terraseg.errors import SplitError
+
+
+def audit_splits(
+    tiles: gpd.GeoDataFrame,
+    *,
+    pixels: Mapping[str, Mapping[str, int]],
+    ground: int,
+    gap_m: float,
+    gsd: float,
+) -> dict[str, Any]:
+    """Measure distances and shared ground between the splits, and what each split holds.
+
+    Args:
+        tiles: tiles.parquet in a metric CRS.
+        pixels: for each split, ``chips``, ``class``, ``background`` and ``ignored``: pixels counted once each.
+        ground: pixels of all scenes.
+        gap_m: least distance that was promised, in metres.
+        gsd: pixel size in metres.
+
+    Returns:
+        What goes to audit.json.
+
+    Raises:
+        SplitError: pixels are shared between splits, the gap is not held, or a split lacks the class or the
+            background, so that nothing could be learned or tested on it.
+    """
+    shapes = {split: tiles.geometry[tiles["split"] == split].to_numpy() for split in SPLITS}
+    for split in SPLITS:
+        _check_content(split, pixels[split])
+    between: dict[str, dict[str, float]] = {}
+    for first, second in combinations(SPLITS, 2):
+        between[f"{first}-{second}"] = {
+            "least_distance_m": _least_distance(shapes[first], shapes[second]),
+            "shared_pixels": round(_shared_area(shapes[first], shapes[second]) / gsd**2),
+        }
+    for pair, measured in between.items():
+        # Half a pixel: corners of chips from projected coordinates carry floating-point noise.
+        if measured["shared_pixels"] > 0 or measured["least_distance_m"] < gap_m - gsd / 2:
+            raise SplitError(
+                f"the splits {pair} are {measured['least_distance_m']:.0f} m apart and share "
+                f"{measured['shared_pixels']:.0f} pixels",
+                expected=f"a gap of {gap_m:.0f} m and no shared pixel",
+                fix="scenes that overlap or touch must be one scene: mosaic them before the preparation",
+            )
+    used = sum(sum(pixels[split][kind] for kind in ("class", "background", "ignored")) for split in SPLITS)
+    return {
+        "gap_m": gap_m,
+        "between": between,
+        "splits": {
+            split: {
+                **counts,
+                "class_share": counts["class"] / (counts["class"] + counts["background"]),
+                "ignored_share": counts["ignored"] / max(1, sum(counts[k] for k in ("class", "background", "ignored"))),
+                "blocks": int(tiles.loc[tiles["split"] == split, "block"].nunique()),
+            }
+            for split, counts in pixels.items()
+        },
+        "ground_in_gaps_share": 1 - used / ground,
+    }
+
+
+def _check_content(split: str, counts: Mapping[str, int]) -> None:
+    for kind in ("class", "background"):
+        if counts[kind] == 0:
+            raise SplitError(
+                f"the split {split} has {counts['chips']} chips and no pixel of {kind}",
+                expected="some of both in each split",
+                fix="choose another split seed, smaller blocks (block_chips, tile_size) or a larger area; "
+                "check that the labels lie in the scene",
+            )
+
+
+def _least_distance(first: np.ndarray, second: np.ndarray) -> float:
+    """Metres between the nearest chips of two splits; touching chips are 0 apart."""
+    _, distances = shapely.STRtree(second).query_nearest(first, return_distance=True, all_matches=False)
+    return float(distances.min())
+
+
+def _shared_area(first: np.ndarray, second: np.ndarray) -> float:
+    mine, theirs = shapely.STRtree(second).query(first, predicate="intersects")
+    if len(mine) == 0:
+        return 0.0
+    overlaps = shapely.intersection(first[mine], second[theirs])
+    return float(shapely.area(shapely.union_all(overlaps)))

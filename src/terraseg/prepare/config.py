@@ -1,0 +1,121 @@
+"""The ``prepare`` section of data_config.yaml: every key is read, unknown ones are refused."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from terraseg.bands import PRITHVI_BANDS, band
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LabelRule(_Section):
+    """How a pixel gets its class from the footprints.
+
+    Attributes:
+        kind: ``centre``: the class where the pixel's centre lies in a footprint. ``coverage``: the class where at
+            least ``threshold`` of the pixel is covered. There is no all-touched rule: at 10 m it shows buildings at
+            more than three times their area.
+        threshold: least share of the pixel for the class, rule ``coverage`` only.
+        ignore_from: pixels covered by this share or more, but less than ``threshold``, are ignored instead of
+            background, rule ``coverage`` only.
+    """
+
+    kind: Literal["centre", "coverage"] = "centre"
+    threshold: float | None = Field(default=None, gt=0, le=1)
+    ignore_from: float | None = Field(default=None, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _keys_fit_kind(self) -> "LabelRule":
+        if self.kind == "centre" and (self.threshold is not None or self.ignore_from is not None):
+            raise ValueError(
+                "label_rule centre knows no threshold and no ignore_from: choose kind coverage, or drop them"
+            )
+        if self.kind == "coverage" and self.threshold is None:
+            raise ValueError("label_rule coverage needs a threshold, such as 0.5")
+        if self.threshold is not None and self.ignore_from is not None and self.ignore_from >= self.threshold:
+            raise ValueError("label_rule ignore_from must be less than threshold")
+        return self
+
+    def in_words(self) -> str:
+        """What reports print beside each score."""
+        if self.kind == "centre":
+            return "pixel centre inside a footprint"
+        words = f"at least {self.threshold:.0%} of the pixel covered"
+        return words + (f", ignored from {self.ignore_from:.0%}" if self.ignore_from else "")
+
+
+class SplitRule(_Section):
+    """How the ground is divided into train, val and test.
+
+    Attributes:
+        kind: ``blocks``: squares of ``block_chips`` chips, assigned by chance, stratified by the density of the class.
+            ``columns`` or ``rows``: three strips, train first, then val, then test.
+        block_chips: side of a block, in chips.
+        gap_m: least distance between pixels of two splits, in metres; one chip where absent, never less.
+        train, val, test: shares of the blocks (of the extent for strips); they add up to 1.
+        seed: of the assignment.
+    """
+
+    kind: Literal["blocks", "columns", "rows"] = "blocks"
+    block_chips: int = Field(default=4, ge=1)
+    gap_m: float | None = Field(default=None, gt=0)
+    train: float = Field(default=0.6, gt=0, lt=1)
+    val: float = Field(default=0.2, gt=0, lt=1)
+    test: float = Field(default=0.2, gt=0, lt=1)
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _shares_add_up(self) -> "SplitRule":
+        if abs(self.train + self.val + self.test - 1) > 1e-6:
+            raise ValueError(f"split shares add up to {self.train + self.val + self.test:g}, expected 1")
+        return self
+
+
+class Completeness(_Section):
+    """Where the labels are known to be incomplete.
+
+    Attributes:
+        path: GeoParquet of cells with the column ``covered_share`` (written by `data labels`).
+        least_share: cells of which the labels cover less than this share of the built-up area become ignore.
+    """
+
+    path: str
+    least_share: float = Field(default=0.5, gt=0, le=1)
+
+
+class PrepareConfig(_Section):
+    """The section ``prepare``.
+
+    Attributes:
+        bands: bands of the chips, names in any dialect; kept in this order.
+        tile_size: side of a chip, in pixels.
+        train_stride: step between train chips in pixels; ``tile_size`` where absent. Smaller means overlapping train
+            chips. Chips of val and test overlap only where a block is no multiple of the chip.
+        label_rule: see `LabelRule`.
+        split: see `SplitRule`.
+        completeness: see `Completeness`; absent: the labels are taken as complete within their extent.
+    """
+
+    bands: tuple[str, ...] = PRITHVI_BANDS
+    tile_size: int = Field(default=224, ge=8)
+    train_stride: int | None = Field(default=None, ge=1)
+    label_rule: LabelRule = LabelRule()
+    split: SplitRule = SplitRule()
+    completeness: Completeness | None = None
+
+    @field_validator("bands")
+    @classmethod
+    def _bands_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(band(name).name for name in value)
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"bands {value} are empty or repeat one")
+        return names
+
+    @model_validator(mode="after")
+    def _stride_fits(self) -> "PrepareConfig":
+        if self.train_stride is not None and self.train_stride > self.tile_size:
+            raise ValueError(f"train_stride {self.train_stride} leaves gaps between chips of {self.tile_size} px")
+        return self

@@ -1,0 +1,162 @@
+"""One block: read it, label it, cut its chips. A pure function of its job."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import shapely
+from affine import Affine
+from rasterio.windows import Window
+
+from terraseg.bands import REFLECTANCE_SCALE, UNIT
+from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE, Split, chip_checksum, chip_path
+from terraseg.prepare.blocks import Rect
+from terraseg.prepare.config import LabelRule
+from terraseg.prepare.rasterize import centres, coverage, inside_area, make_mask
+from terraseg.prepare.statistics import TrainHistogram
+from terraseg.scene import NODATA, Scene
+
+
+@dataclass(frozen=True)
+class BlockJob:
+    """What it takes to make the chips of one block.
+
+    Attributes:
+        scene: where the pixels are.
+        indices: positions of the wanted bands in the scene.
+        block: pixels of the scene.
+        name: the block's id in tiles.parquet.
+        split: the block's split.
+        origins: upper left pixels (row, column) of its chips, in the scene.
+        tile_size: side of a chip.
+        footprints: those that touch the block, in the scene's CRS, valid.
+        extent: area in which the labels are known, in the scene's CRS.
+        completeness: cells that touch the block, with the share of the built-up area that the labels cover.
+        least_share: cells below it are unknown.
+        rule: the label rule.
+        folder: root of the dataset.
+    """
+
+    scene: Scene
+    indices: tuple[int, ...]
+    block: Rect
+    name: str
+    split: Split
+    origins: tuple[tuple[int, int], ...]
+    tile_size: int
+    footprints: npt.NDArray[np.object_]
+    extent: shapely.Geometry
+    completeness: tuple[tuple[shapely.Geometry, float], ...]
+    least_share: float
+    rule: LabelRule
+    folder: Path
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What a block adds to the dataset: its rows of tiles.parquet, its pixel counts, and for train its histogram."""
+
+    split: Split
+    tiles: list[dict[str, Any]]
+    counts: dict[str, int]
+    histogram: TrainHistogram
+
+
+def cut_block(job: BlockJob) -> BlockResult:
+    """Write the chips of one block. Chips without a single labelled pixel are left out."""
+    block, size = job.block, job.tile_size
+    with rasterio.open(job.scene.path) as source:
+        image = source.read(
+            [index + 1 for index in job.indices], window=Window(block.left, block.top, block.width, block.height)
+        )
+    transform = job.scene.geobox.affine
+    observed = (image != NODATA).all(axis=0)
+    known = observed & inside_area(job.extent, window=block, transform=transform)
+    completeness = np.ones(observed.shape, dtype=np.float32)
+    for cell, covered in job.completeness:
+        completeness[centres([cell], window=block, transform=transform)] = covered
+    known &= completeness >= job.least_share
+    share = coverage(job.footprints, window=block, transform=transform)
+    inside = centres(job.footprints, window=block, transform=transform)
+    mask, percent = make_mask(share, inside, rule=job.rule, known=known)
+
+    tiles, shown = [], np.zeros(mask.shape, dtype=bool)
+    for row, column in job.origins:
+        window = np.s_[row - block.top : row - block.top + size, column - block.left : column - block.left + size]
+        labelled = mask[window] != IGNORE
+        if not labelled.any():
+            continue
+        shown[window] = True
+        tile = f"{job.scene.name}_{row:05d}_{column:05d}"
+        moved = transform * Affine.translation(column, row)
+        _write_chip(job, tile, moved, image=image[:, *window], mask=mask[window], percent=percent[window])
+        tiles.append(
+            {
+                "tile": tile,
+                "split": job.split,
+                "block": job.name,
+                "scene": job.scene.name,
+                "row": row,
+                "column": column,
+                "building_fraction": float((mask[window] == 1).sum() / labelled.sum()),
+                "valid_fraction": float(labelled.mean()),
+                "label_completeness": float(completeness[window].mean()),
+                "checksum": chip_checksum(image[:, *window], mask[window]),
+                "geometry": shapely.box(*(moved @ (0, size)), *(moved @ (size, 0))),
+            }
+        )
+    histogram = TrainHistogram(len(image))
+    if job.split == "train":
+        histogram.add(image[:, shown & observed], mask[shown & (mask != IGNORE)])
+    return BlockResult(
+        split=job.split,
+        tiles=tiles,
+        counts={
+            "chips": len(tiles),
+            "class": int((mask[shown] == 1).sum()),
+            "background": int((mask[shown] == 0).sum()),
+            "ignored": int((mask[shown] == IGNORE).sum()),
+        },
+        histogram=histogram,
+    )
+
+
+def _write_chip(
+    job: BlockJob,
+    tile: str,
+    transform: Affine,
+    *,
+    image: npt.NDArray[np.uint16],
+    mask: npt.NDArray[np.int8],
+    percent: npt.NDArray[np.uint8],
+) -> None:
+    """The three rasters of a chip. The dataset's folder appears as a whole, so they need no temporary names."""
+    grid = {
+        "driver": "GTiff",
+        "width": job.tile_size,
+        "height": job.tile_size,
+        "crs": str(job.scene.geobox.crs),
+        "transform": transform,
+        "compress": "zstd",
+        "zstd_level": 1,
+    }
+    names = [job.scene.bands[index] for index in job.indices]
+    with rasterio.open(
+        chip_path(job.folder, job.split, "images", tile),
+        "w", count=len(image), dtype=image.dtype, nodata=NODATA, predictor=2, interleave="band", **grid,
+    ) as target:  # fmt: skip
+        target.write(image)
+        target.descriptions = names
+        target.scales = [REFLECTANCE_SCALE] * len(names)
+        target.update_tags(UNIT=UNIT)
+    layers: tuple[tuple[Any, npt.NDArray[Any], int], ...] = (
+        ("masks", mask, IGNORE),
+        ("coverage", percent, COVERAGE_UNKNOWN),
+    )
+    for kind, values, nodata in layers:
+        path = chip_path(job.folder, job.split, kind, tile)
+        with rasterio.open(path, "w", count=1, dtype=values.dtype, nodata=nodata, **grid) as target:
+            target.write(values, 1)

@@ -1,0 +1,118 @@
+"""From footprints to pixels: the exact share of each pixel, and the mask by a stated rule.
+
+The share (coverage) is exact polygon-pixel overlap (exactextract, Baston 2020), of the union of the footprints:
+overlapping polygons would otherwise count twice.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from affine import Affine
+from exactextract import exact_extract
+from exactextract.feature import JSONFeatureSource
+from exactextract.raster import NumPyRasterSource
+from rasterio.features import rasterize
+
+from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE
+from terraseg.prepare.blocks import Rect
+from terraseg.prepare.config import LabelRule
+
+
+def coverage(
+    footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], *, window: Rect, transform: Affine
+) -> npt.NDArray[np.float32]:
+    """Share of each pixel of a window that the union of the footprints covers, 0 to 1, exact to float32.
+
+    Args:
+        footprints: valid (multi)polygons in the CRS of ``transform``; they may overlap and reach beyond the window.
+        window: pixels of the scene.
+        transform: of the scene, north up.
+
+    Returns:
+        (rows, columns).
+    """
+    shape = (window.height, window.width)
+    share = np.zeros(shape, dtype=np.float32)
+    left, top = transform @ (window.left, window.top)
+    right, bottom = transform @ (window.right, window.bottom)
+    union = shapely.union_all([_polygons(part) for part in shapely.clip_by_rect(footprints, left, bottom, right, top)])
+    if union.is_empty:
+        return share
+    grid = NumPyRasterSource(np.empty(shape, dtype=np.uint8), left, bottom, right, top)
+    # Part by part: exactextract keeps an array of the part's bounding box, so that memory follows the buildings.
+    features = JSONFeatureSource(
+        [{"type": "Feature", "geometry": shapely.geometry.mapping(part)} for part in _parts(union)]
+    )
+    for feature in exact_extract(grid, features, ["cell_id", "coverage"], output="geojson"):
+        cells = np.asarray(feature["properties"]["cell_id"], dtype=np.intp)
+        np.add.at(share.reshape(-1), cells, np.asarray(feature["properties"]["coverage"], dtype=np.float32))
+    return np.minimum(share, 1, out=share)
+
+
+def centres(
+    footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], *, window: Rect, transform: Affine
+) -> npt.NDArray[np.bool_]:
+    """Whether the centre of each pixel of a window lies in a footprint. Arguments as in `coverage`."""
+    shape = (window.height, window.width)
+    if len(footprints) == 0:
+        return np.zeros(shape, dtype=bool)
+    moved = transform * Affine.translation(window.left, window.top)
+    return np.asarray(rasterize(footprints, out_shape=shape, transform=moved, dtype="uint8") == 1)
+
+
+def make_mask(
+    share: npt.NDArray[np.float32],
+    inside: npt.NDArray[np.bool_],
+    *,
+    rule: LabelRule,
+    known: npt.NDArray[np.bool_],
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
+    """The mask by the rule, and the coverage as it is stored.
+
+    Args:
+        share: `coverage` of the window.
+        inside: `centres` of the window.
+        rule: which of the two decides.
+        known: pixels that have an observation and a label; all others become ignore.
+
+    Returns:
+        int8 mask (0 background, 1 class, -1 ignore) and uint8 coverage in percent (255 unknown), (rows, columns).
+    """
+    if rule.threshold is None:
+        mask = inside.astype(np.int8)
+    else:
+        # Stored coverage has a step of one percent; the mask is made before rounding.
+        mask = (share >= rule.threshold).astype(np.int8)
+        if rule.ignore_from is not None:
+            mask[(share >= rule.ignore_from) & (share < rule.threshold)] = IGNORE
+    mask[~known] = IGNORE
+    percent = np.rint(share * 100).astype(np.uint8)
+    percent[~known] = COVERAGE_UNKNOWN
+    return mask, percent
+
+
+def inside_area(area: shapely.Geometry, *, window: Rect, transform: Affine) -> npt.NDArray[np.bool_]:
+    """Whether each pixel of a window lies wholly in an area (same CRS): half-known pixels count as unknown."""
+    left, top = transform @ (window.left, window.top)
+    right, bottom = transform @ (window.right, window.bottom)
+    frame = shapely.box(left, bottom, right, top)
+    if area.contains(frame):
+        return np.ones((window.height, window.width), dtype=bool)
+    outside = shapely.difference(frame, area)
+    moved = transform * Affine.translation(window.left, window.top)
+    touched = rasterize(
+        [outside], out_shape=(window.height, window.width), transform=moved, all_touched=True, dtype="uint8"
+    )
+    return np.asarray(touched == 0)
+
+
+def _polygons(geometry: shapely.Geometry) -> shapely.Geometry:
+    """A clipped footprint can leave lines and points on the window's edge: only area counts."""
+    parts = [part for part in shapely.get_parts(shapely.make_valid(geometry)) if part.geom_type.endswith("Polygon")]
+    return shapely.union_all(parts)
+
+
+def _parts(geometry: shapely.Geometry) -> list[shapely.Geometry]:
+    return [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"]

@@ -1,0 +1,310 @@
+"""The preparation: from scenes and footprints to the dataset of contract 3.
+
+Block by block: read the block once, make its labels, cut its chips, count its pixels. A block is a pure function of
+its job, so memory is bounded by the workers and the result does not depend on their number.
+"""
+
+import hashlib
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from rich.progress import track
+
+from terraseg.bands import UNIT, band_indices
+from terraseg.dataset import SPLITS, ChipDataset, DatasetInfo, Split, open_dataset, write_dataset
+from terraseg.errors import LabelError, OutputError, SceneError, SplitError
+from terraseg.files import atomic_folder, sha256_of_file
+from terraseg.footprints import FootprintSource, find_footprints, known_extent
+from terraseg.prepare.audit import audit_splits
+from terraseg.prepare.blocks import Rect, assign, keep_out, make_blocks, neighbours
+from terraseg.prepare.chips import chip_origins
+from terraseg.prepare.config import PrepareConfig
+from terraseg.prepare.cut import BlockJob, BlockResult, cut_block
+from terraseg.prepare.statistics import TrainHistogram
+from terraseg.scene import NODATA, Scene, find_scenes
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Footprints, the area in which they are known, and the completeness cells, in the CRS of one scene."""
+
+    shapes: np.ndarray
+    extent: shapely.Geometry
+    cells: np.ndarray
+    shares: np.ndarray
+
+
+def preprocess(
+    *, scenes: str | Path, labels: str | Path | Sequence[str | Path], output: str | Path, config: PrepareConfig
+) -> ChipDataset:
+    """Make the dataset; where it is there already, made from the same inputs with the same config, do nothing.
+
+    Args:
+        scenes: a scene or a folder of scenes (contract 1).
+        labels: footprint files or their folder (contract 2).
+        output: the dataset's folder; replaced as a whole, and only if it is a dataset or empty.
+
+    Raises:
+        SceneError: no scene, a band missing, scenes that overlap on unlike grids.
+        LabelError: no footprint lies in the scenes.
+        SplitError: too little ground for the splits, or the audit found a leak.
+        OutputError: the output folder holds something else, or the disk is full.
+    """
+    output = Path(output)
+    found = find_scenes(scenes)
+    footprints, sources = find_footprints(labels)
+    fingerprint = _fingerprint(found, labels, config)
+    done = _finished(output, fingerprint)
+    if done:
+        _log.info("%s is up to date (%d chips)", output, len(done.tiles))
+        return done
+    _refuse_foreign(output)
+    _refuse_overlap(found)
+
+    class_name = sources[0].class_name
+    classes = {0: "background", 1: class_name}
+    indices = band_indices(config.bands, found[0].bands, where=str(found[0].path))
+    gap = _gap(config, gsd=found[0].gsd)
+    histogram = TrainHistogram(len(indices))
+    counts: dict[str, dict[str, int]] = {
+        split: {"chips": 0, "class": 0, "background": 0, "ignored": 0} for split in SPLITS
+    }
+    tables: list[gpd.GeoDataFrame] = []
+    with atomic_folder(output) as folder:
+        for scene in found:
+            results = _cut_scene(scene, footprints, sources, folder=folder, config=config, indices=indices, gap=gap)
+            rows = []
+            for result in results:
+                histogram.merge(result.histogram)
+                for kind, count in result.counts.items():
+                    counts[result.split][kind] += count
+                rows += result.tiles
+            tables.append(gpd.GeoDataFrame(rows, crs=str(scene.geobox.crs)))
+        tiles = _one_table(tables)
+        audit = audit_splits(
+            tiles,
+            pixels=counts,
+            ground=sum(scene.geobox.shape[0] * scene.geobox.shape[1] for scene in found),
+            gap_m=gap * found[0].gsd,
+            gsd=found[0].gsd,
+        )
+        info = DatasetInfo(
+            bands=config.bands,
+            unit=UNIT,
+            nodata=NODATA,
+            gsd=found[0].gsd,
+            crs=tuple(sorted({str(scene.geobox.crs) for scene in found})),
+            tile_size=config.tile_size,
+            classes=classes,
+            label_rule=config.label_rule.in_words(),
+            split_rule={**config.split.model_dump(), "gap_m": gap * found[0].gsd, "train_stride": config.train_stride},
+            provenance=_provenance(found, sources, fingerprint),
+        )
+        write_dataset(folder, info=info, tiles=tiles, stats=histogram.stats(config.bands, classes=classes), audit=audit)
+    dataset = open_dataset(output)
+    for split, held in audit["splits"].items():
+        _log.info(
+            "%s: %d chips in %d blocks, %.2f %% %s, %.1f %% ignored",
+            split, held["chips"], held["blocks"], 100 * held["class_share"], class_name, 100 * held["ignored_share"],
+        )  # fmt: skip
+    for pair, measured in audit["between"].items():
+        _log.info(
+            "%s: least distance %.0f m, %d shared pixels", pair, measured["least_distance_m"], measured["shared_pixels"]
+        )
+    return dataset
+
+
+def _cut_scene(
+    scene: Scene,
+    footprints: gpd.GeoDataFrame,
+    sources: Sequence[FootprintSource],
+    *,
+    folder: Path,
+    config: PrepareConfig,
+    indices: Sequence[int],
+    gap: int,
+) -> Iterator[BlockResult]:
+    """Plan the blocks of one scene and cut them, several at a time, in order."""
+    labels = _labels_of(scene, footprints, sources, config)
+    shape = (int(scene.geobox.shape[0]), int(scene.geobox.shape[1]))
+    blocks = make_blocks(shape, tile_size=config.tile_size, rule=config.split)
+    near = neighbours(blocks, gap=gap)
+    density = _density(scene, blocks, labels)
+    splits = assign(blocks, density, rule=config.split, gap=gap, near=near)
+    tree = shapely.STRtree(labels.shapes)
+    cell_tree = shapely.STRtree(labels.cells)
+    jobs = []
+    for index, block in enumerate(blocks):
+        split: Split = splits[index]
+        frame = _ground(scene, block)
+        cells = cell_tree.query(frame)
+        stride = (config.train_stride or config.tile_size) if split == "train" else config.tile_size
+        zones = keep_out(index, blocks, splits, gap=gap, near=near)
+        origins = chip_origins(block, tile_size=config.tile_size, stride=stride, keep_out=zones)
+        if not origins:
+            _log.info("block %d (%s) of %s is used up by the gaps", index, split, scene.name)
+            continue
+        jobs.append(
+            BlockJob(
+                scene=scene,
+                indices=tuple(indices),
+                block=block,
+                name=f"{scene.name}/{index:04d}",
+                split=split,
+                origins=tuple(origins),
+                tile_size=config.tile_size,
+                footprints=labels.shapes[tree.query(frame)],
+                extent=labels.extent,
+                completeness=tuple(zip(labels.cells[cells], labels.shares[cells], strict=True)),
+                least_share=config.completeness.least_share if config.completeness else 0.0,
+                rule=config.label_rule,
+                folder=folder,
+            )
+        )
+    for split in SPLITS:
+        (folder / split).mkdir(exist_ok=True)
+        for kind in ("images", "masks", "coverage"):
+            (folder / split / kind).mkdir(exist_ok=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from track(_in_order(pool, cut_block, jobs), total=len(jobs), description=f"chips of {scene.name}")
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[BlockJob], BlockResult], jobs: Sequence[BlockJob]
+) -> Iterator[BlockResult]:
+    """Like ``pool.map``, but a failure or Ctrl-C drops what has not begun instead of waiting for it."""
+    futures = deque(pool.submit(work, job) for job in jobs)
+    try:
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _labels_of(
+    scene: Scene, footprints: gpd.GeoDataFrame, sources: Sequence[FootprintSource], config: PrepareConfig
+) -> _Labels:
+    crs = str(scene.geobox.crs)
+    frame = shapely.box(*scene.geobox.extent.boundingbox.bbox)
+    extent = gpd.GeoSeries([known_extent(sources)], crs=4326).to_crs(crs).iloc[0]
+    if not extent.intersects(frame):
+        raise LabelError(
+            f"the labels' area does not touch the scene {scene.name}",
+            fix="download scene and labels with the same --aoi",
+        )
+    shapes = footprints.geometry.to_crs(crs)
+    inside = shapes[shapes.intersects(frame)]
+    if inside.empty:
+        raise LabelError(
+            f"none of the {len(shapes)} footprints lies in the scene {scene.name}",
+            expected=f"some {sources[0].class_name} to learn from",
+            fix="download scene and labels with the same --aoi",
+        )
+    cells, shares = np.empty(0, dtype=object), np.empty(0)
+    if config.completeness:
+        path = Path(config.completeness.path)
+        if not path.is_file():
+            raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
+        table = gpd.read_parquet(path).to_crs(crs)
+        cells, shares = table.geometry.to_numpy(), table["covered_share"].to_numpy()
+    return _Labels(shapely.make_valid(inside.to_numpy()), extent, cells, shares)
+
+
+def _density(scene: Scene, blocks: Sequence[Rect], labels: _Labels) -> np.ndarray:
+    """Share of each block that footprints cover, for the stratification: overlaps count twice, which does no harm."""
+    frames = np.array([_ground(scene, block) for block in blocks])
+    index, shape = shapely.STRtree(labels.shapes).query(frames)
+    areas = shapely.area(shapely.intersection(frames[index], labels.shapes[shape]))
+    return np.asarray(np.bincount(index, weights=areas, minlength=len(blocks)) / shapely.area(frames))
+
+
+def _ground(scene: Scene, rect: Rect) -> shapely.Geometry:
+    left, top = scene.geobox.affine @ (rect.left, rect.top)
+    right, bottom = scene.geobox.affine @ (rect.right, rect.bottom)
+    return shapely.box(left, bottom, right, top)
+
+
+def _gap(config: PrepareConfig, *, gsd: float) -> int:
+    """Pixels between splits: what was asked for, never less than one chip."""
+    asked = 0 if config.split.gap_m is None else int(np.ceil(config.split.gap_m / gsd))
+    return max(config.tile_size, asked)
+
+
+def _refuse_overlap(scenes: Sequence[Scene]) -> None:
+    """The same ground in two scenes could be train in one and test in the other, unless they share their blocks."""
+    frames = gpd.GeoSeries(
+        [
+            gpd.GeoSeries([shapely.box(*scene.geobox.extent.boundingbox.bbox)], crs=str(scene.geobox.crs))
+            .to_crs(4326)
+            .iloc[0]
+            for scene in scenes
+        ]
+    )
+    for first, scene in enumerate(scenes):
+        for second in range(first + 1, len(scenes)):
+            other = scenes[second]
+            if scene.geobox != other.geobox and frames[first].intersects(frames[second]):
+                raise SceneError(
+                    f"the scenes {scene.name} and {other.name} show the same ground on unlike grids",
+                    expected="scenes apart from each other, or several dates on one grid",
+                    fix="mosaic them, or prepare them apart",
+                )
+
+
+def _refuse_foreign(output: Path) -> None:
+    if output.exists() and not (output / "dataset.yaml").is_file() and any(output.iterdir()):
+        raise OutputError(
+            f"{output} holds files that are no dataset of terraseg",
+            expected="a dataset to replace, or an empty or new folder",
+            fix="choose another --output",
+        )
+
+
+def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path], config: PrepareConfig) -> str:
+    """Hex digest of the inputs' bytes and the config: the same fingerprint means the same dataset."""
+    digest = hashlib.sha256(config.model_dump_json().encode())
+    given = [Path(labels)] if isinstance(labels, str | Path) else [Path(path) for path in labels]
+    files = [file for path in given for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
+    if config.completeness:
+        files.append(Path(config.completeness.path))
+    for file in [*(scene.path for scene in scenes), *files]:
+        digest.update(f"{file.name} {sha256_of_file(file) if file.is_file() else 'missing'}".encode())
+    return digest.hexdigest()
+
+
+def _finished(output: Path, fingerprint: str) -> ChipDataset | None:
+    if not (output / "dataset.yaml").is_file():
+        return None
+    dataset = open_dataset(output)
+    return dataset if dataset.info.provenance.get("fingerprint") == fingerprint else None
+
+
+def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fingerprint: str) -> dict[str, Any]:
+    lines = [str(scene.item["properties"]["attribution"]) for scene in scenes] + [s.attribution for s in sources]
+    return {
+        "attribution": "; ".join(dict.fromkeys(lines)),
+        "fingerprint": fingerprint,
+        "scenes": {scene.name: scene.item["properties"] for scene in scenes},
+        "labels": [source.model_dump() for source in sources],
+    }
+
+
+def _one_table(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    """All chips in the CRS of the first scene, which the distances are measured in."""
+    if not any(len(table) for table in tables):
+        raise SplitError(
+            "no chip holds a single labelled pixel", fix="check that labels and scenes show the same place"
+        )
+    return gpd.GeoDataFrame(pd.concat([table.to_crs(tables[0].crs) for table in tables], ignore_index=True))
