@@ -1,0 +1,240 @@
+"""The chips of contract 3 as Lightning batches, by class_path in the YAML."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from terraseg.bands import UNIT, band_indices
+from terraseg.dataset import ChipDataset, Split, open_dataset
+from terraseg.errors import ConfigError, DatasetError, SceneError
+from terraseg.learn.pack import Pack, open_pack
+from terraseg.normalise import normalise
+
+_log = logging.getLogger(__name__)
+
+Draw = tuple[int, int]
+"""A chip's position in its split, and which of the eight symmetries of the square (D4) shows it."""
+
+Batch = dict[str, Any]
+
+
+class ChipDataModule(LightningDataModule):
+    """Batches of normalised chips.
+
+    A batch is ``image``: float32 (batch, bands, rows, columns), standardised with the statistics of train, pixels
+    without observation at 0; ``mask``: int64 (batch, rows, columns), -1 = ignore; ``filename``: tile ids.
+
+    Args:
+        root: the dataset's folder.
+        batch_size: chips a batch.
+        bands: bands in the order that the model wants them, any dialect; all of the dataset's where absent.
+        num_workers: loader processes. The packed copy is fast enough without any.
+        augment: show train chips under random rotations and flips (D4).
+        class_share: share of the train chips drawn that hold the class; as they come where absent.
+        seed: of the order and the augmentation, which depend on it and on the epoch alone, not on the workers.
+        predict_data_root: folder of GeoTIFFs for ``terratorch predict``.
+
+    Raises:
+        DatasetError: the dataset is missing, changed, or has fewer train chips than ``batch_size``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        *,
+        batch_size: int = 8,
+        bands: list[str] | None = None,
+        num_workers: int = 0,
+        augment: bool = True,
+        class_share: float | None = None,
+        seed: int = 0,
+        predict_data_root: str | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (class_share is not None and not 0 < class_share < 1):
+            raise ConfigError(
+                f"batch_size {batch_size}, class_share {class_share}", expected="batch_size >= 1, 0 < class_share < 1"
+            )
+        self.root = Path(root)
+        self.batch_size, self.num_workers = batch_size, num_workers
+        self.augment, self.class_share, self.seed = augment, class_share, seed
+        self.predict_data_root = predict_data_root
+        self.dataset: ChipDataset = open_dataset(self.root)
+        info = self.dataset.info
+        if info.unit != UNIT:
+            raise DatasetError(f"{root} has unit {info.unit}", expected=UNIT, fix="run the preparation again")
+        self.indices = band_indices(bands or info.bands, info.bands, where=str(self.root))
+        self.bands: tuple[str, ...] = tuple(info.bands[index] for index in self.indices)
+        stats = [self.dataset.stats.bands[name] for name in self.bands]
+        self.means = np.array([band.mean for band in stats], dtype=np.float32)
+        self.stds = np.array([band.std for band in stats], dtype=np.float32)
+        if not (self.stds > 0).all():
+            flat = [name for name, std in zip(self.bands, self.stds, strict=True) if std <= 0]
+            raise DatasetError(f"band {', '.join(flat)} is constant over train", fix="leave it out of the bands")
+        self.nodata = info.nodata
+        self.class_names: tuple[str, ...] = tuple(info.classes[key] for key in sorted(info.classes))
+        self._chips: dict[Split, Chips] = {}
+
+    def setup(self, stage: str) -> None:
+        """Open the packed copies that a stage reads."""
+        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in wanted.get(stage, ()):
+            self._chips[split] = Chips(open_pack(self.dataset, split), self)
+        if stage == "fit" and len(self._chips["train"]) < self.batch_size:
+            raise DatasetError(
+                f"batch_size {self.batch_size} is more than the {len(self._chips['train'])} train chips of {self.root}",
+                expected="at least one full batch",
+                fix="choose a smaller batch_size, or prepare more chips (train_stride, tile_size)",
+            )
+
+    def train_dataloader(self) -> "DataLoader[Batch]":
+        """Shuffled, augmented; an incomplete last batch is left out, as batch statistics of few chips mislead."""
+        chips = self._chips["train"]
+        sampler = ChipSampler(
+            chips.pack.has_class,
+            seed=self.seed,
+            augment=self.augment,
+            class_share=self.class_share,
+            replicas=self.trainer.world_size if self.trainer else 1,
+            rank=self.trainer.global_rank if self.trainer else 0,
+        )
+        return self._loader(chips, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> "DataLoader[Batch]":
+        """Val chips as they are, in order."""
+        return self._loader(self._chips["val"])
+
+    def test_dataloader(self) -> "DataLoader[Batch]":
+        """Test chips as they are, in order."""
+        return self._loader(self._chips["test"])
+
+    def predict_dataloader(self) -> "DataLoader[Batch]":
+        """Each GeoTIFF of ``predict_data_root`` as a batch of one; ``filename`` is its path."""
+        if self.predict_data_root is None:
+            raise ConfigError(
+                "nothing to predict: predict_data_root is not set",
+                fix="add --data.init_args.predict_data_root FOLDER, or use `python src/predict.py` for whole scenes",
+            )
+        files = sorted(Path(self.predict_data_root).glob("*.tif"))
+        if not files:
+            raise DatasetError(f"no GeoTIFF in {self.predict_data_root}", fix="correct predict_data_root")
+        return DataLoader(Files(files, self), batch_size=None, num_workers=self.num_workers)
+
+    def to_input(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
+        """Raw DN (..., the dataset's bands, rows, columns) to normalised float32 in the model's band order."""
+        chosen = pixels if self.indices == list(range(pixels.shape[-3])) else pixels[..., self.indices, :, :]
+        return torch.from_numpy(normalise(chosen, means=self.means, stds=self.stds, nodata=self.nodata))
+
+    def _loader(
+        self, chips: "Chips", *, sampler: "ChipSampler | None" = None, drop_last: bool = False
+    ) -> "DataLoader[Batch]":
+        return DataLoader(
+            chips,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+        )
+
+
+class Chips(Dataset[Batch]):
+    """One split, fetched a batch at a time: a batch is gathered from the memory map in one go."""
+
+    def __init__(self, pack: Pack, module: ChipDataModule) -> None:
+        self.pack, self.module = pack, module
+
+    def __len__(self) -> int:
+        return len(self.pack.tiles)
+
+    def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
+        pairs = [(draw, 0) if isinstance(draw, int) else draw for draw in draws]
+        images = np.stack([_turned(self.pack.images[chip], turn) for chip, turn in pairs])
+        masks = np.stack([_turned(self.pack.masks[chip], turn) for chip, turn in pairs])
+        return {
+            "image": self.module.to_input(images),
+            "mask": torch.from_numpy(masks).long(),
+            "filename": [self.pack.tiles[chip] for chip, _ in pairs],
+        }
+
+
+class Files(Dataset[Batch]):
+    """GeoTIFFs of any size for prediction."""
+
+    def __init__(self, files: Sequence[Path], module: ChipDataModule) -> None:
+        self.files, self.module = files, module
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Batch:
+        path = self.files[index]
+        with rasterio.open(path) as source:
+            if source.tags().get("UNIT") != UNIT:
+                raise SceneError(
+                    f"{path} has unit {source.tags().get('UNIT', 'undeclared')}", expected=f"the tag UNIT={UNIT}"
+                )
+            names = [name or f"unnamed band {number}" for number, name in enumerate(source.descriptions, start=1)]
+            wanted = band_indices(self.module.dataset.info.bands, names, where=str(path))
+            pixels = source.read([position + 1 for position in wanted])
+        return {"image": self.module.to_input(pixels[None]), "filename": [str(path)]}
+
+
+class ChipSampler(DistributedSampler[Draw]):
+    """Draws of an epoch, the same for any number of workers; each rank takes its own part of them.
+
+    It is a DistributedSampler so that Lightning sets its epoch, also on resume, and does not wrap it.
+
+    Args:
+        has_class: (chips,) which chips hold the class.
+        class_share: share of draws from those; None: each chip once an epoch.
+    """
+
+    def __init__(
+        self,
+        has_class: npt.NDArray[np.bool_],
+        *,
+        seed: int,
+        augment: bool,
+        class_share: float | None,
+        replicas: int,
+        rank: int,
+    ) -> None:
+        super().__init__(has_class, num_replicas=replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
+        self.has_class, self.augment, self.class_share = has_class, augment, class_share
+
+    def __iter__(self) -> Iterator[Draw]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        count = len(self.has_class)
+        if self.class_share is None:
+            order = random.permutation(count)
+        else:
+            wanted = random.random(count) < self.class_share
+            with_class, without = np.flatnonzero(self.has_class), np.flatnonzero(~self.has_class)
+            if len(with_class) == 0 or len(without) == 0:
+                order = random.permutation(count)
+            else:
+                order = np.where(wanted, random.choice(with_class, count), random.choice(without, count))
+        turns = random.integers(0, 8, count) if self.augment else np.zeros(count, dtype=np.int64)
+        mine = slice(self.rank, self.num_samples * self.num_replicas, self.num_replicas)
+        yield from zip(order[mine].tolist(), turns[mine].tolist(), strict=True)
+
+
+def _turned(pixels: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
+    """One of the eight symmetries: quarter turns, then a flip; rows and columns are the last two axes."""
+    turned = np.rot90(pixels, turn % 4, axes=(-2, -1))
+    return turned[..., ::-1] if turn >= 4 else turned
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  # already a batch
+    return batch
