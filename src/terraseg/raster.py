@@ -92,7 +92,7 @@ def _check_complete(path: Path) -> None:
         for band in range(1, source.count + 1):
             for (row, column), _ in source.block_windows(band):
                 name = f"BLOCK_OFFSET_{column}_{row}"
-                offset = source.get_tag_item(name, ns="TIFF", bidx=band)
+                offset = source.get_tag_item(name, "TIFF", bidx=band)
                 if offset is not None and int(offset) >= size:
                     raise OutputError(
                         f"{path} was cut off while writing", fix="free some space and run the same command again"

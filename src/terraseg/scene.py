@@ -24,6 +24,10 @@ NODATA = 0
 """Digital number of a pixel without an observation: outside of the swath, cloud, shadow."""
 
 
+ATTRIBUTION = "terraseg:attribution"
+"""Property of the STAC item that holds the line of credit."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """A scene on disk; pixels are read window by window with rasterio from ``path``.
@@ -49,6 +53,11 @@ class Scene:
     def gsd(self) -> float:
         """Pixel size in metres."""
         return float(abs(self.geobox.resolution.x))
+
+    @property
+    def attribution(self) -> str:
+        """The line that everything made from the scene must carry."""
+        return str(self.item["properties"][ATTRIBUTION])
 
 
 def open_scene(path: str | Path) -> Scene:
@@ -86,11 +95,16 @@ def open_scene(path: str | Path) -> Scene:
     provenance = path.with_suffix(".json")
     if not provenance.is_file():
         raise SceneError(f"{path} has no provenance {provenance.name} beside it", fix="download the scene again")
+    item = json.loads(provenance.read_text(encoding="utf-8"))
+    if ATTRIBUTION not in item.get("properties", {}):
+        raise SceneError(
+            f"{provenance} credits nobody: it has no property {ATTRIBUTION}", fix="download the scene again"
+        )
     return Scene(
         path=path,
         bands=tuple(band(name).name for name in names),
         geobox=GeoBox(shape, transform, str(crs)),
-        item=json.loads(provenance.read_text(encoding="utf-8")),
+        item=item,
     )
 
 

@@ -292,7 +292,7 @@ def _finished(output: Path, fingerprint: str) -> ChipDataset | None:
 
 
 def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fingerprint: str) -> dict[str, Any]:
-    lines = [str(scene.item["properties"]["attribution"]) for scene in scenes] + [s.attribution for s in sources]
+    lines = [scene.attribution for scene in scenes] + [s.attribution for s in sources]
     return {
         "attribution": "; ".join(dict.fromkeys(lines)),
         "fingerprint": fingerprint,

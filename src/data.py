@@ -1,0 +1,7 @@
+"""Download scenes and labels, and prepare the dataset: download, labels, preprocess."""
+
+import sys
+
+from terraseg.cli import main
+
+sys.exit(main(["data", *sys.argv[1:]]))

@@ -1,0 +1,228 @@
+"""The command line: one verb a step of the way of the data.
+
+Heavy imports stay inside the verbs, so that ``--help`` answers at once.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from terraseg import __version__
+from terraseg.errors import ConfigError, TerrasegError
+
+_DATA_CONFIG = Path("configs/data_config.yaml")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a verb.
+
+    Args:
+        arguments: the command line without the program's name; ``sys.argv`` where absent.
+
+    Returns:
+        The exit code: 0, or 2 for what the user can mend, or 130 for Ctrl-C.
+    """
+    options = _parser().parse_args(arguments)
+    _start_logging(verbose=options.verbose)
+    try:
+        options.run(options)
+    except TerrasegError as error:
+        print(f"terraseg: {error}", file=sys.stderr)  # noqa: T201  # the one line that the user gets
+        return 2
+    except KeyboardInterrupt:
+        print("terraseg: stopped; run the same command again to go on", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="terraseg", description="From an area of interest to a tested map.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.add_argument("-v", "--verbose", action="store_true", help="log what the libraries say, too")
+    verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
+    data = verbs.add_parser("data", help="download, labels, preprocess").add_subparsers(required=True, metavar="STEP")
+    _download(data)
+    _labels(data)
+    _preprocess(data)
+    _predict(verbs)
+    _evaluate(verbs)
+    _visualize(verbs)
+    _demo(verbs)
+    return parser
+
+
+_Verbs = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _verb(verbs: _Verbs, name: str, run: Callable[[argparse.Namespace], None], help_: str) -> argparse.ArgumentParser:
+    parser = verbs.add_parser(
+        name, help=help_, description=run.__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _download(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Download Sentinel-2 for an area of interest: a clean composite with its provenance in data/raw."""
+        if options.sample:
+            from terraseg.sample.brandenburg import download_sample
+            from terraseg.sample.weights import fetch_efficientnet_lite0
+
+            download_sample(options.output, options.labels_output)
+            fetch_efficientnet_lite0(options.weights_output)
+            return
+        from terraseg.acquire.run import download
+        from terraseg.config import load_data_config
+
+        config = load_data_config(options.config)
+        if config.acquire is None:
+            raise ConfigError(f"{options.config} has no section acquire", fix="docs/data.md lists its keys")
+        download(aoi=options.aoi, output=options.output, config=config.acquire, scheduler=options.scheduler)
+
+    parser = _verb(verbs, "download", run, "Sentinel-2 for an area of interest")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--aoi", type=Path, help="polygon file of the area of interest")
+    what.add_argument("--sample", action="store_true", help="the demo's scene, labels and ImageNet weights instead")
+    parser.add_argument("--output", type=Path, default=Path("data/raw"), help="folder of the scenes")
+    parser.add_argument("--labels-output", type=Path, default=Path("data/osm_buildings"), help="with --sample")
+    parser.add_argument("--weights-output", type=Path, default=Path("data/weights"), help="with --sample")
+    parser.add_argument("--config", type=Path, default=_DATA_CONFIG, help="its section acquire is read")
+    parser.add_argument("--scheduler", help="address of a running Dask scheduler, tcp://HOST:PORT")
+
+
+def _labels(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Get footprints for an area of interest: from OpenStreetMap or files, cleaned, in data/osm_buildings."""
+        from terraseg.acquire.run import labels
+        from terraseg.config import load_data_config
+
+        labels(aoi=options.aoi, output=options.output, config=load_data_config(options.config).labels)
+
+    parser = _verb(verbs, "labels", run, "footprints for an area of interest")
+    parser.add_argument("--aoi", type=Path, required=True, help="polygon file of the area of interest")
+    parser.add_argument("--output", type=Path, default=Path("data/osm_buildings"), help="folder of the footprints")
+    parser.add_argument("--config", type=Path, default=_DATA_CONFIG, help="its section labels is read")
+
+
+def _preprocess(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Make the dataset: labels by a stated rule, chips, splits without leakage, statistics of train, an audit."""
+        from terraseg.config import load_data_config
+        from terraseg.prepare.run import preprocess
+
+        size = {} if options.tile_size is None else {"tile_size": options.tile_size}
+        config = load_data_config(options.config, overrides={"prepare": size})
+        preprocess(scenes=options.input, labels=options.labels, output=options.output, config=config.prepare)
+
+    parser = _verb(verbs, "preprocess", run, "chips, masks and splits")
+    parser.add_argument("--input", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes")
+    parser.add_argument("--labels", type=Path, default=Path("data/osm_buildings"), help="footprints or their folder")
+    parser.add_argument("--output", type=Path, default=Path("data/processed"), help="folder of the dataset")
+    parser.add_argument("--tile-size", type=int, help="side of a chip in pixels; goes before the config's")
+    parser.add_argument("--config", type=Path, default=_DATA_CONFIG, help="its section prepare is read")
+
+
+def _predict(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Map whole scenes with a bundle: probability, mask, polygons and a STAC item for each."""
+        from terraseg.mapping.run import predict
+
+        predict(
+            bundle=options.bundle,
+            input=options.input,
+            output=options.output,
+            crop=options.crop,
+            overlap=options.overlap,
+            batch_size=options.batch_size,
+            threshold=options.threshold,
+            tta=options.tta,
+            device=options.device,
+        )
+
+    parser = _verb(verbs, "predict", run, "map whole scenes")
+    parser.add_argument("--bundle", type=Path, required=True, help="outputs/<experiment>/bundle")
+    parser.add_argument("--input", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes")
+    parser.add_argument(
+        "--output", type=Path, default=Path("results/predictions"), help="a folder each scene"
+    )
+    parser.add_argument("--crop", type=int, help="side of a window in pixels; the bundle's chip size where absent")
+    parser.add_argument("--overlap", type=int, help="of windows, in pixels; a quarter of the crop where absent")
+    parser.add_argument("--batch-size", type=int, default=8, help="windows at a time")
+    parser.add_argument("--threshold", type=float, help="of the probability; the bundle's where absent")
+    parser.add_argument("--tta", action="store_true", help="average over the eight rotations and flips")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps")
+
+
+def _evaluate(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Score predicted scenes on held-out ground: IoU, F1 and more, each with its 95 % interval."""
+        from rich.console import Console
+
+        from terraseg.assess.evaluate import evaluate, metrics_path, metrics_table
+
+        evaluate(
+            predictions=options.predictions,
+            ground_truth=options.ground_truth,
+            output=options.output,
+            experiment=options.experiment,
+            split=options.split,
+            seed=options.seed,
+        )
+        Console().print(metrics_table([metrics_path(options.output, options.experiment)]))
+
+    parser = _verb(verbs, "evaluate", run, "score predictions on held-out ground")
+    parser.add_argument("--predictions", type=Path, default=Path("results/predictions"), help="folder of products")
+    parser.add_argument("--ground-truth", type=Path, default=Path("data/processed"), help="dataset, mask or polygons")
+    parser.add_argument("--output", type=Path, default=Path("results/metrics"), help="folder of the result")
+    parser.add_argument("--experiment", required=True, help="name of the experiment that predicted")
+    parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="of a dataset")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+
+
+def _visualize(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Draw the figures and write report.html from the results."""
+        from terraseg.assess.run import visualize
+
+        visualize(
+            results=options.results,
+            ground_truth=options.ground_truth,
+            scenes=options.scenes,
+            output=options.output,
+            report=options.report,
+        )
+
+    parser = _verb(verbs, "visualize", run, "figures and report")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="folder of predictions/ and metrics/")
+    parser.add_argument("--ground-truth", type=Path, default=Path("data/processed"), help="the dataset")
+    parser.add_argument("--scenes", type=Path, default=Path("data/raw"), help="the scenes that were predicted")
+    parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="folder of the figures")
+    parser.add_argument("--report", type=Path, default=Path("results/report.html"), help="the report, one file")
+
+
+def _demo(verbs: _Verbs) -> None:
+    def run(_: argparse.Namespace) -> None:
+        """Run every step on the demo's real scene; run again, it goes on where it was."""
+        from terraseg.sample.demo import run_demo
+
+        run_demo(Path.cwd())
+
+    _verb(verbs, "demo", run, "every step on a real scene")
+
+
+def _start_logging(*, verbose: bool) -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    logging.getLogger("terraseg").setLevel(logging.INFO)
+    if verbose:
+        logging.getLogger().setLevel(logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

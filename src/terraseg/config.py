@@ -1,0 +1,60 @@
+"""configs/data_config.yaml: what to download and how to prepare it. Unknown keys are refused, in one clear line."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from terraseg.acquire.config import AcquireConfig, LabelsConfig
+from terraseg.errors import ConfigError
+from terraseg.prepare.config import PrepareConfig
+
+
+class DataConfig(BaseModel):
+    """The file's three sections; a verb reads the one it needs.
+
+    Attributes:
+        acquire: for ``data download``.
+        labels: for ``data labels``.
+        prepare: for ``data preprocess``.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    acquire: AcquireConfig | None = None
+    labels: LabelsConfig = LabelsConfig()
+    prepare: PrepareConfig = PrepareConfig()
+
+
+def load_data_config(path: str | Path, *, overrides: dict[str, dict[str, Any]] | None = None) -> DataConfig:
+    """Read a data config.
+
+    Args:
+        overrides: section -> key -> value, what the command line says; it goes before the file.
+
+    Raises:
+        ConfigError: missing file, no YAML, unknown keys or values that can't be; the line names each key.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config at {path}", fix="correct --config")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for section, keys in (overrides or {}).items():
+            values[section] = {**(values.get(section) or {}), **keys}
+        return DataConfig.model_validate(values)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML ({error})") from error
+    except (ValidationError, TypeError) as error:
+        raise ConfigError(f"{path}: {_in_one_line(error)}", fix="docs/data.md lists the keys") from error
+
+
+def _in_one_line(error: ValidationError | TypeError) -> str:
+    if isinstance(error, TypeError):
+        return "sections and keys expected"
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"])
+        what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{where}: {what}")
+    return "; ".join(lines)
