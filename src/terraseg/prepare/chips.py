@@ -16,7 +16,7 @@ def chip_origins(block: Rect, *, tile_size: int, stride: int, keep_out: Sequence
     each pixel that a chip can reach is in one.
 
     Args:
-        block: in pixels of the scene, no smaller than a chip.
+        block: in pixels of the scene.
         tile_size: side of a chip, in pixels.
         stride: step of the grid, in pixels; less than ``tile_size`` means overlapping chips.
         keep_out: ground that another split's gap takes.
@@ -28,7 +28,7 @@ def chip_origins(block: Rect, *, tile_size: int, stride: int, keep_out: Sequence
     for rect in keep_out:
         top, left = max(rect.top - block.top, 0), max(rect.left - block.left, 0)
         free[top : max(rect.bottom - block.top, 0), left : max(rect.right - block.left, 0)] = False
-    if not free.any():
+    if not free.any() or min(free.shape) < tile_size:
         return []
     fits = _fitting(free, tile_size)
     rows, columns = (np.flatnonzero(free.any(axis=axis)) for axis in (1, 0))

@@ -91,7 +91,7 @@ def cut_block(job: BlockJob) -> BlockResult:
             continue
         shown[window] = True
         tile = f"{job.scene.name}_{row:05d}_{column:05d}"
-        moved = transform * Affine.translation(column, row)
+        moved = transform @ Affine.translation(column, row)
         _write_chip(job, tile, moved, image=image[:, *window], mask=mask[window], percent=percent[window])
         tiles.append(
             {

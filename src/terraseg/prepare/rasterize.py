@@ -5,6 +5,7 @@ overlapping polygons would otherwise count twice.
 """
 
 from collections.abc import Sequence
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from rasterio.features import rasterize
 from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.prepare.blocks import Rect
 from terraseg.prepare.config import LabelRule
+
+_ONE_AT_A_TIME = Lock()
+"""GDAL's in-memory rasters, which rasterize makes, have been seen to lose their transform for a moment when several
+threads make them at once. Burning is a small part of a block, so it waits its turn."""
 
 
 def coverage(
@@ -37,13 +42,14 @@ def coverage(
     share = np.zeros(shape, dtype=np.float32)
     left, top = transform @ (window.left, window.top)
     right, bottom = transform @ (window.right, window.bottom)
-    union = shapely.union_all([_polygons(part) for part in shapely.clip_by_rect(footprints, left, bottom, right, top)])
+    clipped = shapely.clip_by_rect(footprints, left, bottom, right, top)
+    union = shapely.union_all([area for part in clipped for area in _areas(part)])
     if union.is_empty:
         return share
     grid = NumPyRasterSource(np.empty(shape, dtype=np.uint8), left, bottom, right, top)
     # Part by part: exactextract keeps an array of the part's bounding box, so that memory follows the buildings.
     features = JSONFeatureSource(
-        [{"type": "Feature", "geometry": shapely.geometry.mapping(part)} for part in _parts(union)]
+        [{"type": "Feature", "geometry": shapely.geometry.mapping(part)} for part in _areas(union)]
     )
     for feature in exact_extract(grid, features, ["cell_id", "coverage"], output="geojson"):
         cells = np.asarray(feature["properties"]["cell_id"], dtype=np.intp)
@@ -55,11 +61,7 @@ def centres(
     footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], *, window: Rect, transform: Affine
 ) -> npt.NDArray[np.bool_]:
     """Whether the centre of each pixel of a window lies in a footprint. Arguments as in `coverage`."""
-    shape = (window.height, window.width)
-    if len(footprints) == 0:
-        return np.zeros(shape, dtype=bool)
-    moved = transform * Affine.translation(window.left, window.top)
-    return np.asarray(rasterize(footprints, out_shape=shape, transform=moved, dtype="uint8") == 1)
+    return _burn(footprints, window=window, transform=transform, all_touched=False)
 
 
 def make_mask(
@@ -100,19 +102,25 @@ def inside_area(area: shapely.Geometry, *, window: Rect, transform: Affine) -> n
     frame = shapely.box(left, bottom, right, top)
     if area.contains(frame):
         return np.ones((window.height, window.width), dtype=bool)
-    outside = shapely.difference(frame, area)
-    moved = transform * Affine.translation(window.left, window.top)
-    touched = rasterize(
-        [outside], out_shape=(window.height, window.width), transform=moved, all_touched=True, dtype="uint8"
-    )
-    return np.asarray(touched == 0)
+    return ~_burn(_areas(shapely.difference(frame, area)), window=window, transform=transform, all_touched=True)
 
 
-def _polygons(geometry: shapely.Geometry) -> shapely.Geometry:
-    """A clipped footprint can leave lines and points on the window's edge: only area counts."""
-    parts = [part for part in shapely.get_parts(shapely.make_valid(geometry)) if part.geom_type.endswith("Polygon")]
-    return shapely.union_all(parts)
+def _burn(
+    shapes: Sequence[shapely.Geometry] | npt.NDArray[np.object_],
+    *,
+    window: Rect,
+    transform: Affine,
+    all_touched: bool,
+) -> npt.NDArray[np.bool_]:
+    shape = (window.height, window.width)
+    if len(shapes) == 0:
+        return np.zeros(shape, dtype=bool)
+    moved = transform @ Affine.translation(window.left, window.top)
+    with _ONE_AT_A_TIME:
+        burnt = rasterize(shapes, out_shape=shape, transform=moved, all_touched=all_touched, dtype="uint8")
+    return np.asarray(burnt == 1)
 
 
-def _parts(geometry: shapely.Geometry) -> list[shapely.Geometry]:
-    return [part for part in shapely.get_parts(geometry) if part.geom_type == "Polygon"]
+def _areas(geometry: shapely.Geometry) -> list[shapely.Geometry]:
+    """A cut can leave lines and points on the window's edge: only area counts."""
+    return [part for part in shapely.get_parts(shapely.make_valid(geometry)) if part.area > 0]
