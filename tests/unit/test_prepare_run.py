@@ -106,7 +106,7 @@ def test_running_again_does_nothing_and_another_config_replaces(city, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
-def test_nodata_and_unmapped_ground_is_ignored(city, tmp_path):
+def test_nodata_and_unmapped_ground_is_ignored(tmp_path):
     scene = make_scene(tmp_path / "raw", size=(320, 320))
     with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
         pixels = target.read()

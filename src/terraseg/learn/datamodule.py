@@ -73,6 +73,11 @@ class ChipDataModule(LightningDataModule):
             raise DatasetError(f"{root} has unit {info.unit}", expected=UNIT, fix="run the preparation again")
         self.indices = band_indices(bands or info.bands, info.bands, where=str(self.root))
         self.bands: tuple[str, ...] = tuple(info.bands[index] for index in self.indices)
+        lost = [name for name in info.bands if name not in self.dataset.stats.bands]
+        if lost:
+            raise DatasetError(
+                f"{root}/stats.json has no statistics of {', '.join(lost)}", fix="run the preparation again"
+            )
         stats = [self.dataset.stats.bands[name] for name in self.bands]
         self.means = np.array([band.mean for band in stats], dtype=np.float32)
         self.stds = np.array([band.std for band in stats], dtype=np.float32)

@@ -1,0 +1,234 @@
+"""The datamodule: what it hands out, and that nothing wrong gets past it.
+
+The traps of stock loaders: pairs by sort order, a missing mask folder, NaN and nodata, batch sizes that make no step,
+statistics of the wrong length, files that match by substring.
+"""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import rasterio
+import torch
+
+from factories import make_scene
+from terraseg.dataset import open_dataset
+from terraseg.errors import ConfigError, DatasetError, SceneError
+from terraseg.learn.datamodule import ChipDataModule, ChipSampler
+from terraseg.learn.pack import open_pack
+from terraseg.prepare.config import PrepareConfig, SplitRule
+from terraseg.prepare.run import preprocess
+from terraseg.sample.city import make_city_scene
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("city")
+    scenes, labels = make_city_scene(folder, size=300, seed=3)
+    config = PrepareConfig(tile_size=32, train_stride=16, split=SplitRule(block_chips=2))
+    preprocess(scenes=scenes, labels=labels, output=folder / "set", config=config)
+    return folder / "set"
+
+
+@pytest.fixture
+def root(prepared, tmp_path):
+    """A copy to break, not yet packed."""
+    shutil.copytree(prepared, tmp_path / "set", ignore=shutil.ignore_patterns(".pack"))
+    return tmp_path / "set"
+
+
+def _module(root, **options):
+    module = ChipDataModule(str(root), **{"batch_size": 4, **options})
+    module.setup("fit")
+    return module
+
+
+def _rewrite(path, change):
+    with rasterio.open(path) as source:
+        pixels, profile, tags, names = source.read(), source.profile, source.tags(), source.descriptions
+    changed = change(pixels)
+    profile.update(count=len(changed), dtype=changed.dtype, predictor=1)
+    with rasterio.open(path, "w", **profile) as target:
+        target.write(changed)
+        target.update_tags(**tags)
+        for index, name in enumerate(names[: len(changed)], start=1):
+            target.set_band_description(index, name or "")
+
+
+def test_batches_hold_the_chips_on_disk_normalised_and_paired(prepared):
+    module = _module(prepared, bands=["RED", "B02"], augment=False)
+    stats, dataset = module.dataset.stats.bands, module.dataset
+    seen = []
+    for batch in module.val_dataloader():
+        assert batch["image"].dtype == torch.float32
+        assert batch["mask"].dtype == torch.int64
+        for image, mask, tile in zip(batch["image"], batch["mask"], batch["filename"], strict=True):
+            with rasterio.open(dataset.image("val", tile)) as source:
+                raw = source.read([3, 1]).astype(np.float64)
+            with rasterio.open(dataset.mask("val", tile)) as source:
+                np.testing.assert_array_equal(mask.numpy(), source.read(1))
+            for band, name in enumerate(("B04", "B02")):
+                expected = (raw[band] - stats[name].mean) / stats[name].std
+                np.testing.assert_allclose(image[band].numpy(), expected, rtol=1e-4, atol=1e-4)
+            seen.append(tile)
+    assert seen == dataset.split("val")["tile"].tolist()
+    assert module.bands == ("B04", "B02")
+
+
+def test_image_and_mask_turn_together(prepared):
+    module = _module(prepared, augment=False)
+    chips = module._chips["train"]
+    batch = chips.__getitems__([(0, turn) for turn in range(8)])
+    image, mask = batch["image"], batch["mask"]
+    assert len({tuple(turned.flatten().tolist()) for turned in image}) == 8
+    upright = torch.cat([image[0], mask[0][None].float()])
+    turned_back = {0: upright, 1: torch.rot90(upright, 1, (1, 2)), 4: upright.flip(2)}
+    for turn, expected in turned_back.items():
+        assert torch.equal(torch.cat([image[turn], mask[turn][None].float()]), expected)
+
+
+def _train_epoch(module, epoch):
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return [(batch["filename"], batch["image"].sum().item()) for batch in loader]
+
+
+def test_order_depends_on_seed_and_epoch_not_on_workers(prepared):
+    first = _train_epoch(_module(prepared, seed=5), 2)
+    assert first == _train_epoch(_module(prepared, seed=5, num_workers=2), 2)
+    assert first != _train_epoch(_module(prepared, seed=5), 3)
+    assert first != _train_epoch(_module(prepared, seed=6), 2)
+
+
+def test_ranks_share_an_epoch_without_overlap():
+    options = {"seed": 1, "augment": True, "class_share": None, "replicas": 2}
+    parts = [list(ChipSampler(np.zeros(21, bool), rank=rank, **options)) for rank in (0, 1)]
+    assert [len(part) for part in parts] == [10, 10]
+    assert not {chip for chip, _ in parts[0]} & {chip for chip, _ in parts[1]}
+
+
+def test_class_share_decides_how_many_draws_hold_the_class():
+    has_class = np.arange(4000) < 100
+    sampler = ChipSampler(has_class, seed=0, augment=False, class_share=0.5, replicas=1, rank=0)
+    drawn = np.array([has_class[chip] for chip, _ in sampler])
+    assert 0.47 < drawn.mean() < 0.53
+
+
+def test_pixels_without_observation_are_the_mean(prepared):
+    module = _module(prepared)
+    pixels = np.full((1, 6, 2, 2), 1000, dtype=np.uint16)
+    pixels[0, 3, 0, 0] = 0
+    normalised = module.to_input(pixels)
+    assert (normalised[0, :, 0, 0] == 0).all()
+    assert (normalised[0, :, 1, 1] != 0).all()
+
+
+def test_a_missing_image_is_an_error_and_shifts_nothing(root):
+    dataset = open_dataset(root)
+    tile = dataset.split("train")["tile"].iloc[3]
+    dataset.image("train", tile).unlink()
+    with pytest.raises(DatasetError, match=f"images: 1 chips have no file, such as {tile}.tif"):
+        _module(root)
+
+
+def test_a_missing_mask_folder_is_an_error(root):
+    shutil.rmtree(root / "val" / "masks")
+    with pytest.raises(DatasetError, match="masks: .* chips have no file"):
+        _module(root)
+
+
+def test_a_foreign_file_is_an_error(root):
+    tile = open_dataset(root).split("train")["tile"].iloc[0]
+    shutil.copy(root / "train" / "masks" / f"{tile}.tif", root / "train" / "masks" / f"{tile}0.tif")
+    with pytest.raises(DatasetError, match=f"1 files are not in tiles.parquet, such as {tile}0.tif"):
+        _module(root)
+
+
+def test_swapped_masks_are_found(root):
+    first, second = (root / "train" / "masks" / f"{tile}.tif" for tile in open_dataset(root).split("train")["tile"][:2])
+    third = first.with_suffix(".bak")
+    first.rename(third)
+    second.rename(first)
+    third.rename(second)
+    with pytest.raises(DatasetError, match="checksum differs"):
+        _module(root)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("images", lambda pixels: np.where(pixels > 0, np.nan, 1).astype(np.float32), "holds NaN"),
+        ("images", lambda pixels: pixels * 0, "has no valid pixel"),
+        ("images", lambda pixels: pixels[:5], "has image \\(5, 32, 32\\)"),
+        ("masks", lambda pixels: pixels * 0 - 1, "has no valid pixel"),
+        ("masks", lambda pixels: np.where(pixels == 0, 7, pixels).astype(np.int8), "has label ids \\[7\\]"),
+    ],
+    ids=["nan", "nodata-only", "band-missing", "ignore-only", "unknown-class"],
+)
+def test_chips_that_would_poison_training_are_named(root, kind, change, message):
+    tile = open_dataset(root).split("train").sort_values("building_fraction")["tile"].iloc[0]
+    _rewrite(root / "train" / kind / f"{tile}.tif", change)
+    with pytest.raises(DatasetError, match=f"chip {tile} of train.*{message}"):
+        _module(root)
+
+
+def test_truncated_chip_is_named(root):
+    path = open_dataset(root).image("val", open_dataset(root).split("val")["tile"].iloc[0])
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(DatasetError, match=f"chip {path.stem} of val can't be read"):
+        _module(root)
+
+
+def test_more_chips_a_batch_than_there_are_is_an_error(prepared):
+    with pytest.raises(DatasetError, match="batch_size 5000 is more than the"):
+        _module(prepared, batch_size=5000)
+
+
+def test_statistics_of_another_length_are_an_error(root):
+    stats = json.loads((root / "stats.json").read_text())
+    del stats["bands"]["B04"]
+    (root / "stats.json").write_text(json.dumps(stats))
+    with pytest.raises(DatasetError, match="stats.json has no statistics of B04"):
+        _module(root)
+
+
+def test_unknown_bands_and_a_missing_dataset_are_errors(prepared, tmp_path):
+    with pytest.raises(SceneError, match="has no band B05"):
+        _module(prepared, bands=["B02", "B05"])
+    with pytest.raises(DatasetError, match="dataset.yaml is missing"):
+        _module(tmp_path)
+
+
+def test_packed_copy_is_used_refused_when_corrupt_and_rebuilt_when_stale(root):
+    dataset = open_dataset(root)
+    first = open_pack(dataset, "val")
+    folder = root / ".pack" / dataset.info.content_hash[:16] / "val"
+    built = (folder / "images.npy").stat().st_mtime_ns
+    assert (open_pack(dataset, "val").images == first.images).all()
+    assert (folder / "images.npy").stat().st_mtime_ns == built
+    data = bytearray((folder / "images.npy").read_bytes())
+    data[-1] ^= 255
+    (folder / "images.npy").write_bytes(data)
+    with pytest.raises(DatasetError, match="is corrupt; to mend it: delete"):
+        open_pack(dataset, "val")
+    folder.parent.rename(folder.parent.with_name("of-another-dataset"))
+    assert open_pack(dataset, "val").tiles == first.tiles
+    assert [path.name for path in (root / ".pack").iterdir()] == [dataset.info.content_hash[:16]]
+
+
+def test_prediction_reads_bands_by_name_and_checks_the_unit(prepared, tmp_path):
+    scene = make_scene(tmp_path / "raw", size=(48, 64), bands=["B12", "B11", "B8A", "B04", "B03", "B02", "B01"])
+    module = ChipDataModule(str(prepared), predict_data_root=str(scene.path.parent))
+    (batch,) = list(module.predict_dataloader())
+    assert batch["filename"] == [str(scene.path)]
+    with rasterio.open(scene.path) as source:
+        blue = source.read(6).astype(np.float64)
+    stats = module.dataset.stats.bands["B02"]
+    np.testing.assert_allclose(batch["image"][0, 0].numpy(), (blue - stats.mean) / stats.std, rtol=1e-4, atol=1e-4)
+    with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
+        target.update_tags(UNIT="")
+    with pytest.raises(SceneError, match="expected the tag UNIT"):
+        list(module.predict_dataloader())
+    with pytest.raises(ConfigError, match="predict_data_root is not set"):
+        ChipDataModule(str(prepared)).predict_dataloader()
