@@ -130,7 +130,23 @@ def make_dataset(
         class_pixels={0: int((truth == 0).sum()), 1: int((truth == 1).sum())},
         pixels=int((truth >= 0).sum()),
     )
-    audit = {"shared_pixels": 0, "minimum_distance_m": tile_size * scene.gsd}
+    gap = tile_size * scene.gsd
+    audit = {
+        "gap_m": gap,
+        "between": {
+            pair: {"least_distance_m": gap, "shared_pixels": 0} for pair in ("train-val", "train-test", "val-test")
+        },
+        "splits": {
+            split: {
+                "chips": int((tiles["split"] == split).sum()),
+                "blocks": 1,
+                "class_share": 0.1,
+                "ignored_share": 0.0,
+            }
+            for split in areas
+        },
+        "ground_in_gaps_share": 0.1,
+    }
     return write_dataset(root, info=info, tiles=tiles, stats=stats, audit=audit)
 
 

@@ -145,9 +145,7 @@ def _predict(verbs: _Verbs) -> None:
     parser = _verb(verbs, "predict", run, "map whole scenes")
     parser.add_argument("--bundle", type=Path, required=True, help="outputs/<experiment>/bundle")
     parser.add_argument("--input", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes")
-    parser.add_argument(
-        "--output", type=Path, default=Path("results/predictions"), help="a folder each scene"
-    )
+    parser.add_argument("--output", type=Path, default=Path("results/predictions"), help="a folder each scene")
     parser.add_argument("--crop", type=int, help="side of a window in pixels; the bundle's chip size where absent")
     parser.add_argument("--overlap", type=int, help="of windows, in pixels; a quarter of the crop where absent")
     parser.add_argument("--batch-size", type=int, default=8, help="windows at a time")
@@ -161,23 +159,26 @@ def _evaluate(verbs: _Verbs) -> None:
         """Score predicted scenes on held-out ground: IoU, F1 and more, each with its 95 % interval."""
         from rich.console import Console
 
-        from terraseg.assess.evaluate import evaluate, metrics_path, metrics_table
+        from terraseg.assess.evaluate import metrics_table
+        from terraseg.assess.run import score, score_index_baseline
 
-        evaluate(
-            predictions=options.predictions,
-            ground_truth=options.ground_truth,
-            output=options.output,
-            experiment=options.experiment,
-            split=options.split,
-            seed=options.seed,
-        )
-        Console().print(metrics_table([metrics_path(options.output, options.experiment)]))
+        given = {"ground_truth": options.ground_truth, "output": options.output}
+        chosen = {"split": options.split, "seed": options.seed}
+        if options.index_baseline:
+            files = [score_index_baseline(**given, **chosen)]
+        else:
+            files = score(predictions=options.predictions, experiment=options.experiment, **given, **chosen)
+        Console().print(metrics_table(files))
 
     parser = _verb(verbs, "evaluate", run, "score predictions on held-out ground")
-    parser.add_argument("--predictions", type=Path, default=Path("results/predictions"), help="folder of products")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--predictions", type=Path, default=Path("results/predictions"), help="folder of products")
+    what.add_argument(
+        "--index-baseline", action="store_true", help="score the best single-index threshold, tuned on train, instead"
+    )
     parser.add_argument("--ground-truth", type=Path, default=Path("data/processed"), help="dataset, mask or polygons")
-    parser.add_argument("--output", type=Path, default=Path("results/metrics"), help="folder of the result")
-    parser.add_argument("--experiment", required=True, help="name of the experiment that predicted")
+    parser.add_argument("--output", type=Path, default=Path("results/metrics"), help="folder of the results")
+    parser.add_argument("--experiment", help="only this one; each that predicted where absent")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="of a dataset")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
 

@@ -1,0 +1,164 @@
+"""report.html: the result in one file to send, to read on a phone and to print; it loads nothing."""
+
+import base64
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from terraseg import __version__
+from terraseg.assess.bootstrap import Difference, holm, paired_difference
+from terraseg.assess.evaluate import HEADLINE, WITH_INTERVAL, by_iou
+from terraseg.assess.pixels import iou
+from terraseg.assess.record import Estimate, Metrics, read_metrics
+from terraseg.dataset import ChipDataset
+from terraseg.errors import DatasetError
+from terraseg.files import atomic_path
+from terraseg.scene import Scene
+
+_FEW_UNITS = 30
+"""Below this many cells an interval is told to be rough."""
+
+_LONGEST = 400
+"""Characters of a fact that are shown; extents can run to pages."""
+
+_MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
+
+_WORDS = {
+    "test_area": (
+        "The held-out test area",
+        "Imagery, label, prediction and error: hit, miss and false alarm. No model saw this ground in training.",
+    ),
+    "scene": (
+        "The whole scene",
+        "The same layers everywhere. Train and validation ground is in it, so it looks better than it may elsewhere.",
+    ),
+    "splits": (
+        "Where the splits lie",
+        "Train, validation and test blocks over the imagery. The gaps between them are used by nobody.",
+    ),
+    "iou": ("IoU and F1 with their intervals", "Point: estimate. Line: 95 % interval of the spatial block bootstrap."),
+    "curves": (
+        "Precision, recall and reliability",
+        "Left: all thresholds, the one in use marked. Right: how often a predicted probability came true.",
+    ),
+    "thresholds": ("F1 by threshold", "The marked threshold was chosen on validation; test had no say in it."),
+    "pipeline_overview": ("How the map was made", "The steps, and what each of them makes sure of."),
+}
+"""Heading and caption by file stem."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure as the page shows it; ``source`` is a data URI."""
+
+    heading: str
+    caption: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The best experiment against another one; ``p`` is corrected for the number of comparisons (Holm)."""
+
+    other: str
+    gain: Estimate
+    p: float | None
+
+
+def write_report(
+    *, metrics: Sequence[Path], figures: Sequence[Path], dataset: ChipDataset, scenes: Sequence[Scene], output: Path
+) -> None:
+    """Write the report, atomically.
+
+    Args:
+        metrics: result files (contract 6), at least one.
+        figures: PNG and SVG files; where a figure has both, the SVG is shown.
+        dataset: what was trained and tested on.
+        scenes: the scenes that were mapped, for their provenance.
+        output: the HTML file.
+
+    Raises:
+        DatasetError: no results, or a result of another dataset.
+    """
+    results = by_iou([read_metrics(path) for path in metrics])
+    if not results:
+        raise DatasetError("no results to report", fix="run `python src/evaluate.py` first")
+    for result in results:
+        if result.dataset_hash not in (None, dataset.info.content_hash):
+            raise DatasetError(
+                f"the result {result.experiment} was measured on another version of {dataset.root}",
+                expected=f"dataset {dataset.info.content_hash[:12]}",
+                fix="run `python src/evaluate.py` again",
+            )
+    page = _environment().get_template("report.html.j2").render(
+        version=__version__,
+        results=results,
+        best=results[0],
+        comparisons=_comparisons(results),
+        headline=HEADLINE,
+        with_interval=WITH_INTERVAL,
+        few_units=min(len(result.units) for result in results) < _FEW_UNITS,
+        pictures=list(_pictures(figures)),
+        info=dataset.info,
+        audit=dataset.audit,
+        scenes={scene.name: _flat(scene.item.get("properties", {})) for scene in scenes},
+        caveats=[
+            text for scene in scenes for key, text in scene.item.get("properties", {}).items() if key.endswith("caveat")
+        ],
+        split_rule=_flat(dataset.info.split_rule),
+        labels=[_flat(label) for label in dataset.info.provenance.get("labels", [])],
+        attribution=list(dict.fromkeys(line for result in results if (line := result.attribution))),
+    )  # fmt: skip
+    with atomic_path(output) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("terraseg.assess"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
+    return environment
+
+
+def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:
+    """The best result against every other one that was measured on the same cells, with the same draws."""
+    best, *others = results
+    others = [other for other in others if other.units.keys() == best.units.keys()]
+    found: list[Difference] = [
+        paired_difference(other.units, best.units, iou, draws=best.draws, seed=best.seed) for other in others
+    ]
+    corrected = holm([difference.p for difference in found])
+    return [
+        Comparison(other.experiment, difference.estimate, p)
+        for other, difference, p in zip(others, found, corrected, strict=True)
+    ]
+
+
+def _pictures(files: Iterable[Path]) -> Iterable[Picture]:
+    by_stem: dict[str, Path] = {}
+    for file in files:
+        if file.suffix in _MEDIA and (file.stem not in by_stem or file.suffix == ".svg"):
+            by_stem[file.stem] = file
+    for stem, file in by_stem.items():
+        heading, caption = _WORDS.get(stem, (stem.replace("_", " "), ""))
+        content = base64.b64encode(file.read_bytes()).decode()
+        yield Picture(heading, caption, f"data:{_MEDIA[file.suffix]};base64,{content}")
+
+
+def _flat(values: dict[str, Any]) -> dict[str, str]:
+    """Key and text of each value that says something; what is nested as JSON, what is endless cut off."""
+    texts = {
+        key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        for key, value in values.items()
+        if value not in (None, "", [], {})
+    }
+    return {key: text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…" for key, text in texts.items()}

@@ -1,0 +1,75 @@
+"""The steps as the command line calls them: scores of experiments, figures and the report."""
+
+import logging
+from pathlib import Path
+
+from terraseg.assess.baseline import EXPERIMENT as INDEX_BASELINE
+from terraseg.assess.baseline import index_baseline
+from terraseg.assess.evaluate import evaluate
+from terraseg.assess.figures import figures
+from terraseg.assess.predictions import find_predictions
+from terraseg.assess.record import metrics_path
+from terraseg.assess.report import write_report
+from terraseg.dataset import Split, open_dataset
+from terraseg.errors import DatasetError
+from terraseg.scene import find_scenes
+
+_log = logging.getLogger(__name__)
+
+
+def score(
+    *, predictions: Path, ground_truth: Path, output: Path, experiment: str | None, split: Split, seed: int
+) -> list[Path]:
+    """Score one experiment, or each that left predictions in a folder; one result file each.
+
+    Raises:
+        TerrasegError: what `evaluate` and `find_predictions` raise.
+    """
+    names = [experiment] if experiment else sorted({one.experiment for one in find_predictions(predictions)})
+    for name in names:
+        evaluate(
+            predictions=predictions, ground_truth=ground_truth, output=output, experiment=name, split=split, seed=seed
+        )
+    return [metrics_path(output, name) for name in names]
+
+
+def score_index_baseline(*, ground_truth: Path, output: Path, split: Split, seed: int) -> Path:
+    """Score the best single-index threshold of a dataset, which every model has to beat.
+
+    Raises:
+        TerrasegError: what `index_baseline` and `open_dataset` raise.
+    """
+    index_baseline(dataset=open_dataset(ground_truth), output=output, split=split, seed=seed)
+    return metrics_path(output, INDEX_BASELINE)
+
+
+def visualize(*, results: Path, ground_truth: Path, scenes: Path, output: Path, report: Path) -> list[Path]:
+    """Draw the figures of the scene that holds most of the test chips, and write the report.
+
+    Args:
+        results: a folder with ``predictions/`` and ``metrics/``.
+        ground_truth: the dataset.
+        scenes: a scene or a folder of scenes.
+        output: folder of the figures.
+        report: the HTML file.
+
+    Returns:
+        The files of the figures.
+
+    Raises:
+        TerrasegError: what `figures`, `write_report`, `open_dataset` and `find_scenes` raise.
+    """
+    dataset = open_dataset(ground_truth)
+    found = {scene.name: scene for scene in find_scenes(scenes)}
+    tested = [name for name in dataset.split("test")["scene"].value_counts().index if name in found]
+    if not tested:
+        raise DatasetError(
+            f"none of the scenes in {scenes} ({', '.join(found)}) has test chips in {dataset.root}",
+            fix="give the scenes that the dataset was made of",
+        )
+    drawn = figures(results=results, dataset=dataset, scene=found[tested[0]], output=output)
+    files = sorted((results / "metrics").glob("*.json"))
+    used = [found[name] for name in sorted(set(dataset.tiles["scene"])) if name in found]
+    write_report(metrics=files, figures=drawn, dataset=dataset, scenes=used, output=report)
+    _log.info("%d figures in %s, report in %s", len(drawn), output, report)
+    return drawn

@@ -1,0 +1,286 @@
+"""What is known of the ground: the chips of a dataset, a mask raster, or polygons.
+
+All are streamed window by window beside the prediction, and every pixel comes once.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import pyogrio
+import rasterio
+import rasterio.features
+import shapely
+from affine import Affine
+from rasterio.windows import Window
+
+from terraseg.assess.pairs import COUNTED, Labels, Pair, Scores, Truth, cells, offset
+from terraseg.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset
+from terraseg.errors import DatasetError, LabelError, SceneError
+from terraseg.footprints import find_footprints, known_extent
+from terraseg.products import PROBABILITY_NODATA, Product
+
+DEFAULT_CELL = 224
+"""Side of a bootstrap cell, in pixels, where no dataset says how large a chip is."""
+
+_HIGHEST = 127  # class ids above it are others anyway
+_READ = 2048  # pixels a side that are read at once from whole rasters
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One chip of a split. ``truth`` (rows, columns) holds `COUNTED` where an earlier chip lies."""
+
+    tile: str
+    split: Split
+    scene: str
+    block: str
+    row: int
+    column: int
+    truth: Labels
+    transform: Affine
+    crs: str
+
+
+def open_truth(path: str | Path, *, split: str, cell: int | None = None, class_name: str | None = None) -> Truth:
+    """The truth of a path: a dataset (its root, a split's folder or the masks in it), a mask GeoTIFF, or polygons.
+
+    Args:
+        split: which chips of a dataset to score.
+        cell: side of a bootstrap cell in pixels; the chip size by default.
+        class_name: the class to score; by default class 1 of a dataset, or the class of the polygons.
+
+    Raises:
+        DatasetError, LabelError: nothing there, or a split or class that it doesn't have.
+    """
+    path = Path(path)
+    for root in (path, path.parent, path.parent.parent):
+        if path.is_dir() and (root / "dataset.yaml").is_file():
+            part = path.relative_to(root).parts[:1]
+            if part and part[0] in SPLITS and part[0] != split:
+                raise DatasetError(f"{path} is the {part[0]} split", expected=f"the {split} split, as --split says")
+            return chip_truth(open_dataset(root), split=split, cell=cell, class_name=class_name)
+    if not path.exists():
+        raise LabelError(f"no ground truth at {path}", fix="correct --ground-truth")
+    if path.suffix.lower() in {".tif", ".tiff"}:
+        return RasterTruth(
+            path=path,
+            class_name=class_name or "class 1",
+            label_rule=f"pixels of {path.name}",
+            cell=cell or DEFAULT_CELL,
+        )
+    return _polygon_truth(path, cell=cell or DEFAULT_CELL, class_name=class_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipTruth(Truth):
+    """The masks of one split of a dataset."""
+
+    dataset: ChipDataset
+    split: Split
+
+    @property
+    def scenes(self) -> list[str]:
+        """Names of the scenes that the split has chips of."""
+        return sorted(set(self.dataset.split(self.split)["scene"]))
+
+    def pairs(self, products: Sequence[Product]) -> Iterator[Pair]:
+        """Every pixel of the split, once; each of its scenes must have been predicted."""
+        by_scene = {product.root.name: product for product in products}
+        if lost := sorted(set(self.scenes) - set(by_scene)):
+            raise SceneError(
+                f"the {self.split} split of {self.dataset.root} lies in scene {', '.join(lost)}, "
+                f"but the predictions are of {', '.join(sorted(by_scene))}",
+                expected="a prediction of every scene of the split",
+                fix="predict that scene, or give the dataset that belongs to the predictions",
+            )
+        for scene in self.scenes:
+            with rasterio.open(by_scene[scene].probability) as source:
+                yield from self.scored(scene, partial(_read_probability, source))
+
+    def scored(self, scene: str, score: Callable[[Chip], Scores]) -> Iterator[Pair]:
+        """Every pixel of the split in one scene, once, beside what ``score`` says of its chip (DN 0-250, 255)."""
+        for chip in chips(self.dataset, split=self.split, scene=scene):
+            yield from cells(
+                f"{scene}/{chip.block}", score(chip), chip.truth, row=chip.row, column=chip.column, cell=self.cell
+            )
+
+
+def chip_truth(
+    dataset: ChipDataset, *, split: str, cell: int | None = None, class_name: str | None = None
+) -> ChipTruth:
+    """The masks of one split; arguments and errors as of `open_truth`."""
+    known = next((name for name in SPLITS if name == split), None)
+    if known is None or not len(dataset.split(known)):
+        raise DatasetError(f"{dataset.root} has no split {split!r} with chips", expected="one of " + ", ".join(SPLITS))
+    ids = {name: number for number, name in dataset.info.classes.items()}
+    if class_name is None:
+        class_name = dataset.info.classes[1]
+    if class_name not in ids:
+        raise DatasetError(
+            f"{dataset.root} has no class {class_name!r} (it has {', '.join(ids)})",
+            fix="give the dataset that the model was trained for",
+        )
+    return ChipTruth(
+        dataset=dataset,
+        split=known,
+        class_name=class_name,
+        positive=ids[class_name],
+        label_rule=dataset.info.label_rule,
+        cell=cell or dataset.info.tile_size,
+        split_rule=dataset.info.split_rule,
+        attribution=dataset.info.attribution,
+        dataset_hash=dataset.info.content_hash,
+    )
+
+
+def chips(dataset: ChipDataset, *, split: Split, scene: str) -> Iterator[Chip]:
+    """The chips of one split and scene with their masks, in which a pixel that an earlier chip has is `COUNTED`."""
+    table = dataset.split(split)
+    table = table[table["scene"] == scene]
+    rows, columns = table["row"].to_numpy(), table["column"].to_numpy()
+    size = dataset.info.tile_size
+    for index, (tile, block) in enumerate(zip(table["tile"], table["block"], strict=True)):
+        with rasterio.open(dataset.mask(split, tile)) as source:
+            truth, transform, crs = source.read(1).astype(np.int8), source.transform, str(source.crs)
+        down, right = rows[:index] - rows[index], columns[:index] - columns[index]
+        for other in np.flatnonzero((abs(down) < size) & (abs(right) < size)):
+            top, left = down[other], right[other]
+            truth[max(top, 0) : max(top + size, 0), max(left, 0) : max(left + size, 0)] = COUNTED
+        yield Chip(tile, split, scene, str(block), int(rows[index]), int(columns[index]), truth, transform, crs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RasterTruth(Truth):
+    """A mask GeoTIFF: class ids; its nodata value and negative values are ignored, and so is all outside of it."""
+
+    path: Path
+
+    def pairs(self, products: Sequence[Product]) -> Iterator[Pair]:
+        """Every pixel of the products, once; those that the mask doesn't cover are ignored."""
+        with rasterio.open(self.path) as mask:
+            if mask.nodata == 0:
+                raise LabelError(
+                    f"{self.path} declares 0 as nodata, which would take the background out of the score",
+                    expected="0 = background, another value for unknown",
+                    fix="change it with `rio edit-info --nodata 255`",
+                )
+            for product in products:
+                with rasterio.open(product.probability) as source:
+                    corner = offset(source, mask.transform, str(mask.crs), where=str(self.path))
+                    yield from _whole(source, product.root.name, partial(_read_mask, mask, corner), self.cell)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolygonTruth(Truth):
+    """Polygons: a pixel is the class where its centre lies in one, and unknown outside of ``extent``.
+
+    Attributes:
+        polygons: any CRS.
+        extent: where a missing polygon means that there is none, in the polygons' CRS.
+    """
+
+    polygons: gpd.GeoSeries
+    extent: shapely.Geometry
+
+    def pairs(self, products: Sequence[Product]) -> Iterator[Pair]:
+        """Every pixel of the products, once; those outside of the extent are ignored."""
+        for product in products:
+            with rasterio.open(product.probability) as source:
+                shapes = self.polygons.to_crs(source.crs)
+                extent = gpd.GeoSeries([self.extent], crs=self.polygons.crs).to_crs(source.crs).iloc[0]
+                read = partial(_rasterise, shapely.STRtree(shapes.to_numpy()), extent, source.transform)
+                yield from _whole(source, product.root.name, read, self.cell)
+
+
+def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonTruth:
+    if path.is_dir() or path.suffix == ".parquet":
+        frame, sources = find_footprints(path)
+        attribution: str | None = " · ".join(dict.fromkeys(source.attribution for source in sources))
+        extent, found = known_extent(sources), sources[0].class_name
+        within = "the extent that the footprints were asked for"
+    else:
+        try:
+            frame = gpd.read_file(path)
+        except pyogrio.errors.DataSourceError as error:
+            raise LabelError(f"{path} can't be read as vector data ({error})", fix="correct --ground-truth") from error
+        attribution, found = None, path.stem
+        extent, within = shapely.box(*frame.total_bounds), "the bounding box of the polygons"
+    frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
+    if frame.empty or frame.crs is None:
+        raise LabelError(f"{path} has no polygons with a CRS", fix="correct --ground-truth")
+    return PolygonTruth(
+        polygons=frame.geometry,
+        extent=extent,
+        cell=cell,
+        class_name=class_name or found,
+        label_rule=f"pixel centre in a polygon of {path.name}, within {within}",
+        attribution=attribution,
+    )
+
+
+def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], Labels], cell: int) -> Iterator[Pair]:
+    """All pixels of a probability raster beside what ``read`` knows of each window."""
+    side = cell * max(_READ // cell, 1)
+    for row in range(0, source.height, side):
+        for column in range(0, source.width, side):
+            window = Window(column, row, min(side, source.width - column), min(side, source.height - row))
+            yield from cells(scene, source.read(1, window=window), read(window), row=row, column=column, cell=cell)
+
+
+def _read_probability(source: rasterio.DatasetReader, chip: Chip) -> Scores:
+    """The probability at a chip, 255 where the chip reaches beyond the raster."""
+    row, column = offset(source, chip.transform, chip.crs, where=f"chip {chip.tile}")
+    height, width = chip.truth.shape
+    scores: Scores = np.full((height, width), PROBABILITY_NODATA, dtype=np.uint8)
+    inside = _overlap(source, Window(column, row, width, height))
+    if inside is not None:
+        part, place = inside
+        scores[place] = source.read(1, window=part)
+    return scores
+
+
+def _read_mask(mask: rasterio.DatasetReader, corner: tuple[int, int], window: Window) -> Labels:
+    """A window of the prediction, as the mask whose upper left pixel is the prediction's pixel ``corner`` knows it."""
+    row, column = corner
+    moved = Window(window.col_off - column, window.row_off - row, window.width, window.height)
+    labels: Labels = np.full((window.height, window.width), IGNORE, dtype=np.int8)
+    inside = _overlap(mask, moved)
+    if inside is not None:
+        part, place = inside
+        values = mask.read(1, window=part)
+        known = values >= 0
+        if mask.nodata is not None:
+            known &= values != mask.nodata
+        np.copyto(labels[place], np.minimum(values, _HIGHEST).astype(np.int8), where=known)
+    return labels
+
+
+def _overlap(source: rasterio.DatasetReader, window: Window) -> tuple[Window, tuple[slice, slice]] | None:
+    """The part of a window that lies in the raster, and its place in the window; None where it lies outside."""
+    top, left = max(window.row_off, 0), max(window.col_off, 0)
+    bottom = min(window.row_off + window.height, source.height)
+    right = min(window.col_off + window.width, source.width)
+    if top >= bottom or left >= right:
+        return None
+    place = (
+        slice(top - window.row_off, bottom - window.row_off),
+        slice(left - window.col_off, right - window.col_off),
+    )
+    return Window(left, top, right - left, bottom - top), place
+
+
+def _rasterise(tree: shapely.STRtree, extent: shapely.Geometry, transform: Affine, window: Window) -> Labels:
+    """1 where a pixel's centre lies in a polygon of the tree, 0 elsewhere in the extent, `IGNORE` outside of it."""
+    grid = {
+        "out_shape": (window.height, window.width),
+        "transform": rasterio.windows.transform(window, transform),
+        "dtype": np.int8,
+    }
+    inside = tree.geometries[tree.query(shapely.box(*rasterio.windows.bounds(window, transform)))]
+    known = rasterio.features.rasterize([(extent, 1)], fill=0, **grid)
+    truth = rasterio.features.rasterize([(extent, 0), *((shape, 1) for shape in inside)], fill=0, **grid)
+    return np.where(known == 1, truth, IGNORE).astype(np.int8)

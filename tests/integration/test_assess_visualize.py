@@ -1,0 +1,194 @@
+import base64
+import html.parser
+import re
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
+from terraseg.assess.baseline import index_baseline
+from terraseg.assess.evaluate import evaluate
+from terraseg.assess.maps import View, label_map, richest_block, whole
+from terraseg.assess.record import read_metrics
+from terraseg.assess.report import write_report
+from terraseg.assess.run import visualize
+from terraseg.dataset import IGNORE, open_dataset
+from terraseg.errors import DatasetError, SceneError
+from terraseg.scene import find_scenes
+
+SIZE = (128, 256)
+NAMES = ["curves", "iou", "pipeline_overview", "scene", "splits", "test_area", "thresholds"]
+
+
+@pytest.fixture(scope="module")
+def ground():
+    return make_truth(SIZE, seed=4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, ground):
+    root = tmp_path_factory.mktemp("place")
+    scene = make_scene(root / "raw", SIZE, truth=ground)
+    dataset = make_dataset(root / "processed", scene, ground)
+    for name, skill in (("weak", 0.2), ("<b>strong</b>", 0.8)):
+        probability = make_probability(ground, skill=skill)
+        make_product(root / "results/predictions" / name.strip("</b>"), scene, probability, experiment=name)
+        evaluate(
+            predictions=root / "results/predictions", ground_truth=root / "processed", experiment=name, draws=200,
+            output=root / "results/metrics" / f"{name.strip('</b>')}.json",
+        )  # fmt: skip
+    index_baseline(dataset=dataset, output=root / "results/metrics", draws=200)
+    return root
+
+
+def _visualize(place, output):
+    return visualize(
+        results=place / "results",
+        ground_truth=place / "processed",
+        scenes=place / "raw",
+        output=output / "figures",
+        report=output / "report.html",
+    )
+
+
+@pytest.fixture(scope="module")
+def drawn(place, tmp_path_factory):
+    output = tmp_path_factory.mktemp("drawn")
+    return output, _visualize(place, output)
+
+
+class _Page(html.parser.HTMLParser):
+    """Collects what a browser would load, and the text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.loaded, self.alts, self.ids, self.links, self.open, self.text = [], [], [], [], [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.loaded += [given[key] for key in ("src", "srcset", "data", "action", "poster") if key in given]
+        self.loaded += [given["href"]] if tag == "link" else []
+        self.links += [given["href"]] if tag == "a" else []
+        self.alts += [given["alt"]] if tag == "img" else []
+        self.ids += [given["id"]] if "id" in given else []
+        if tag not in {"meta", "img", "link", "br"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_every_figure_is_drawn_and_charts_as_svg_too(drawn):
+    _, files = drawn
+    assert sorted(file.stem for file in files if file.suffix == ".png") == NAMES
+    assert sorted(file.stem for file in files if file.suffix == ".svg") == [
+        "curves",
+        "iou",
+        "pipeline_overview",
+        "thresholds",
+    ]
+    for file in files:
+        if file.suffix == ".png":
+            picture = imread(file)
+            assert min(picture.shape[:2]) > 250
+            assert picture[..., :3].std() > 0.05
+
+
+def test_figures_are_the_same_bytes_each_time_and_leave_matplotlib_alone(place, drawn, tmp_path):
+    before = dict(mpl.rcParams)
+    again = _visualize(place, tmp_path)
+    assert dict(mpl.rcParams) == before
+    assert [file.read_bytes() for file in again] == [file.read_bytes() for file in drawn[1]]
+    assert (tmp_path / "report.html").read_bytes() == (drawn[0] / "report.html").read_bytes()
+
+
+def test_report_is_whole_well_formed_and_loads_nothing(drawn):
+    page = _Page((drawn[0] / "report.html").read_text())
+    assert page.open == []
+    assert len(page.loaded) == len(NAMES)
+    assert all(source.startswith("data:image/") for source in page.loaded)
+    for source in page.loaded:
+        assert len(base64.b64decode(source.split(",")[1], validate=True)) > 1000
+    assert all(page.alts)
+    assert len(page.ids) == len(set(page.ids))
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
+
+
+def test_report_says_the_numbers_and_what_they_depend_on(place, drawn):
+    text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
+    strong = read_metrics(place / "results/metrics/strong.json")
+    iou = strong.figures["iou"]
+    for said in (
+        f"{iou.value:.3f} [{iou.low:.3f}, {iou.high:.3f}]",
+        "pixel centre in a square",
+        "There are few test cells",
+        f"{strong.pixels.valid:,} pixels of 10 m",
+        ATTRIBUTION,
+        strong.dataset_hash,
+        "train-test",
+    ):
+        assert said in text
+    rows = re.findall(r"(<b>strong</b>|weak|index_baseline) (?:probability|local|bright|BSI|NDVI|NDBI|NDWI)", text)
+    results = [read_metrics(file) for file in (place / "results/metrics").glob("*.json")]
+    results.sort(key=lambda result: -result.figures["iou"].value)
+    assert rows == [result.experiment for result in results]
+    assert f"{rows[0]} maps the class building with an IoU of" in text
+
+
+def test_report_escapes_what_files_say(drawn):
+    assert "<b>strong</b>" not in (drawn[0] / "report.html").read_text()
+
+
+def test_report_refuses_a_result_of_another_dataset(place, ground, tmp_path):
+    scene = find_scenes(place / "raw")[0]
+    other = make_dataset(tmp_path, scene, ground, stride=16)
+    files = sorted((place / "results/metrics").glob("*.json"))
+    with pytest.raises(DatasetError, match="measured on another version"):
+        write_report(metrics=files, figures=[], dataset=other, scenes=[scene], output=tmp_path / "report.html")
+    with pytest.raises(DatasetError, match="no results"):
+        write_report(metrics=[], figures=[], dataset=other, scenes=[scene], output=tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_missing_predictions_and_foreign_scenes_are_said(place, tmp_path):
+    given = {"ground_truth": place / "processed", "output": tmp_path / "figures", "report": tmp_path / "report.html"}
+    with pytest.raises(SceneError, match="no finished prediction"):
+        visualize(results=tmp_path, scenes=place / "raw", **given)
+    make_scene(tmp_path / "raw", SIZE, name="elsewhere")
+    with pytest.raises(DatasetError, match=r"none of the scenes in .* \(elsewhere\) has test chips"):
+        visualize(results=place / "results", scenes=tmp_path / "raw", **given)
+
+
+@pytest.mark.parametrize("step", [1, 3])
+def test_thinned_labels_are_those_of_the_same_ground(place, ground, step, monkeypatch):
+    monkeypatch.setattr("terraseg.assess.maps._LARGEST", -(-256 // step))
+    dataset, scene = open_dataset(place / "processed"), find_scenes(place / "raw")[0]
+    view = whole(scene)
+    labels = label_map(view, dataset)
+    assert view.step == step
+    expected = ground[step // 2 :: step, step // 2 :: step][: labels.shape[0], : labels.shape[1]]
+    known = labels != IGNORE
+    assert 0.6 < known.mean() < 0.9
+    np.testing.assert_array_equal(labels[known], expected[known])
+
+
+def test_view_reads_the_pixels_that_labels_are_thinned_to(place, monkeypatch):
+    import rasterio
+
+    monkeypatch.setattr("terraseg.assess.maps._LARGEST", 60)
+    scene = find_scenes(place / "raw")[0]
+    view = View(scene, rasterio.windows.Window(11, 7, 200, 100))
+    with rasterio.open(scene.path) as source:
+        np.testing.assert_array_equal(view.read(source, 2), source.read(2)[9:107:4, 13:211:4][:25, :50])
+
+
+def test_the_richest_block_is_the_one_with_most_of_the_class(place):
+    dataset, scene = open_dataset(place / "processed"), find_scenes(place / "raw")[0]
+    window = richest_block(scene, dataset, split="test").window
+    assert (window.col_off, window.row_off, window.width, window.height) == (224, 0, 32, 128)

@@ -1,0 +1,182 @@
+import io
+import json
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio.features
+from rich.console import Console
+from shapely.geometry import shape
+from sklearn.metrics import jaccard_score
+
+from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
+from terraseg.assess.baseline import index_baseline
+from terraseg.assess.evaluate import evaluate, metrics_table
+from terraseg.assess.record import read_metrics
+from terraseg.errors import DatasetError, SceneError, SplitError
+
+SIZE = (128, 256)
+TEST = (slice(0, 128), slice(224, 256))
+
+
+@pytest.fixture(scope="module")
+def ground():
+    return make_truth(SIZE, seed=4)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, ground):
+    """A scene, its dataset in processed/ and the predictions of two models, weak and strong."""
+    root = tmp_path_factory.mktemp("place")
+    scene = make_scene(root / "raw", SIZE, truth=ground)
+    make_dataset(root / "processed", scene, ground)
+    for name, skill in (("weak", 0.2), ("strong", 0.8)):
+        make_product(
+            root / "predictions" / name, scene, make_probability(ground, skill=skill), experiment=name, threshold=0.6,
+            model_hash=name * 3,
+        )  # fmt: skip
+    return root
+
+
+def _evaluate(place, output, **changes):
+    given = {
+        "predictions": place / "predictions",
+        "ground_truth": place / "processed",
+        "output": output,
+        "experiment": "strong",
+        "draws": 200,
+    }
+    return evaluate(**{**given, **changes})
+
+
+def test_a_result_says_the_figure_and_all_that_it_depends_on(place, ground, tmp_path):
+    result = _evaluate(place, tmp_path)
+    mapped = make_probability(ground, skill=0.8)[TEST] >= 150
+    assert result["figures"]["iou"]["value"] == pytest.approx(jaccard_score(ground[TEST].ravel() == 1, mapped.ravel()))
+    assert result["figures"]["iou"]["low"] < result["figures"]["iou"]["value"] < result["figures"]["iou"]["high"]
+    assert result["pixels"] == {"valid": 4096, "positive": int(ground[TEST].sum()), "ignored": 0, "nodata": 0}
+    assert (result["threshold"], result["split"], result["class_name"]) == (0.6, "test", "building")
+    assert (result["model_hash"], result["weights"]) == ("strong" * 3, "random")
+    assert (result["label_rule"], result["attribution"]) == ("pixel centre in a square", ATTRIBUTION)
+    assert (len(result["units"]), result["cell"]) == (4, 32)
+    assert len(result["dataset_hash"]) == 64
+    assert json.loads((tmp_path / "strong.json").read_text()) == result
+    assert read_metrics(tmp_path / "strong.json").model_dump(mode="json") == result
+
+
+def test_evaluating_twice_writes_the_same_bytes(place, tmp_path):
+    for name in ("a.json", "b.json"):
+        _evaluate(place, tmp_path / name)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_index_baseline_finds_the_index_that_the_truth_was_made_of(place, ground, tmp_path):
+    from terraseg.dataset import open_dataset
+
+    result = index_baseline(dataset=open_dataset(place / "processed"), output=tmp_path, draws=200)
+    assert result["rule"].startswith(("brightness", "BSI", "local texture"))
+    assert ">=" in result["rule"]
+    assert result["figures"]["iou"]["value"] > 0.5
+    assert result["figures"]["ece"] == {
+        "value": None,
+        "low": None,
+        "high": None,
+        "reason": "an index is not a probability",
+    }
+    assert result["pixels"]["positive"] == int(ground[TEST].sum())
+    assert read_metrics(tmp_path / "index_baseline.json").units.keys() == _evaluate(place, tmp_path)["units"].keys()
+
+
+def test_table_shows_each_result_with_its_interval_best_first(place, tmp_path):
+    for name in ("weak", "strong"):
+        _evaluate(place, tmp_path, experiment=name)
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(metrics_table([tmp_path / "weak.json", tmp_path / "strong.json"]))
+    text = console.export_text()
+    assert text.index("strong") < text.index("weak")
+    iou = read_metrics(tmp_path / "strong.json").figures["iou"]
+    assert f"{iou.value:.3f}" in text
+    assert f"{iou.low:.3f}–{iou.high:.3f}" in text
+    assert "pixel centre in a square" in text
+
+
+def test_missing_predictions_experiment_threshold_and_class_are_said(place, ground, tmp_path):
+    with pytest.raises(SceneError, match="no finished prediction"):
+        _evaluate(place, tmp_path, predictions=tmp_path)
+    with pytest.raises(SceneError, match="no prediction of experiment 'best' .it has strong, weak"):
+        _evaluate(place, tmp_path, experiment="best")
+    with pytest.raises(DatasetError, match="no split 'holdout'"):
+        _evaluate(place, tmp_path, split="holdout")
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    make_product(tmp_path / "bare", scene, make_probability(ground), threshold=0.5)
+    item = tmp_path / "bare" / "scene" / "item.json"
+    item.write_text(item.read_text().replace("terraseg:threshold", "threshold"))
+    with pytest.raises(SceneError, match="no terraseg:threshold"):
+        _evaluate(place, tmp_path, predictions=tmp_path / "bare", experiment="model")
+
+
+def test_a_class_that_never_occurs_in_the_split_is_said(place, ground, tmp_path):
+    empty = ground.copy()
+    empty[TEST] = 0
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    make_dataset(tmp_path / "processed", scene, empty)
+    with pytest.raises(SplitError, match="'building' never occurs in the 4096 known pixels of the test split"):
+        _evaluate(place, tmp_path, ground_truth=tmp_path / "processed")
+
+
+def test_one_scene_twice_is_refused(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    for folder in ("a", "b"):
+        make_product(tmp_path / folder, scene, np.zeros(SIZE, np.uint8))
+    with pytest.raises(SceneError, match="scene more than once"):
+        _evaluate(place, tmp_path, predictions=tmp_path, experiment="model")
+
+
+def test_a_file_that_is_no_result_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    with pytest.raises(DatasetError, match="is not a result of terraseg"):
+        read_metrics(tmp_path / "x.json")
+    with pytest.raises(DatasetError, match="no result at"):
+        read_metrics(tmp_path / "y.json")
+
+
+def test_a_model_of_another_dataset_is_warned_of(place, ground, tmp_path, caplog):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    make_product(tmp_path / "predictions", scene, make_probability(ground), dataset_hash="0" * 64)
+    _evaluate(place, tmp_path, predictions=tmp_path / "predictions", experiment="model")
+    assert "model was trained on another dataset (000000000000)" in caplog.text
+
+
+def test_facts_about_the_model_are_found_in_its_block_of_the_item(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    model = {"experiment": "tiny", "weights": "ImageNet", "weights_hash": "abc", "threshold": 0.9}
+    make_product(
+        tmp_path / "predictions",
+        scene,
+        make_probability(ground),
+        threshold=0.3,
+        experiment=None,
+        weights=None,
+        model=model,
+    )
+    result = _evaluate(place, tmp_path, predictions=tmp_path / "predictions", experiment="tiny")
+    assert (result["weights"], result["model_hash"], result["threshold"]) == ("ImageNet", "abc", 0.3)
+    with pytest.raises(SceneError, match="no prediction of experiment 'other'"):
+        _evaluate(place, tmp_path, predictions=tmp_path / "predictions", experiment="other")
+
+
+def test_polygons_as_truth_give_object_figures_too(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    product = make_product(tmp_path / "predictions", scene, np.where(ground == 1, 240, 10).astype(np.uint8))
+    found = rasterio.features.shapes(ground, ground == 1, transform=scene.geobox.affine)
+    squares = gpd.GeoDataFrame(geometry=[shape(mapping) for mapping, _ in found], crs=scene.geobox.crs)
+    squares.to_parquet(product.polygons)
+    squares.to_file(tmp_path / "building.gpkg")
+    result = _evaluate(
+        place, tmp_path, predictions=tmp_path / "predictions", ground_truth=tmp_path / "building.gpkg",
+        experiment="model", cell=32,
+    )  # fmt: skip
+    assert (result["split"], result["dataset_hash"]) == ("all", None)
+    assert result["figures"]["iou"]["value"] == 1
+    assert result["figures"]["object_f1_0.5"]["value"] == 1
+    assert result["figures"]["object_recall_0_100_m2"]["reason"].startswith("undefined")
