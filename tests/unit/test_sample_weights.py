@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from terraseg.errors import WeightsError
+from terraseg.sample.weights import map_by_order
+
+TARGET = {"conv.weight": torch.zeros(4, 3), "bn.weight": torch.zeros(4), "bn.bias": torch.zeros(4)}
+
+
+def test_names_change_and_values_stay() -> None:
+    source = {"_c.weight": torch.rand(4, 3), "_b.weight": torch.rand(4), "_b.bias": torch.rand(4)}
+    mapped = map_by_order(source, TARGET)
+    assert list(mapped) == list(TARGET)
+    assert all(torch.equal(have, want) for have, want in zip(mapped.values(), source.values(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ({"_c.weight": torch.zeros(4, 3)}, "1 tensors; expected 3"),
+        (
+            {"_c.weight": torch.zeros(4, 2), "_b.weight": torch.zeros(4), "_b.bias": torch.zeros(4)},
+            r"_c\.weight \(4, 2\) where .* conv\.weight \(4, 3\)",
+        ),
+        (
+            {"_c.weight": torch.zeros(4, 3), "_b.bias": torch.zeros(4), "_b.weight": torch.zeros(4)},
+            r"_b\.bias \(4,\) where .* bn\.weight",
+        ),
+    ],
+)
+def test_unlike_tensors_are_refused(source: dict[str, torch.Tensor], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
+        map_by_order(source, TARGET)
