@@ -1,0 +1,40 @@
+"""Every command that the documents show is one that a test runs, or that the parser takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from terraseg.cli import _parser
+from terraseg.sample.demo import steps
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_RUN_BY_TESTS = {step.command for step in steps()}  # tests/integration/test_demo.py
+
+
+def _commands():
+    for page in PAGES:
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if command := re.sub(r"\s+#.*$", "", line).strip():
+                    yield pytest.param(" ".join(command.split()), id=f"{page.name}: {command[:60]}")
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_command(command):
+    if command in _RUN_BY_TESTS:
+        return
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    elif words[0] == "terratorch":
+        assert words[1] in ("fit", "test", "predict")
+        assert (ROOT / words[words.index("--config") + 1]).is_file()  # tests/unit/test_learn_configs.py builds it
+    else:
+        verb = words[1:] if words[0] == "terraseg" else [Path(words[1]).stem, *words[2:]]
+        options = _parser().parse_args(verb)
+        for name in ("aoi", "config"):
+            path = getattr(options, name, None)
+            assert path is None or str(path).startswith(("data/", "my")) or (ROOT / path).is_file()
