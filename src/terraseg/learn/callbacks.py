@@ -1,0 +1,243 @@
+"""What a training leaves in outputs/<experiment>: metrics.csv, timings.json and the bundle.
+
+The folder is ``trainer.default_root_dir``, and its name is the experiment's.
+"""
+
+import csv
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from rich.progress import track
+
+from terraseg.errors import ConfigError, TrainingError
+from terraseg.files import atomic_path, write_json
+from terraseg.learn.calibration import Calibration, CalibrationCounts
+from terraseg.learn.task import SegmentationTask
+from terraseg.mapping.bundle import BundleInfo, write_bundle
+
+_PACKAGES = ("terraseg", "torch", "lightning", "terratorch", "timm", "segmentation-models-pytorch")
+
+
+class MetricsTable(Callback):
+    """Write metrics.csv, one row a validation: epoch, step, and the scores of val and the loss of train.
+
+    A resumed training continues the table from the step it resumed at; `test` and `predict` leave it alone, where
+    Lightning's CSVLogger would begin a new one.
+    """
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Read the rows of the part of the training that is being resumed."""
+        self._path = Path(trainer.default_root_dir) / "metrics.csv"
+        self._rows: list[dict[str, Any]] = []
+        if trainer.ckpt_path is not None and self._path.is_file():
+            with open(self._path, encoding="utf-8", newline="") as handle:
+                self._rows = list(csv.DictReader(handle))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Add a row."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or not _writes(trainer):
+            return
+        step = trainer.global_step
+        scores = {
+            name: round(float(value), 6)
+            for name, value in sorted(trainer.callback_metrics.items())
+            if name.startswith("val/") or name == "train/loss"  # the train scores of this epoch come later
+        }
+        self._rows = [row for row in self._rows if int(row["step"]) < step]
+        self._rows.append({"epoch": trainer.current_epoch, "step": step, **scores})
+        columns = list(dict.fromkeys(key for row in self._rows for key in row))
+        with atomic_path(self._path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as handle:
+            writer = csv.DictWriter(handle, columns)
+            writer.writeheader()
+            writer.writerows(self._rows)
+
+
+class Timings(Callback):
+    """Write timings.json at the end of a training: epochs, steps, hours, images a second, parameters.
+
+    Hours are those of all parts of a resumed training. Images a second are of the training steps with their waiting
+    for data, without validation.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = self._train_seconds = 0.0
+        self._images = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was spent up to now."""
+        return {"seconds": self._elapsed(), "train_seconds": self._train_seconds, "images": self._images}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from an earlier part of the training."""
+        self._seconds, self._train_seconds = state_dict["seconds"], state_dict["train_seconds"]
+        self._images = state_dict["images"]
+
+    def _elapsed(self) -> float:
+        return self._seconds + time.monotonic() - self._start
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Start the clock."""
+        self._start = self._last = time.monotonic()  # amid an epoch where the checkpoint was made amid one
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """The first batch of an epoch waits from here."""
+        self._last = time.monotonic()
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,  # noqa: ARG002
+        outputs: object,  # noqa: ARG002
+        batch: dict[str, Any],
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Count a batch."""
+        now = time.monotonic()
+        self._train_seconds += now - self._last
+        self._images += len(batch["image"]) * trainer.world_size
+        self._last = now
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """A validation amid an epoch is no training."""
+        self._last = time.monotonic()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file."""
+        if not _writes(trainer):
+            return
+        write_json(
+            Path(trainer.default_root_dir) / "timings.json",
+            {
+                "epochs": trainer.current_epoch,
+                "steps": trainer.global_step,
+                "hours": round(self._elapsed() / 3600, 5),
+                "images_per_second": round(self._images / max(self._train_seconds, 1e-9), 2),
+                "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
+                "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
+                "device": str(pl_module.device),
+            },
+        )
+
+
+class BundleWriter(Callback):
+    """Write the bundle at the end of a training, from the checkpoint with the best ``val/iou``.
+
+    Runs once more over the validation split to fit temperature and threshold. Afterwards the task holds the weights
+    of that checkpoint.
+
+    Args:
+        licence: of the backbone and its weights, an SPDX name; stands in the bundle.
+    """
+
+    def __init__(self, licence: str) -> None:
+        self.licence = licence
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check before the training, not after it, that there will be a best checkpoint.
+
+        Raises:
+            ConfigError: another task than ours, or no ModelCheckpoint by ``val/iou``.
+        """
+        if not isinstance(pl_module, SegmentationTask):
+            raise ConfigError(
+                f"the model is {type(pl_module).__name__}, of the config or of the checkpoint that replaced it",
+                expected="terraseg.learn.task.SegmentationTask",
+                fix="use a checkpoint that this experiment wrote",
+            )
+        if stage == "fit" and _writes(trainer):
+            _best_by_iou(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write outputs/<experiment>/bundle.
+
+        Raises:
+            TrainingError: the training ended before any validation.
+        """
+        if not _writes(trainer):
+            return
+        best = _best_by_iou(trainer).best_model_path
+        if not best:
+            raise TrainingError("the training ended before its first validation", fix="train longer")
+        assert isinstance(pl_module, SegmentationTask)  # noqa: S101 (setup checked it)
+        pl_module.load_state_dict(torch.load(best, pl_module.device, weights_only=True)["state_dict"])
+        calibration = _calibrate(trainer, pl_module)
+        root = Path(trainer.default_root_dir)
+        write_bundle(
+            root / "bundle",
+            info=_info(pl_module, calibration, experiment=root.resolve().name, licence=self.licence),
+            model=pl_module.model,
+            config=_config(pl_module),
+        )
+        rank_zero_info(
+            f"Bundle in {root / 'bundle'}: validation IoU {calibration.iou:.3f} "
+            f"at threshold {calibration.threshold:.3f}, temperature {calibration.temperature:.2f}"
+        )
+
+
+def _writes(trainer: Trainer) -> bool:
+    dry_run: int = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by a helper of Trainer.__init__
+    return trainer.is_global_zero and not dry_run
+
+
+def _best_by_iou(trainer: Trainer) -> ModelCheckpoint:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/iou" and callback.mode == "max":
+            return callback
+    raise ConfigError(
+        "no ModelCheckpoint chooses by the IoU of the class", fix="add one with monitor: val/iou and mode: max"
+    )
+
+
+@torch.inference_mode()
+def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:
+    counts = CalibrationCounts(positive=task.hparams["positive_class"], device=task.device)
+    was_training = task.training
+    task.eval()
+    loader = task.trainer.datamodule.val_dataloader()
+    for batch in track(loader, "Threshold and temperature", disable=not trainer.progress_bar_callback):
+        counts.update(task(batch["image"].to(task.device)).output, batch["mask"].to(task.device))
+    task.train(was_training)
+    return counts.fit()
+
+
+def _info(task: SegmentationTask, calibration: Calibration, *, experiment: str, licence: str) -> BundleInfo:
+    chips = task.chips
+    dataset = chips.dataset.info
+    return BundleInfo(
+        experiment=experiment,
+        model_factory=task.hparams["model_factory"],
+        model_args=task.hparams["model_args"],
+        bands=tuple(chips.bands),
+        unit=dataset.unit,
+        nodata=chips.nodata,
+        means=tuple(map(float, chips.means)),
+        stds=tuple(map(float, chips.stds)),
+        classes=dict(enumerate(chips.class_names)),
+        positive_class=task.hparams["positive_class"],
+        threshold=calibration.threshold,
+        temperature=calibration.temperature,
+        tile_size=dataset.tile_size,
+        gsd=dataset.gsd,
+        weights=task.weights_statement,
+        dataset_hash=dataset.content_hash,
+        licence=licence,
+        attribution=dataset.attribution,
+        versions={name: version(name) for name in _PACKAGES},
+    )
+
+
+def _config(task: SegmentationTask) -> str:
+    """The config as the command line resolved it; of a training from Python, the task's arguments."""
+    for callback in task.trainer.callbacks:
+        if isinstance(callback, SaveConfigCallback):
+            text: str = callback.parser.dump(callback.config, skip_none=False)
+            return text
+    return yaml.safe_dump(dict(task.hparams), sort_keys=False)

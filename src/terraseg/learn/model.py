@@ -1,0 +1,103 @@
+"""The model of an experiment, built from its YAML section by TerraTorch's factories, always without weights."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from terratorch.registry import MODEL_FACTORY_REGISTRY
+from torch import nn
+
+from terraseg.bands import band
+from terraseg.errors import ConfigError
+
+_PRETRAINED_KEY = {"EncoderDecoderFactory": "backbone_pretrained", "SMPModelFactory": "pretrained"}
+"""The factories that make segmentation models, and how each calls the key that `weights` replaces."""
+
+
+def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
+    """Build the architecture with random weights.
+
+    Args:
+        model_factory: ``EncoderDecoderFactory`` or ``SMPModelFactory``.
+        model_args: the factory's arguments, as in TerraTorch's documentation.
+
+    Returns:
+        A module from (B, C, H, W) to TerraTorch's ``ModelOutput``, whose ``output`` is (B, classes, H, W) logits.
+
+    Raises:
+        ConfigError: unknown factory, or the factory refuses its arguments (its own words are in the message).
+    """
+    if model_factory not in _PRETRAINED_KEY:
+        raise ConfigError(f"model_factory is {model_factory!r}", expected=" or ".join(_PRETRAINED_KEY))
+    key = _PRETRAINED_KEY[model_factory]
+    if key in model_args:
+        raise ConfigError(
+            f"model_args has {key}", fix="remove it; the task's `weights` says where the weights come from"
+        )
+    arguments = {**deepcopy(dict(model_args)), key: False}  # the factories change what they get
+    try:
+        model: nn.Module = MODEL_FACTORY_REGISTRY.build(model_factory).build_model(
+            "segmentation", aux_decoders=None, **arguments
+        )
+    except Exception as error:
+        reason = " ".join(map(str, error.args)) or type(error).__name__  # str(KeyError) would add quotes
+        raise ConfigError(
+            f"the model can't be built: {reason}", fix="correct model_args, see the model's page in TerraTorch's docs"
+        ) from error
+    return model
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """The backbone inside of a model of either factory."""
+    return _inner(model).get_submodule("encoder")
+
+
+def decoder_of(model: nn.Module) -> nn.Module:
+    """The decoder inside of a model of either factory, without the head."""
+    return _inner(model).get_submodule("decoder")
+
+
+def is_smp(model: nn.Module) -> bool:
+    """Whether a model comes from ``SMPModelFactory``."""
+    return hasattr(model, "smp_model")
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    return model.get_submodule("smp_model") if is_smp(model) else model
+
+
+def check_inputs(model_args: Mapping[str, Any], *, bands: Sequence[str], classes: Sequence[str]) -> None:
+    """Check that the model was declared for exactly the bands and classes that the data has, in their order.
+
+    TerraTorch alone would take the first six of seven bands, and train.
+
+    Raises:
+        ConfigError: they differ, or the model doesn't say its bands.
+    """
+    declared = _declared_bands(model_args)
+    given = [band(name).name for name in bands]
+    wanted = [band(str(name)).name for name in declared] if isinstance(declared, Sequence) else declared
+    if wanted not in (given, len(given)):
+        named = ", ".join(wanted) if isinstance(wanted, list) else f"{wanted} channels"
+        raise ConfigError(
+            f"the data gives the bands {', '.join(given)}, the model is declared for {named}",
+            fix="make data.init_args.bands and the bands in model_args the same, in the same order",
+        )
+    if model_args.get("num_classes") != len(classes):
+        raise ConfigError(
+            f"num_classes is {model_args.get('num_classes')}", expected=f"{len(classes)} ({', '.join(classes)})"
+        )
+
+
+def _declared_bands(model_args: Mapping[str, Any]) -> Sequence[str] | int:
+    for key in ("backbone_bands", "bands"):
+        if (value := model_args.get(key)) is not None:
+            if not isinstance(value, Mapping):
+                return list(value)
+            if len(value) == 1:  # TerraMind names the bands of each modality
+                return list(next(iter(value.values())))
+            raise ConfigError(f"{key} has {len(value)} modalities", expected="one")
+    for key in ("backbone_in_chans", "in_channels"):
+        if key in model_args:
+            return int(model_args[key])
+    raise ConfigError("model_args doesn't say the model's bands", fix="add backbone_bands or backbone_in_chans")

@@ -1,0 +1,27 @@
+"""How the stock `terratorch` process behaves once our task runs in it: what an error looks like."""
+
+import sys
+from types import TracebackType
+
+from terraseg.errors import TerrasegError
+
+_previous_hook = sys.excepthook
+
+
+def one_line_errors() -> None:
+    """End the process with one line on stderr, and status 1, where a `TerrasegError` would end it with a traceback.
+
+    Also where jsonargparse wrapped it ("Does not validate against any of the Union subtypes"), which it does with
+    every exception that a constructor raises. All other exceptions keep their traceback.
+    """
+    sys.excepthook = _hook
+
+
+def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, TerrasegError):
+            sys.stderr.write(f"error: {cause}\n")
+            return
+        cause = cause.__cause__
+    _previous_hook(kind, error, trace)

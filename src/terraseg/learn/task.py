@@ -1,0 +1,360 @@
+"""The task of every experiment, for `terratorch fit|test|predict`: TerraTorch's keys, with its traps closed."""
+
+# ruff: noqa: ARG002  # Lightning reads the constructor's arguments from its frame, and fixes the steps' signatures
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info
+from terratorch.tasks.base_task import TerraTorchTask
+from terratorch.tasks.loss_handler import CombinedLoss
+from terratorch.tasks.optimizer_factory import optimizer_factory
+from terratorch.tasks.segmentation_tasks import init_loss
+from terratorch.tasks.tiled_inference import tiled_inference
+from torch import Tensor, nn
+
+from terraseg.dataset import IGNORE, ChipDataset
+from terraseg.errors import CheckpointError, ConfigError, TrainingError
+from terraseg.learn.metrics import SegmentationScores
+from terraseg.learn.model import build_model, check_inputs, decoder_of, encoder_of
+from terraseg.learn.runtime import one_line_errors
+from terraseg.learn.weights import load_weights
+
+_RECORD = "terraseg"
+"""Key of a checkpoint under which it says what it was trained as."""
+
+
+@runtime_checkable
+class ChipSource(Protocol):
+    """What the task needs of a datamodule after its setup; `terraseg.learn.datamodule.ChipDataModule` has it."""
+
+    dataset: ChipDataset
+    bands: tuple[str, ...]
+    means: npt.NDArray[np.float32]
+    stds: npt.NDArray[np.float32]
+    nodata: float
+    class_names: tuple[str, ...]
+
+
+class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
+    """Semantic segmentation of chips, by class_path in a config of the stock `terratorch` command.
+
+    What differs from TerraTorch's own task, and why:
+
+    * Pixels of class -1 never count, in no loss and no score.
+    * `weights` says where the backbone's weights come from, and the checkpoint remembers it.
+    * The model section of the config is the one that runs. TerraTorch replaces it by the checkpoint's, silently;
+      here a checkpoint of another model, of other bands or other statistics is refused.
+    * `test` and `predict` without a checkpoint are refused: their maps would be those of random weights.
+    * A loss that is not a number stops the training and names the tiles.
+
+    Args:
+        model_factory: ``EncoderDecoderFactory`` or ``SMPModelFactory``.
+        model_args: the factory's arguments, without ``pretrained``.
+        weights: ``hub``, ``hub-or-random``, ``random`` or a file, see `terraseg.learn.weights`.
+        loss: ``ce``, ``dice``, ``focal`` or ``lovasz``; a list adds several, a mapping adds them with factors.
+        class_weights: factor of each class in ``ce``.
+        ignore_index: -1, the only value that the masks use.
+        positive_class: id of the class that ``val/iou`` and ``val/f1`` speak of.
+        lr: (highest) learning rate.
+        optimizer: a class of ``torch.optim``.
+        optimizer_hparams: its further arguments.
+        scheduler: a class of ``torch.optim.lr_scheduler``; ``OneCycleLR`` spans the whole training by itself.
+        scheduler_hparams: its arguments, and ``interval`` (``epoch`` or ``step``).
+        lr_overrides: learning rate by a part of the parameters' names.
+        freeze_backbone: train the decoder and head alone.
+        freeze_decoder: leave the decoder as it is.
+        plot_on_val: draw samples into the logger every so many epochs; 0 never.
+        output_on_inference: what `predict` writes: the class (``prediction``), ``probabilities`` or ``logits``.
+        tiled_inference_parameters: arguments of TerraTorch's tiled inference in `predict`.
+        matmul_precision: of float32 products; importing TerraTorch lowers it to ``medium`` for the whole process.
+    """
+
+    ignore = None  # torchgeo would leave `weights` out of the hyperparameters
+
+    def __init__(
+        self,
+        model_factory: str,
+        model_args: dict[str, Any],
+        weights: str = "hub",
+        loss: str | list[str] | dict[str, float] = "ce",
+        class_weights: list[float] | None = None,
+        ignore_index: int = IGNORE,
+        positive_class: int = 1,
+        lr: float = 1e-3,
+        optimizer: str = "AdamW",
+        optimizer_hparams: dict[str, Any] | None = None,
+        scheduler: str | None = None,
+        scheduler_hparams: dict[str, Any] | None = None,
+        lr_overrides: dict[str, float] | None = None,
+        freeze_backbone: bool = False,
+        freeze_decoder: bool = False,
+        plot_on_val: bool | int = False,
+        output_on_inference: Literal["prediction", "probabilities", "logits"] = "prediction",
+        tiled_inference_parameters: dict[str, Any] | None = None,
+        matmul_precision: Literal["highest", "high", "medium"] = "highest",
+    ) -> None:
+        one_line_errors()
+        self.tiled_inference_parameters = tiled_inference_parameters
+        self.weights_statement = ""
+        self._has_weights = False
+        super().__init__(task="segmentation", plot_on_val=plot_on_val)
+        self.monitor = "val/loss"
+
+    # --- building ---
+
+    def configure_models(self) -> None:
+        """Build the architecture; weights follow in `setup`, and only where a training starts."""
+        self.model = build_model(self.hparams["model_factory"], self.hparams["model_args"])
+        self.model.register_load_state_dict_post_hook(self._weights_loaded)  # type: ignore[no-untyped-call]
+        if self.hparams["freeze_backbone"]:
+            encoder_of(self.model).requires_grad_(False)
+        if self.hparams["freeze_decoder"]:
+            decoder_of(self.model).requires_grad_(False)
+
+    def configure_losses(self) -> None:
+        """Build the loss. Its factors are no state: a checkpoint holds the model alone and loads anywhere."""
+        if self.hparams["ignore_index"] != IGNORE:
+            raise ConfigError(f"ignore_index is {self.hparams['ignore_index']}", expected=f"{IGNORE}, as in the masks")
+        loss, class_weights = self.hparams["loss"], self.hparams["class_weights"]
+        factors = loss if isinstance(loss, Mapping) else dict.fromkeys([loss] if isinstance(loss, str) else loss, 1.0)
+        weight = None if class_weights is None else torch.tensor(class_weights)
+        try:
+            parts = {name: init_loss(name, ignore_index=IGNORE, class_weights=weight) for name in factors}
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(f"loss is {loss!r}: {error}") from error
+        self.criterion = CombinedLoss(parts, weight=list(factors.values()))
+        for module in self.criterion.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                module.register_buffer(name, buffer, persistent=False)
+
+    def configure_metrics(self) -> None:
+        """Nothing yet: the names of the classes come with the data, in `setup`."""
+
+    def configure_optimizers(self) -> object:
+        """Optimizer and schedule, as TerraTorch makes them from their names."""
+        options = dict(self.hparams["scheduler_hparams"] or {})
+        if self.hparams["scheduler"] == "OneCycleLR":
+            steps = int(self.trainer.estimated_stepping_batches)
+            options = {"max_lr": self.hparams["lr"], "total_steps": steps, "interval": "step", **options}
+        try:
+            return optimizer_factory(
+                self.hparams["optimizer"],
+                self.hparams["lr"],
+                self._parameter_groups(),
+                self.hparams["optimizer_hparams"],
+                self.hparams["scheduler"],
+                self.monitor,
+                options,
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ConfigError(f"the optimizer or its schedule can't be made: {error}") from error
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        groups, rest = [], dict(self.named_parameters())
+        for part, lr in (self.hparams["lr_overrides"] or {}).items():
+            chosen = [name for name in rest if part in name]
+            if not chosen:
+                raise ConfigError(f"lr_overrides: no parameter has {part!r} in its name")
+            groups.append({"params": [rest.pop(name) for name in chosen], "lr": lr})
+        return [*groups, {"params": list(rest.values())}]
+
+    def _weights_loaded(self, *_: object) -> None:
+        self._has_weights = True
+
+    # --- what must hold before anything runs ---
+
+    @property
+    def chips(self) -> ChipSource:
+        """The datamodule.
+
+        Raises:
+            ConfigError: it is another one than ours, or there is none.
+        """
+        data = getattr(self.trainer, "datamodule", None)
+        if not isinstance(data, ChipSource):
+            raise ConfigError(
+                f"data is {type(data).__name__}", expected="class_path terraseg.learn.datamodule.ChipDataModule"
+            )
+        return data
+
+    def setup(self, stage: str) -> None:
+        """Check config, data and command line against each other; a checkpoint is loaded after it.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
+        torch.set_float32_matmul_precision(self.hparams["matmul_precision"])
+        check_inputs(self.hparams["model_args"], bands=self.chips.bands, classes=self.chips.class_names)
+        self._check_command(stage)
+        for split in ("train", "val", "test"):
+            scores = SegmentationScores(
+                prefix=f"{split}/", classes=self.chips.class_names, positive=self.hparams["positive_class"]
+            )
+            setattr(self, f"{split}_metrics", scores if split != "test" else nn.ModuleList([scores]))
+
+    def _check_command(self, stage: str) -> None:
+        if "configure_optimizers" in vars(self):
+            raise ConfigError(
+                "a top-level `optimizer:` section makes lr, scheduler and lr_overrides of the model section void",
+                fix="write optimizer, lr and scheduler under model.init_args",
+            )
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, SaveConfigCallback):
+                for key, value in vars(callback.config.trainer).items():
+                    if key.startswith("limit_") and isinstance(value, float) and value == 1:
+                        raise ConfigError(
+                            f"trainer.{key}: 1 is read as 1.0, all batches",
+                            fix="write 2 or more for a number of batches, or leave it out for all",
+                        )
+        dtype = np.dtype(getattr(self.trainer, "out_dtype", "int16"))
+        if stage == "predict" and self.hparams["output_on_inference"] != "prediction" and dtype.kind != "f":
+            raise ConfigError(
+                f"{self.hparams['output_on_inference']} written as {dtype} would all be 0",
+                fix="add --out_dtype float32",
+            )
+
+    # --- the steps ---
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Loss of one batch.
+
+        Raises:
+            TrainingError: the loss is not a number; the message names the tiles.
+        """
+        loss, predicted = self._loss(batch, "train")
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"the loss became {loss.item()} at step {self.global_step}, in the batch of the tiles "
+                + ", ".join(batch["filename"]),
+                fix="look at these chips and their masks; if they are sound, lower lr",
+            )
+        self.train_metrics.update(predicted, batch["mask"])
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and scores of one batch."""
+        _, predicted = self._loss(batch, "val")
+        self.val_metrics.update(predicted, batch["mask"])
+        if self._do_plot_samples(batch_idx):
+            self.plot_sample({**batch, "prediction": predicted}, batch_idx)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Loss and scores of one batch."""
+        _, predicted = self._loss(batch, "test")
+        self.test_metrics[0].update(predicted, batch["mask"])
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> tuple[tuple[Tensor, str], list[str]]:
+        """What TerraTorch's writer expects: ((values, suffix of the file), paths of the images)."""
+
+        def logits_of(image: Tensor) -> Tensor:
+            logits: Tensor = self(image).output
+            return logits
+
+        if self.tiled_inference_parameters:
+            logits = tiled_inference(logits_of, batch["image"], **self.tiled_inference_parameters)
+        else:
+            logits = logits_of(batch["image"])
+        output = self.hparams["output_on_inference"]
+        values = {"prediction": lambda: logits.argmax(1), "probabilities": lambda: logits.softmax(1)}
+        values["logits"] = lambda: logits
+        return (values[output](), "pred" if output == "prediction" else output), batch["filename"]
+
+    def _loss(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
+        logits = self(batch["image"]).output
+        loss: Tensor = self.criterion(logits, batch["mask"])["loss"]
+        self.log(
+            f"{split}/loss", loss, on_step=split == "train", on_epoch=True, prog_bar=split == "train", sync_dist=True,
+            batch_size=len(logits),
+        )  # fmt: skip
+        return loss, logits.argmax(1)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of validation, the class of interest's IoU in the progress bar."""
+        scores = self.val_metrics.compute()
+        self.log("val/iou", scores.pop("val/iou"), prog_bar=True)
+        self.log_dict(scores)
+        self.val_metrics.reset()
+
+    # --- weights and checkpoints ---
+
+    def on_fit_start(self) -> None:
+        """Load the backbone's weights, unless a checkpoint brought all weights already.
+
+        Raises:
+            WeightsError: see `load_weights`.
+        """
+        if not self._has_weights:
+            self.weights_statement = load_weights(
+                self.model, self.hparams["weights"], model_args=self.hparams["model_args"], bands=self.chips.bands
+            )
+        self._has_weights = True
+        rank_zero_info(f"Weights: {self.weights_statement}")
+
+    def on_validation_start(self) -> None:
+        """Refuse `validate` of random weights."""
+        self._check_weights()
+
+    def on_test_start(self) -> None:
+        """Refuse `test` of random weights."""
+        self._check_weights()
+
+    def on_predict_start(self) -> None:
+        """Refuse `predict` with random weights."""
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        if not self._has_weights:
+            raise CheckpointError(
+                f"`{self.trainer.state.fn.value}` without a checkpoint would use random weights",
+                fix="add --ckpt_path outputs/<experiment>/checkpoints/best.ckpt",
+            )
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record what was trained, in place of the hyperparameters by which Lightning would overrule the config."""
+        checkpoint.pop("hyper_parameters", None)
+        checkpoint[_RECORD] = {**self._record(), "weights_statement": self.weights_statement}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another model or other data.
+
+        Raises:
+            CheckpointError: naming what differs.
+        """
+        record = checkpoint.get(_RECORD)
+        if record is None:
+            raise CheckpointError(
+                f"{self.trainer.ckpt_path} was not written by terraseg", fix="train with this config first"
+            )
+        for key, value in self._record().items():
+            if record.get(key) != value:
+                raise CheckpointError(
+                    f"{self.trainer.ckpt_path} was trained with another {key}: {_difference(record.get(key), value)}",
+                    fix="take the config and the dataset that the checkpoint was trained with",
+                )
+        self.weights_statement = record["weights_statement"]
+
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint must share with config and data, in plain values that load without pickle."""
+        record = {
+            "model_factory": self.hparams["model_factory"],
+            "model_args": self.hparams["model_args"],
+            "bands": list(self.chips.bands),
+            "classes": list(self.chips.class_names),
+            "means": [float(value) for value in self.chips.means],
+            "stds": [float(value) for value in self.chips.stds],
+        }
+        plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
+        return plain
+
+
+def _difference(there: object, here: object) -> str:
+    if isinstance(there, Mapping) and isinstance(here, Mapping):
+        keys = sorted(key for key in {**there, **here} if there.get(key) != here.get(key))
+        return "; ".join(f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys)
+    return f"{there!r} there, {here!r} here"
