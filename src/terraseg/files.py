@@ -11,6 +11,9 @@ from pathlib import Path
 
 from terraseg.errors import OutputError
 
+_LEAST_FREE = 1 << 20
+"""Free bytes below which a disk counts as full when a write on it has failed."""
+
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,7 +36,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(handle.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise output_error(error, target) from error
+        failure = output_error(error, target)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,23 +61,32 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         else:
             temporary.replace(target)
     except OSError as error:
-        raise output_error(error, target) from error
+        failure = output_error(error, target)
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def output_error(error: OSError, target: Path) -> OSError | OutputError:
     """The `OutputError` that says what a failed write of ``target`` means; other faults come back as they are."""
-    # GDAL reports a full disk as a RasterioIOError, without errno: its text is all there is.
-    full = error.errno in _DISK_FULL or "no space left" in str(error).lower() or "file too large" in str(error).lower()
+    # GDAL reports a failed write without errno, often without a reason: then the disk itself has to say it.
+    text = f"{error} {error.__cause__}".lower()
+    full = error.errno in _DISK_FULL or "no space left" in text or "file too large" in text or _is_full(target)
     if full:
         return OutputError(
             f"no space left while writing {target}",
             fix="free some space and run the same command again; what was finished is kept",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return OutputError(f"{target} can't be written ({error.strerror})", fix="choose another --output")
     return error
+
+
+def _is_full(target: Path) -> bool:
+    folder = next(folder for folder in target.absolute().parents if folder.is_dir())
+    return shutil.disk_usage(folder).free < _LEAST_FREE
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:

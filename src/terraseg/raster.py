@@ -69,6 +69,7 @@ def cog_writer(
                 target.scales = [scale] * len(bands)
                 target.update_tags(**{key: str(value) for key, value in (tags or {}).items()})
                 yield target
+            _check_complete(scratch, final=path)
             rasterio.shutil.copy(
                 scratch,
                 final,
@@ -80,20 +81,22 @@ def cog_writer(
                 bigtiff="IF_SAFER",
                 num_threads="ALL_CPUS",
             )
-            _check_complete(final)
+            _check_complete(final, final=path)
         finally:
             scratch.unlink(missing_ok=True)
 
 
-def _check_complete(path: Path) -> None:
+def _check_complete(path: Path, *, final: str | Path) -> None:
     """GDAL may only log a failed write of the last blocks (full disk): each block must lie inside the file."""
     size = path.stat().st_size
     with rasterio.open(path) as source:
         for band in range(1, source.count + 1):
             for (row, column), _ in source.block_windows(band):
-                name = f"BLOCK_OFFSET_{column}_{row}"
-                offset = source.get_tag_item(name, "TIFF", bidx=band)
-                if offset is not None and int(offset) >= size:
+                start, length = (
+                    int(source.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=band) or 0)
+                    for what in ("OFFSET", "SIZE")
+                )
+                if start + length > size:
                     raise OutputError(
-                        f"{path} was cut off while writing", fix="free some space and run the same command again"
+                        f"no space left while writing {final}", fix="free some space and run the same command again"
                     )

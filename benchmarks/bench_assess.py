@@ -1,0 +1,118 @@
+"""How fast and how right the assessment is: `python benchmarks/bench_assess.py [pixels|objects|coverage ...]`.
+
+pixels: a 10980 x 10980 probability against a mask, beside the bare time of reading both, and peak memory.
+objects: 100,000 predicted polygons against 100,000 footprints.
+coverage: how often a 95 % interval holds the truth, on simulated cells whose errors cluster.
+"""
+
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import rasterio
+import shapely
+from odc.geo.geobox import GeoBox
+from rasterio.windows import Window
+
+from terraseg.assess.bootstrap import intervals
+from terraseg.assess.evaluate import measure
+from terraseg.assess.objects import match, overlaps
+from terraseg.assess.pixels import FROM_HISTOGRAMS, count_pixels, iou
+from terraseg.assess.truth import open_truth
+from terraseg.products import Product
+from terraseg.raster import cog_writer
+
+T = TypeVar("T")
+SIDE = 10_980
+STRIP = 1_098
+
+
+def pixels() -> None:
+    """Time and memory of one Sentinel-2 tile."""
+    with tempfile.TemporaryDirectory() as folder:
+        product, mask = Product(Path(folder) / "scene"), Path(folder) / "mask.tif"
+        _write_tile(product.probability, mask)
+        seconds, _ = _timed(lambda: [_read(path) for path in (product.probability, mask)])
+        print(f"reading both, bare:      {seconds:6.1f} s")
+        truth = open_truth(mask, split="all")
+        counting, counts = _timed(lambda: count_pixels(truth.pairs([product]), positive=1))
+        print(f"reading and counting:    {counting:6.1f} s = {counting / seconds:.2f} x, {len(counts.units)} cells")
+        drawing, _ = _timed(lambda: measure(counts, at=125, truth=truth, draws=2000, seed=0))
+        print(f"2,000 bootstrap draws:   {drawing:6.1f} s, {len(FROM_HISTOGRAMS) + 6} figures")
+        print(f"evaluation in all:       {(counting + drawing) / seconds:6.2f} x the bare reading")
+    print(f"peak memory:             {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:6.0f} MB")
+
+
+def objects() -> None:
+    """Time of matching a city."""
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 40_000, (100_000, 2))
+    size = rng.uniform(6, 40, (100_000, 2))
+    truth = shapely.box(*corner.T, *(corner + size).T)
+    moved = corner + rng.normal(0, 3, corner.shape)
+    predicted = shapely.box(*moved.T, *(moved + size).T)
+    seconds, partners = _timed(lambda: match(overlaps(predicted, truth), least_iou=0.5))
+    print(f"100,000 x 100,000 polygons: {seconds:.1f} s, {(partners >= 0).mean():.0%} matched")
+
+
+def coverage(rounds: int = 1000) -> None:
+    """Share of intervals that hold the IoU of the world that the cells were drawn from."""
+    for cells in (12, 24, 50, 100, 300):
+        rng = np.random.default_rng(cells)
+        big = _world(rng, 400_000).sum(axis=0)
+        expected = float(iou(big))
+        held = 0
+        for seed in range(rounds):
+            estimate = intervals(_world(rng, cells), {"iou": iou}, draws=1000, seed=seed)["iou"]
+            held += estimate.low is not None and estimate.high is not None and estimate.low <= expected <= estimate.high
+        print(f"{cells:4d} cells: {held / rounds:.1%} of {rounds} intervals hold the true IoU {expected:.3f}")
+
+
+def _world(rng: np.random.Generator, cells: int) -> np.ndarray:
+    """(cells, 4) confusion counts: each cell has its own share of the class and its own quality."""
+    positive = rng.binomial(9216, rng.beta(1.5, 12, cells))
+    tp = rng.binomial(positive, rng.beta(6, 3, cells))
+    fp = rng.binomial(9216 - positive, rng.beta(1, 40, cells))
+    return np.stack([tp, fp, positive - tp, 9216 - positive - fp], axis=1)
+
+
+def _write_tile(probability: Path, mask: Path) -> None:
+    """A tile with blobs of a town's grain, so that it compresses like a real map."""
+    rng = np.random.default_rng(0)
+    geobox = GeoBox((SIDE, SIDE), rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000), "EPSG:32631")
+    with (
+        cog_writer(probability, geobox=geobox, dtype="uint8", nodata=255, bands=["probability"]) as scores,
+        cog_writer(mask, geobox=geobox, dtype="uint8", nodata=255, bands=["mask"]) as truth,
+    ):
+        for row in range(0, SIDE, STRIP):
+            coarse = rng.beta(0.4, 3, (STRIP // 6, SIDE // 6))
+            town = np.kron(coarse, np.ones((6, 6)))
+            window = Window(0, row, SIDE, STRIP)
+            scores.write(np.clip(town * 250 + rng.normal(0, 4, town.shape), 0, 250).astype(np.uint8), 1, window=window)
+            truth.write((town > 0.4).astype(np.uint8), 1, window=window)
+
+
+def _read(path: Path) -> int:
+    total = 0
+    with rasterio.open(path) as source:
+        for row in range(0, source.height, 2048):
+            for column in range(0, source.width, 2048):
+                window = Window(column, row, min(2048, source.width - column), min(2048, source.height - row))
+                total += source.read(1, window=window).size
+    return total
+
+
+def _timed(work: Callable[[], T]) -> tuple[float, T]:
+    start = time.perf_counter()
+    result = work()
+    return time.perf_counter() - start, result
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or ["pixels", "objects", "coverage"]:
+        {"pixels": pixels, "objects": objects, "coverage": coverage}[name]()

@@ -1,0 +1,105 @@
+"""The STAC item of a predicted scene: where, when, by which model, at which threshold, under which licence."""
+
+import datetime as dt
+import os
+from pathlib import Path
+from typing import Any
+
+import pyproj
+import pystac
+import shapely
+from pystac.extensions.projection import ProjectionExtension
+
+from terraseg.errors import SceneError
+from terraseg.mapping.predictor import Predictor
+from terraseg.products import Product
+from terraseg.scene import ATTRIBUTION, Scene
+
+_COG, _PARQUET = pystac.MediaType.COG, "application/vnd.apache.parquet"
+
+
+def credit_line(scene: Scene, predictor: Predictor) -> str:
+    """The line that the product must carry: the scene's attribution and the model's, each part once.
+
+    Raises:
+        SceneError: the scene has none.
+    """
+    return "; ".join(dict.fromkeys([*scene.attribution.split("; "), *predictor.attribution.split("; ")]))
+
+
+def scene_times(scene: Scene) -> dict[str, Any]:
+    """``datetime`` and, of composites, ``start_datetime`` and ``end_datetime`` of a scene's provenance.
+
+    Raises:
+        SceneError: there are none, or they are no dates.
+    """
+    properties = scene.item.get("properties", {})
+    times = {key: properties.get(key) for key in ("datetime", "start_datetime", "end_datetime")}
+    try:
+        parsed = {key: dt.datetime.fromisoformat(value) if value else None for key, value in times.items()}
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"{scene.path.with_suffix('.json')} has a date that can't be read ({error})") from error
+    if not parsed["datetime"] and not (parsed["start_datetime"] and parsed["end_datetime"]):
+        raise SceneError(
+            f"{scene.path.with_suffix('.json')} has no date",
+            expected="datetime, or start_datetime and end_datetime, in its properties",
+            fix="download the scene again",
+        )
+    return parsed
+
+
+def product_item(
+    product: Product, scene: Scene, predictor: Predictor, *, settings: dict[str, Any], polygons: dict[str, Any]
+) -> dict[str, Any]:
+    """The STAC 1.1 item of a finished product (https://stacspec.org) with the projection extension.
+
+    Args:
+        settings: what the rasters were made with: threshold, crop, overlap and so on.
+        polygons: what the polygons were made with, and how many there are.
+
+    Raises:
+        SceneError: the scene's provenance has no date or attribution.
+    """
+    geobox, crs = scene.geobox, pyproj.CRS(str(scene.geobox.crs))
+    outline = shapely.box(*geobox.boundingbox.bbox)
+    to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+    footprint = shapely.transform(shapely.segmentize(outline, outline.length / 80), to_degrees, interleaved=False)
+    item = pystac.Item(
+        id=scene.name,
+        geometry=shapely.geometry.mapping(footprint),
+        bbox=list(footprint.bounds),
+        properties={
+            "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "description": f"Probability, mask and polygons of class {predictor.class_name!r}",
+            "license": "other",  # of the imagery, the labels and the model: the attribution and the model say which
+            "terraseg:model_licence": predictor.licence,
+            ATTRIBUTION: credit_line(scene, predictor),
+            "gsd": scene.gsd,
+            "terraseg:class": predictor.class_name,
+            "terraseg:threshold": settings["threshold"],
+            "terraseg:settings": settings,
+            "terraseg:polygons": polygons,
+            "terraseg:model": predictor.provenance,
+        },
+        **scene_times(scene),
+    )
+    projection = ProjectionExtension.ext(item, add_if_missing=True)
+    epsg = crs.to_epsg()
+    projection.apply(
+        code=f"EPSG:{epsg}" if epsg else None,
+        wkt2=None if epsg else crs.to_wkt(),
+        shape=list(geobox.shape),
+        transform=list(geobox.affine)[:6],
+        bbox=list(geobox.boundingbox.bbox),
+    )
+    for path, key, media_type, title in (
+        (product.probability, "probability", _COG, f"Probability of {predictor.class_name}, DN / 250, nodata 255"),
+        (product.mask, "mask", _COG, f"{predictor.class_id} = {predictor.class_name}, 0 = not, nodata 255"),
+        (product.polygons, "polygons", _PARQUET, f"Polygons of {predictor.class_name}"),
+        (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
+    ):
+        item.add_asset(key, pystac.Asset(href=f"./{path.name}", title=title, media_type=media_type, roles=["data"]))
+    source = os.path.relpath(scene.path.with_suffix(".json"), product.root)
+    item.add_link(pystac.Link(rel="derived_from", target=Path(source).as_posix(), media_type="application/json"))
+    record: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
+    return record

@@ -1,0 +1,155 @@
+"""What the mapping asks of a model, whatever runs it, and the checks that it fits a scene before any work."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.errors import RasterioIOError
+
+from terraseg.bands import UNIT, band_indices
+from terraseg.errors import CheckpointError, ConfigError, SceneError
+from terraseg.scene import NODATA, Scene
+
+logger = logging.getLogger(__name__)
+
+_LOOK = 512
+"""Side of the decimated look at a scene's values, in pixels."""
+
+_IMPLAUSIBLE = 20.0
+"""Factor between a scene's values and the model's statistics beyond which the unit must be another one."""
+
+
+class Predictor(Protocol):
+    """A model of one class. Calling it may use all cores; it is called from one thread only."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """ESA names in the order of its input."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of its input, `terraseg.bands.UNIT`."""
+
+    @property
+    def nodata(self) -> float:
+        """Input value without an observation."""
+
+    @property
+    def gsd(self) -> float:
+        """Pixel size that it was trained at, in metres."""
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Mean of each band over what it was trained on, in DN."""
+
+    @property
+    def class_id(self) -> int:
+        """Value of its class in mask.tif; everything else is 0."""
+
+    @property
+    def class_name(self) -> str:
+        """Name of its class."""
+
+    @property
+    def licence(self) -> str:
+        """Licence of the model and its weights."""
+
+    @property
+    def attribution(self) -> str:
+        """The line that its maps must carry."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """JSON that identifies it and its runtime: whatever may change a pixel must be in here."""
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """Raw DN (batch, bands, rows, columns) to log-odds of the class (batch, rows, columns)."""
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of a failed read in the block what it means for the user.
+
+    Raises:
+        SceneError: GDAL could not read.
+    """
+    try:
+        yield
+    except RasterioIOError as error:
+        raise SceneError(
+            f"{path} can't be read ({error.__cause__ or error})",
+            fix="the file is damaged or cut off: download it again",
+        ) from error
+
+
+def check_fit(scene: Scene, predictor: Predictor, *, crop: int) -> None:
+    """Check that a model is made for such a scene, and that it takes one crop.
+
+    Raises:
+        SceneError: band missing, other unit or GSD, or values that can't be in the declared unit.
+        ConfigError: the model can't take crops of this size.
+        CheckpointError: its answer is no map of log-odds.
+    """
+    indexes = band_indices(predictor.bands, scene.bands, where=str(scene.path))
+    if predictor.unit != UNIT or predictor.nodata != NODATA:
+        raise SceneError(
+            f"{scene.path} has unit {UNIT} and nodata {NODATA}, "
+            f"the model wants {predictor.unit} and {predictor.nodata:g}",
+            expected="a model that was trained on scenes of terraseg",
+        )
+    if abs(scene.gsd / predictor.gsd - 1) > 0.1:
+        raise SceneError(
+            f"{scene.path} has pixels of {scene.gsd:g} m, the model was trained at {predictor.gsd:g} m",
+            expected="pixel sizes within 10 %",
+            fix="resample the scene, or train at its resolution",
+        )
+    _check_values(scene, predictor, indexes)
+    _check_crop(predictor, crop)
+
+
+def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> None:
+    height, width = scene.geobox.shape
+    with readable(scene.path), rasterio.open(scene.path) as source:
+        look = source.read(
+            [index + 1 for index in indexes],
+            out_shape=(len(indexes), min(height, _LOOK), min(width, _LOOK)),
+            masked=False,
+        )
+    valid = look[:, np.all(look != NODATA, axis=0)]
+    if valid.shape[1] == 0:
+        logger.warning("%s: no valid pixel in a look at every %d-th", scene.path, max(height // _LOOK, 1))
+        return
+    # Water is dark in some bands and snow bright in others: only a factor in most bands is another unit.
+    ratio = float(np.median(np.median(valid, axis=1) / np.asarray(predictor.means)))
+    if valid.max() <= 1 or not 1 / _IMPLAUSIBLE <= ratio <= _IMPLAUSIBLE:
+        raise SceneError(
+            f"{scene.path} has values around {np.median(valid):g} DN (at most {valid.max()}), "
+            f"{ratio:.2g} times those that the model was trained on",
+            expected="reflectance = DN x 1e-4, as declared",
+            fix="check the scene's unit and offset, and download it again",
+        )
+
+
+def _check_crop(predictor: Predictor, crop: int) -> None:
+    pixels = np.empty((1, len(predictor.bands), crop, crop), np.uint16)
+    pixels[:] = np.clip(np.asarray(predictor.means), 1, np.iinfo(np.uint16).max)[:, None, None]
+    try:
+        logits = predictor(pixels)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"the model can't take crops of {crop} px ({reason})",
+            expected="the size it was trained with, or a multiple of its patch",
+            fix="leave --crop out",
+        ) from error
+    if logits.shape != (1, crop, crop):
+        raise CheckpointError(
+            f"the model answers a crop of {crop} px with shape {logits.shape}", expected=f"(1, {crop}, {crop})"
+        )
+    if np.isnan(logits).any():
+        raise CheckpointError("the model answers with NaN", fix="train again; the run has diverged")

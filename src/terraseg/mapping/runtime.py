@@ -1,0 +1,75 @@
+"""What runs a bundle's model: PyTorch."""
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from terraseg.errors import ConfigError
+from terraseg.mapping.bundle import Bundle
+from terraseg.normalise import normalise
+
+
+class TorchPredictor:
+    """The `terraseg.mapping.predictor.Predictor` of a bundle, in single precision.
+
+    Args:
+        bundle: model and statistics.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: the GPU where there is one.
+
+    Raises:
+        ConfigError: no such device.
+        CheckpointError: the bundle's weights can't be loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
+        self._info = info = bundle.info
+        self._device = _device(device)
+        self._model = bundle.load_model().to(self._device).eval()
+        # `import terratorch` sets "medium", with which results depend on the kind of CPU.
+        torch.set_float32_matmul_precision("highest")
+        self._means, self._stds = np.asarray(info.means, np.float32), np.asarray(info.stds, np.float32)
+        self._others = [index for index in sorted(info.classes) if index != info.positive_class]
+        self.bands, self.unit, self.nodata, self.gsd, self.means = (
+            info.bands, info.unit, info.nodata, info.gsd, info.means,
+        )  # fmt: skip
+        self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
+        self.licence, self.attribution = info.licence, info.attribution
+
+    @cached_property
+    def provenance(self) -> dict[str, Any]:
+        """The bundle's head, and what runs it."""
+        runtime = {"runtime": f"torch {torch.__version__}", "device": self._device.type, "precision": "float32"}
+        return {**self._info.model_dump(mode="json"), **runtime}
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """Raw DN (batch, bands, rows, columns) to log-odds of the class (batch, rows, columns).
+
+        Log-odds of one class against all others are its logit minus the logsumexp of the others', divided by the
+        temperature that the bundle was calibrated with (Guo et al. 2017, arXiv:1706.04599).
+        """
+        inputs = normalise(pixels, means=self._means, stds=self._stds, nodata=self.nodata)
+        with torch.inference_mode():
+            logits = self._model(torch.from_numpy(inputs).to(self._device)).float()
+            if len(self._others) == 1:
+                rest = logits[:, self._others[0]]
+            else:
+                rest = torch.logsumexp(logits[:, self._others], dim=1)
+            odds = (logits[:, self.class_id] - rest).div_(self._info.temperature)
+            answer: npt.NDArray[np.float32] = odds.cpu().numpy()
+        return answer
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"no device {name!r} ({str(error).splitlines()[0]})", expected="auto, cpu, or a GPU that PyTorch sees"
+        ) from error
+    return device

@@ -1,0 +1,108 @@
+"""What an unfinished prediction keeps beside its product: a lock, and the rows that are done."""
+
+import fcntl
+import hashlib
+import io
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from terraseg.errors import OutputError
+from terraseg.files import atomic_path, output_error, write_json
+
+logger = logging.getLogger(__name__)
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Hex SHA-256 of everything that may change a pixel."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@contextmanager
+def output_lock(root: Path) -> Iterator[None]:
+    """Hold a product's folder for this run; the kernel lets go of the lock however the run ends.
+
+    Raises:
+        OutputError: another run holds it, or the folder can't be written.
+    """
+    path = root / ".lock"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        raise output_error(error, root) from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before removed the file: a lock on the removed one is worth nothing.
+            if os.fstat(handle.fileno()).st_nlink == 0:
+                raise BlockingIOError
+        except BlockingIOError:
+            raise OutputError(
+                f"{root} is being written by another run", fix="wait for it, or choose another --output"
+            ) from None
+        try:
+            for stale in root.glob(".*.part*"):  # of killed runs: nobody else writes here now
+                stale.unlink()
+            yield
+        finally:
+            path.unlink()
+
+
+class FinishedStrips:
+    """Finished rows on disk, one file each strip of rows, which appears only when it is complete.
+
+    Args:
+        root: the product's folder.
+        fingerprint: of the run. Strips of another run are thrown away, with a line in the log.
+        count: strips of the whole scene.
+    """
+
+    def __init__(self, root: Path, *, fingerprint: str, count: int) -> None:
+        self.folder, self.count = root / ".predict", count
+        manifest = self.folder / "manifest.json"
+        known = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] if manifest.is_file() else None
+        if known not in (None, fingerprint):
+            logger.warning("%s: scene, model or settings have changed; the prediction starts again", root)
+        if known != fingerprint:
+            self.remove()
+        write_json(manifest, {"fingerprint": fingerprint})
+        for stale in self.folder.glob(".*.part*"):
+            stale.unlink()
+
+    @property
+    def done(self) -> int:
+        """How many strips from the top are complete."""
+        return next((index for index in range(self.count) if not self._path(index).is_file()), self.count)
+
+    def write(self, index: int, strip: npt.NDArray[np.uint8]) -> None:
+        """Keep a strip, (layers, rows, columns).
+
+        Raises:
+            OutputError: the disk is full or can't be written.
+        """
+        content = io.BytesIO()
+        np.save(content, strip, allow_pickle=False)
+        with atomic_path(self._path(index)) as temporary:
+            temporary.write_bytes(content.getbuffer())  # np.save to a file would not say why it failed
+
+    def read(self, index: int) -> npt.NDArray[np.uint8]:
+        """A strip as it was written."""
+        strip: npt.NDArray[np.uint8] = np.load(self._path(index), allow_pickle=False)
+        return strip
+
+    def remove(self) -> None:
+        """Throw all strips away."""
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.npy"

@@ -1,0 +1,51 @@
+"""Models without weights for the tests of the mapping, written with numpy alone."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from terraseg.bands import PRITHVI_BANDS, UNIT
+
+
+def logit(probability: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    p = np.asarray(probability, np.float64)
+    return np.log(p / (1 - p)).astype(np.float32)
+
+
+def from_first_band(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Log-odds of DN / 250 of the first band, 1 to 249: the identity, as far as a probability goes."""
+    return logit(np.clip(pixels[:, 0], 1, 249) / 250)
+
+
+def from_neighbours(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+    """Depends on the window's content and position: a window that is cut elsewhere gives other values."""
+    values = pixels.astype(np.float32).mean(axis=1) / 1000
+    return values - values.mean(axis=(1, 2), keepdims=True) + np.linspace(-1, 1, values.shape[2], dtype=np.float32)
+
+
+@dataclass
+class NumpyPredictor:
+    """A predictor that counts its calls and windows, and can be slow."""
+
+    function: Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.float32]] = from_first_band
+    bands: tuple[str, ...] = PRITHVI_BANDS
+    unit: str = UNIT
+    nodata: float = 0
+    gsd: float = 10.0
+    means: tuple[float, ...] = (1000.0,) * len(PRITHVI_BANDS)
+    class_id: int = 1
+    class_name: str = "building"
+    licence: str = "ODbL-1.0"
+    attribution: str = "model of the tests"
+    provenance: dict[str, Any] = field(default_factory=lambda: {"weights_hash": "abc"})
+    delay: float = 0.0
+    windows: int = 0
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        self.windows += len(pixels)
+        time.sleep(self.delay)
+        return self.function(pixels)

@@ -1,0 +1,123 @@
+import json
+import tempfile
+from pathlib import Path
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pyogrio
+import pytest
+import rasterio.features
+import shapely
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from odc.geo.geobox import GeoBox
+
+from terraseg.mapping.polygons import vectorise
+from terraseg.products import Product
+from terraseg.raster import cog_writer
+
+ORIGIN = (500_000.0, 5_800_000.0)
+
+
+def make_product(root: Path, mask: npt.NDArray[np.uint8], probability: npt.NDArray[np.uint8] | None = None) -> Product:
+    product = Product(root)
+    geobox = GeoBox(mask.shape, rasterio.Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1]), "EPSG:32633")
+    layers = (
+        (product.mask, mask),
+        (product.probability, np.where(mask == 1, 200, 20) if probability is None else probability),
+    )
+    for path, layer in layers:
+        with cog_writer(path, geobox=geobox, dtype="uint8", nodata=255, bands=["x"]) as target:
+            target.write(layer.astype(np.uint8), 1)
+    return product
+
+
+def outline(product: Product, **options: float) -> gpd.GeoDataFrame:
+    arguments = {"simplify_m": 0.0, "min_area_m2": 0.0, **options}
+    count = vectorise(product.mask, product.probability, product, attribution="© A", model_licence="MIT", **arguments)
+    frame = gpd.read_parquet(product.polygons)
+    assert len(frame) == count
+    return frame
+
+
+def burn(frame: gpd.GeoDataFrame, mask: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    if frame.empty:
+        return np.zeros_like(mask)
+    transform = rasterio.Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1])
+    return rasterio.features.rasterize(frame.geometry, mask.shape, transform=transform, dtype="uint8")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    hnp.arrays(np.uint8, st.tuples(st.integers(1, 18), st.integers(1, 18)), elements=st.sampled_from([0, 1, 1, 255])),
+    st.integers(1, 7),
+)
+def test_polygons_rasterise_back_to_the_mask_whatever_the_strips(mask: npt.NDArray[np.uint8], strip_rows: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        product = make_product(Path(folder), mask)
+        frame = outline(product, strip_rows=strip_rows)
+        whole = outline(product, strip_rows=1000)
+    assert frame.is_valid.all()
+    assert set(frame.geom_type) <= {"Polygon"}
+    np.testing.assert_array_equal(burn(frame, mask), mask == 1)
+    assert frame.geometry.area.sum() == pytest.approx(100 * (mask == 1).sum())
+    assert len(frame) == len(whole)
+    for geometry in frame.geometry:  # the same regions, not only as many
+        assert whole.geometry.geom_equals(geometry).sum() == 1
+
+
+def test_a_building_on_a_strip_border_is_one_polygon_with_its_hole(tmp_path: Path) -> None:
+    mask = np.zeros((20, 20), np.uint8)
+    mask[3:17, 4:14] = 1
+    mask[8:12, 7:10] = 0
+    probability = np.where(mask == 1, 100, 0).astype(np.uint8)
+    probability[10:17] *= 2
+    frame = outline(make_product(tmp_path, mask, probability), strip_rows=10)
+    assert len(frame) == 1
+    assert len(frame.geometry[0].interiors) == 1
+    assert frame.area_m2[0] == pytest.approx(128 * 100, rel=0.005)
+    expected = probability[mask == 1].mean() / 250
+    assert frame.mean_probability[0] == pytest.approx(expected)
+
+
+def test_pixels_that_meet_at_a_corner_are_two_polygons(tmp_path: Path) -> None:
+    frame = outline(make_product(tmp_path, np.eye(2, dtype=np.uint8)), strip_rows=1)
+    assert len(frame) == 2
+
+
+def test_area_is_equal_area_and_not_that_of_the_grid(tmp_path: Path) -> None:
+    product = make_product(tmp_path, np.ones((4, 4), np.uint8))
+    frame = outline(product)
+    # UTM shrinks lengths by 0.9996 at its central meridian: the true area is more.
+    assert frame.area_m2[0] == pytest.approx(1600 / 0.9996**2, rel=1e-5)
+
+
+def test_least_area_and_tolerance_hold_and_are_in_the_metadata(tmp_path: Path) -> None:
+    mask = np.zeros((30, 30), np.uint8)
+    mask[1, 1] = 1
+    mask[5:25, 5:25] = np.tri(20, dtype=np.uint8)
+    product = make_product(tmp_path, mask)
+    exact = outline(product)
+    frame = outline(product, simplify_m=8.0, min_area_m2=200.0)
+    assert (len(exact), len(frame)) == (2, 1)
+    corners = [shapely.get_num_coordinates(f.geometry).max() for f in (exact, frame)]
+    assert corners[1] < corners[0] / 3
+    assert frame.geometry[0].hausdorff_distance(exact.geometry.loc[exact.area_m2.idxmax()]) <= 8.0
+    stored = json.loads(pq.read_schema(product.polygons).metadata[b"terraseg"])
+    assert (stored["simplify_m"], stored["min_area_m2"], stored["connectivity"]) == (8.0, 200.0, 4)
+    assert (stored["attribution"], stored["model_licence"]) == ("© A", "MIT")
+
+
+@pytest.mark.parametrize("fill", [0, 255, 1])
+def test_both_files_hold_the_same_and_are_valid_when_empty(tmp_path: Path, fill: int) -> None:
+    product = make_product(tmp_path, np.full((9, 5), fill, np.uint8))
+    frame, table = outline(product), gpd.read_file(product.geopackage)
+    assert len(frame) == len(table) == (fill == 1)
+    assert frame.crs == table.crs == "EPSG:32633"
+    assert list(frame.columns) == ["area_m2", "mean_probability", "geometry"]
+    assert set(table.columns) == set(frame.columns)
+    metadata = pyogrio.read_info(product.geopackage)["layer_metadata"]
+    assert metadata["attribution"] == "© A"
