@@ -62,7 +62,7 @@ def test_the_table_names_the_weights_of_each_row(root):
     weights = {
         path.stem: json.loads(path.read_text())["weights"] for path in (root / "results/demo/metrics").glob("*.json")
     }
-    assert weights["demo_unet"].startswith("tf_efficientnet_lite0.safetensors, sha256 ")
+    assert weights["demo_unet"].startswith("ImageNet: tf_efficientnet_lite0.safetensors, sha256 ")
     assert weights["demo_prithvi_tiny"] == "random (hub unreachable)"
     assert weights["index_baseline"].startswith("none")
 

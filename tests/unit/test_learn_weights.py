@@ -75,13 +75,17 @@ def test_a_local_classifier_is_loaded_without_its_head(
     unet: nn.Module, donor: dict[str, torch.Tensor], tmp_path: Path, suffix: str
 ) -> None:
     path = tmp_path / f"lite0{suffix}"
-    save_file(donor, path) if suffix == ".safetensors" else torch.save({"state_dict": donor}, path)
+    if suffix == ".safetensors":
+        save_file(donor, path, metadata={"trained_on": "ImageNet"})
+    else:
+        torch.save({"state_dict": donor}, path)
     statement = _load(unet, path, _UNET)
     loaded = encoder_of(unet).state_dict()
     stem = loaded.pop("conv_stem.weight")
     assert all(torch.equal(value, donor[key]) for key, value in loaded.items())
     torch.testing.assert_close(stem, expand_rgb_stem(donor["conv_stem.weight"], PRITHVI_BANDS))
-    assert statement.startswith(f"lite0{suffix}, sha256 ")
+    assert statement.removeprefix("ImageNet: ").startswith(f"lite0{suffix}, sha256 ")
+    assert statement.startswith("ImageNet") == (suffix == ".safetensors")
 
 
 def test_a_file_of_another_architecture_names_its_keys(unet: nn.Module, tmp_path: Path) -> None:

@@ -301,9 +301,8 @@ def test_reflectance_in_0_to_1_is_not_taken_for_digital_numbers(tmp_path: Path) 
         predict_scene(scene, NumpyPredictor(), tmp_path, **OPTIONS)
 
 
-@pytest.mark.parametrize("key", ["datetime", "terraseg:attribution"])
-def test_a_scene_without_date_or_attribution_is_refused(tmp_path: Path, key: str) -> None:
-    scene = scene_of(tmp_path / "raw", np.full((64, 64), 900, np.uint16), **{key: None})
+def test_a_scene_without_date_is_refused(tmp_path: Path) -> None:
+    scene = scene_of(tmp_path / "raw", np.full((64, 64), 900, np.uint16), datetime=None)
     with pytest.raises(SceneError, match="has no"):
         predict_scene(scene, NumpyPredictor(), tmp_path, **OPTIONS)
 

@@ -20,7 +20,7 @@ import segmentation_models_pytorch as smp
 import timm
 import torch
 from huggingface_hub import constants as hub_constants
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from terratorch.models.backbones.prithvi_mae import PrithviViT
 from terratorch.models.backbones.prithvi_vit import checkpoint_filter_fn_vit
@@ -127,7 +127,16 @@ def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
     if isinstance(encoder, PrithviViT) and "encoder.cls_token" in state:
         # The published files hold the whole masked autoencoder, and the bands in the order of pretraining.
         state = checkpoint_filter_fn_vit(state, encoder, encoder.pretrained_bands, encoder.model_bands)
-    return state, f"{path.name}, sha256 {sha256_of_file(path)[:12]}"
+    return state, f"{_trained_on(path)}{path.name}, sha256 {sha256_of_file(path)[:12]}"
+
+
+def _trained_on(path: Path) -> str:
+    """What a safetensors file says of its own training, such as ``ImageNet: ``; most files say nothing."""
+    if path.suffix != ".safetensors":
+        return ""
+    with safe_open(path, framework="pt") as file:
+        said = (file.metadata() or {}).get("trained_on")
+    return f"{said}: " if said else ""
 
 
 def _fitted(state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[str], source: str) -> State:

