@@ -40,18 +40,20 @@ def load_data_config(path: str | Path, *, overrides: dict[str, dict[str, Any]] |
         raise ConfigError(f"no config at {path}", fix="correct --config")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        for section, keys in (overrides or {}).items():
-            values[section] = {**(values.get(section) or {}), **keys}
-        return DataConfig.model_validate(values)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML ({error})") from error
-    except (ValidationError, TypeError) as error:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}", expected="the sections acquire, labels, prepare")
+    for section, keys in (overrides or {}).items():
+        given = values.get(section) or {}
+        values[section] = {**given, **keys} if isinstance(given, dict) else given
+    try:
+        return DataConfig.model_validate(values)
+    except ValidationError as error:
         raise ConfigError(f"{path}: {_in_one_line(error)}", fix="docs/data.md lists the keys") from error
 
 
-def _in_one_line(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return "sections and keys expected"
+def _in_one_line(error: ValidationError) -> str:
     lines = []
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"])

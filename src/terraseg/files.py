@@ -4,12 +4,16 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from terraseg.errors import OutputError
+
+_HOST = re.sub(r"\W", "", platform.node()) or "host"
 
 _LEAST_FREE = 1 << 20
 """Free bytes below which a disk counts as full when a write on it has failed."""
@@ -28,9 +32,10 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         OutputError: the disk is full or the folder can't be written.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.stem}.{os.getpid()}.part{target.suffix}")
+    temporary = target.with_name(f".{target.stem}.{_HOST}-{os.getpid()}.part{target.suffix}")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target, f".{target.stem}.{_HOST}-*.part{target.suffix}")
         yield temporary
         with open(temporary, "rb") as handle:  # a full disk may show only here
             os.fsync(handle.fileno())
@@ -48,13 +53,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Like `atomic_path` for a folder: yields an empty one, which replaces ``path`` when the block ends well."""
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.part")
     try:
-        temporary.mkdir(parents=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target, f".{target.name}.{_HOST}-*.part")
+        temporary.mkdir()
         yield temporary
         if target.exists():
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            old = temporary.with_suffix(".old.part")
             target.replace(old)
             temporary.replace(target)
             shutil.rmtree(old)
@@ -67,6 +73,27 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         raise failure from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sweep(target: Path, pattern: str) -> None:
+    """Remove what killed runs of this machine left: temporary names hold the machine and the process."""
+    for path in target.parent.glob(pattern):
+        found = re.search(rf"{re.escape(_HOST)}-(\d+)", path.name)
+        if found and not _is_alive(int(found[1])):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def output_error(error: OSError, target: Path) -> OSError | OutputError:

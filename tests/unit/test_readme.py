@@ -22,7 +22,7 @@ def _commands():
                     yield pytest.param(" ".join(command.split()), id=f"{page.name}: {command[:60]}")
 
 
-@pytest.mark.parametrize("command", _commands())
+@pytest.mark.parametrize("command", list(_commands()))
 def test_command(command):
     if command in _RUN_BY_TESTS:
         return

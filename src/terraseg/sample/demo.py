@@ -129,9 +129,11 @@ def run_demo(root: Path) -> None:
 def _run(root: Path, command: Sequence[str], record: dict[str, str], step: Step, fingerprint: str) -> None:
     write_json(root / _RECORD, {**record, f"started {step.name}": fingerprint})
     done = subprocess.run(command, cwd=root, check=False)
-    if done.returncode:
+    if done.returncode or not (root / step.product).exists():
         raise TerrasegError(
-            f"the step {step.name} ended with exit code {done.returncode}",
+            f"the step {step.name} ended with exit code {done.returncode} and without {step.product}"
+            if done.returncode == 0
+            else f"the step {step.name} ended with exit code {done.returncode}",
             fix="see above for its reason; `make demo` goes on from this step",
         )
     record[step.name] = fingerprint
