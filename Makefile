@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint unit integration notebooks bench lock docker-steps clean
+.PHONY: demo test lint unit integration bench lock clean
 
 demo: .venv/installed
 	$(BIN)/terraseg demo

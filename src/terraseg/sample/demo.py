@@ -173,7 +173,8 @@ def _summary(console: Console, root: Path) -> None:
     metrics = sorted((root / _RESULTS / "metrics").glob("*.json"))
     console.print()
     console.print(metrics_table(metrics))
-    best = max((json.loads(path.read_text(encoding="utf-8")) for path in metrics), key=_iou)
+    models = [json.loads((root / _RESULTS / "metrics" / f"{name}.json").read_text("utf-8")) for name in EXPERIMENTS]
+    best = max(models, key=_iou)
     scene = _RESULTS / "predictions" / best["experiment"] / "brandenburg"
     console.print("These are settlement areas (OpenStreetMap landuse=residential), not single buildings.")
     for what, path in (
