@@ -25,8 +25,7 @@ bench: .venv/installed
 
 lock: .venv/installed
 	$(BIN)/pip install -q uv
-	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-annotate --no-emit-index-url \
-	    --upgrade pyproject.toml -o requirements.txt
+	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-annotate pyproject.toml -o requirements.txt
 
 .venv/installed: requirements.txt pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14) and "terraseg needs Python 3.11 to 3.13: make PYTHON=python3.12")'

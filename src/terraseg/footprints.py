@@ -92,7 +92,7 @@ def find_footprints(paths: str | Path | Sequence[str | Path]) -> tuple[gpd.GeoDa
         LabelError: nothing there, or files of several classes.
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    files = [file for path in given for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
+    files = [file for path in given for file in (sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path])]
     if not files:
         raise LabelError(
             f"no footprints (*.parquet) in {', '.join(map(str, given))}",

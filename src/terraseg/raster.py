@@ -61,7 +61,7 @@ def cog_writer(
         scratch_options = {}
     predictor = {"f": 3, "i": 2, "u": 2}[np.dtype(dtype).kind]
     with atomic_path(path) as final:
-        scratch = final.with_name(f"{final.stem}.scratch.tif")
+        scratch = final.with_name(f"{final.stem.removesuffix('.part')}.scratch.part.tif")  # swept after a kill
         try:
             with rasterio.open(scratch, "w", compress="zstd", zstd_level=1, **profile, **scratch_options) as target:
                 for index, description in enumerate(bands, start=1):

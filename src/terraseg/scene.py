@@ -115,7 +115,7 @@ def find_scenes(path: str | Path) -> list[Scene]:
         SceneError: none there, or they differ in bands or CRS: scenes of unlike kinds are refused, not mixed.
     """
     path = Path(path)
-    files = sorted(path.glob("*.tif")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.tif")) if path.is_dir() else [path]
     if not files:
         raise SceneError(f"no scene (*.tif) in {path}", fix="run the download first, or correct --input")
     scenes = [open_scene(file) for file in files]

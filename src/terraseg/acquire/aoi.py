@@ -1,0 +1,123 @@
+"""The area of interest and its pixel grid: 10 m pixels on the UTM grid of Sentinel-2."""
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyogrio
+import shapely
+from odc.geo.geobox import GeoBox
+from pyogrio.errors import DataLayerError, DataSourceError
+from pyproj import Transformer
+
+from terraseg.errors import AOIError
+
+GSD = 10
+"""Pixel size in metres. The corners of Sentinel-2 tiles are multiples of it in every UTM zone."""
+
+_POLYGONAL = {"Polygon", "MultiPolygon"}
+_SLACK = 0.1  # metres: an AOI drawn along pixel edges is not widened by the rounding of its degrees
+_UTM_LATITUDES = (-80.0, 84.0)
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class AOI:
+    """An area of interest.
+
+    Attributes:
+        name: stem of its file, the name of what is made for it.
+        geometry: valid (multi)polygon in EPSG:4326.
+        geobox: the smallest box of whole 10 m pixels of its UTM zone that holds the geometry, to 0.1 m.
+    """
+
+    name: str
+    geometry: shapely.Geometry
+    geobox: GeoBox
+
+    @property
+    def footprint(self) -> shapely.Polygon:
+        """The geobox as a polygon in EPSG:4326."""
+        return self.geobox.extent.to_crs("EPSG:4326", resolution=1000).geom
+
+
+def read_aoi(path: str | Path) -> AOI:
+    """Read a GeoJSON or any vector file of one layer; all its features together are the AOI.
+
+    Raises:
+        AOIError: unreadable, several layers, not polygonal, invalid, not on Earth, over the antimeridian, at a pole,
+            or wider than one UTM zone can bear.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise AOIError(f"no area of interest at {path}", fix="correct --aoi")
+    try:
+        layers = pyogrio.list_layers(path)[:, 0]
+        if len(layers) > 1:
+            raise AOIError(f"{path} has {len(layers)} layers ({', '.join(layers)})", expected="a file of one layer")
+        frame = pyogrio.read_dataframe(path, columns=[])
+    except (DataSourceError, DataLayerError) as error:
+        raise AOIError(f"{path} can't be read as a vector file ({error})", expected="GeoJSON or GeoPackage") from error
+    if not len(frame):
+        raise AOIError(f"{path} has no feature", expected="at least one polygon")
+    kinds = sorted({str(kind) for kind in frame.geom_type} - _POLYGONAL)
+    if kinds:
+        raise AOIError(f"{path} holds {', '.join(kinds)}", expected="polygons only")
+    for geometry in frame.geometry:
+        if geometry.is_empty or not geometry.is_valid:
+            raise AOIError(
+                f"{path} holds an invalid polygon ({shapely.is_valid_reason(geometry)})",
+                fix="repair it with `ogr2ogr -makevalid`",
+            )
+    if frame.crs is not None and frame.crs.to_epsg() != 4326:
+        frame = frame.to_crs(4326)
+    geometry = shapely.force_2d(frame.geometry.union_all())
+    return AOI(name=path.stem, geometry=geometry, geobox=_geobox(geometry, str(path)))
+
+
+def utm_zone(longitude: float, latitude: float) -> int:
+    """EPSG code of the UTM zone of a place in degrees, with the exceptions of MGRS that Sentinel-2 tiles follow.
+
+    Source: NGA.STND.0037, The Universal Grids: zone 32 is wider in Norway, 31 to 37 are uneven at Svalbard.
+    """
+    zone = min(int((longitude + 180) // 6) + 1, 60)
+    if 56 <= latitude < 64 and 3 <= longitude < 12:
+        zone = 32
+    if latitude >= 72 and 0 <= longitude < 42:
+        zone = 31 if longitude < 9 else 33 if longitude < 21 else 35 if longitude < 33 else 37
+    return (32600 if latitude >= 0 else 32700) + zone
+
+
+def _geobox(geometry: shapely.Geometry, name: str) -> GeoBox:
+    west, south, east, north = geometry.bounds
+    if west < -180 or east > 180 or south < -90 or north > 90:
+        raise AOIError(
+            f"{name} reaches from {west:g}, {south:g} to {east:g}, {north:g}",
+            expected="longitude and latitude in degrees",
+            fix="store its CRS in the file, or reproject it to EPSG:4326",
+        )
+    if south < _UTM_LATITUDES[0] or north > _UTM_LATITUDES[1]:
+        raise AOIError(f"{name} reaches latitude {south:g} to {north:g}", expected="UTM latitudes, 80° S to 84° N")
+    if east - west > 180:
+        raise AOIError(f"{name} crosses the antimeridian", fix="make one AOI each side of it")
+    centre = geometry.centroid
+    epsg = utm_zone(centre.x, centre.y)
+    meridian = (epsg % 100) * 6 - 183
+    # An AOI over two zones is kept in one, up to the next zone's central meridian: there a UTM pixel is 0.5 % too
+    # small. Scenes of the other zone are resampled into it.
+    if max(abs(west - meridian), abs(east - meridian)) > 6:
+        raise AOIError(
+            f"{name} reaches from longitude {west:g} to {east:g}, too far for UTM zone {epsg % 100}",
+            expected=f"at most 6° from its meridian {meridian}°",
+            fix="split it into one AOI a zone",
+        )
+    if west < meridian - 3 or east > meridian + 3:
+        _LOG.warning("%s lies over two UTM zones; all of it is brought to EPSG:%d", name, epsg)
+    to_utm = Transformer.from_crs(4326, epsg, always_xy=True)
+    # Straight edges in degrees bend in UTM, so the densified outline is what bounds the box.
+    outline = shapely.segmentize(geometry, max(east - west, north - south) / 100)
+    left, bottom, right, top = shapely.transform(outline, to_utm.transform, interleaved=False).bounds
+    left, bottom = (math.floor((edge + _SLACK) / GSD) * GSD for edge in (left, bottom))
+    right, top = (math.ceil((edge - _SLACK) / GSD) * GSD for edge in (right, top))
+    return GeoBox.from_bbox((left, bottom, right, top), crs=f"EPSG:{epsg}", resolution=GSD, tight=True)

@@ -1,0 +1,252 @@
+"""The sections ``acquire`` and ``labels`` of configs/data_config.yaml; unknown keys are refused."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from terraseg.bands import PRITHVI_BANDS, band
+
+SCL_CLASSES = range(12)
+"""Sen2Cor's scene classification (ESA, Sentinel-2 Products Specification): 0 nodata to 11 snow."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CatalogueConfig(_Section):
+    """Where scenes are searched.
+
+    Attributes:
+        name: a known catalogue, or ``custom`` for any STAC API that has Sentinel-2 L2A.
+        url: root of the STAC API; needed for ``custom``, elsewhere it replaces the known address (a mirror).
+        collection: id of the collection; needed for ``custom``.
+        assets: band name -> asset key, with ``SCL`` for the classification; needed for ``custom``.
+        offset: DN to add to every scene, where a catalogue is known to break the rule of `terraseg.acquire.offsets`;
+            ``rule`` applies the rule.
+    """
+
+    name: Literal["earth-search", "planetary-computer", "cdse", "custom"] = "earth-search"
+    url: str | None = None
+    collection: str | None = None
+    assets: dict[str, str] = {}
+    offset: Literal["rule"] | Annotated[int, Field(ge=-10000, le=0)] = "rule"
+
+    @model_validator(mode="after")
+    def _custom_is_complete(self) -> Self:
+        if self.name == "custom" and not (self.url and self.collection and self.assets):
+            raise ValueError("the catalogue `custom` needs url, collection and assets (such as {B02: blue, SCL: scl})")
+        return self
+
+    @field_validator("assets")
+    @classmethod
+    def _known_bands(cls, assets: dict[str, str]) -> dict[str, str]:
+        return {name if name == "SCL" else band(name).name: key for name, key in assets.items()}
+
+
+class Period(_Section):
+    """Days of acquisition, both included."""
+
+    start: dt.date
+    end: dt.date
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end < self.start:
+            raise ValueError(f"the period ends ({self.end}) before it starts ({self.start})")
+        return self
+
+
+class MaskConfig(_Section):
+    """Which pixels of a scene are no observation of the ground.
+
+    Attributes:
+        classes: SCL classes that are masked; none: the classification is not read.
+        dilation: by how many 20 m pixels of SCL the masked area grows in each direction (a square), for the rims
+            of clouds and shadows. Nodata and defective pixels (0, 1) don't grow.
+    """
+
+    classes: tuple[int, ...] = (0, 1, 3, 8, 9, 10, 11)
+    dilation: int = Field(3, ge=0, le=50)
+
+    @field_validator("classes")
+    @classmethod
+    def _known_classes(cls, classes: tuple[int, ...]) -> tuple[int, ...]:
+        if unknown := sorted(set(classes) - set(SCL_CLASSES)):
+            raise ValueError(f"SCL has no class {unknown}, expected 0 to 11")
+        return tuple(sorted(set(classes)))
+
+
+class AcquireConfig(_Section):
+    """Scenes to composite.
+
+    Attributes:
+        periods: one composite a period; several periods make several frames of one place, for models of many dates.
+        bands: names in any dialect, in file order.
+        max_cloud_cover: of a scene, in percent.
+        scenes_per_tile: at most so many scenes of each tile and period, the least cloudy ones.
+        exclude: ids of items to leave out.
+        composite: the median of the clear observations, or the observation of the least cloudy scene.
+        resampling: of the 20 m and 60 m bands to 10 m, and of scenes of the neighbouring UTM zone. SCL: nearest.
+        offset_check: what happens when the dark pixels of a scene contradict its offset.
+        block: edge of a block in pixels; memory grows with its square.
+        workers: blocks at a time on this machine, which hides the latency of a far catalogue; memory grows with them.
+        retries: of a request or a block, before it is given up.
+        backoff: seconds before the first retry; they double with each.
+        timeout: seconds that a request may take or stall.
+    """
+
+    catalogue: CatalogueConfig = CatalogueConfig()
+    periods: dict[Annotated[str, Field(pattern=r"^[a-z0-9_-]+$")], Period] = Field(min_length=1)
+    bands: tuple[str, ...] = PRITHVI_BANDS
+    max_cloud_cover: float = Field(30.0, ge=0, le=100)
+    scenes_per_tile: int = Field(8, ge=1)
+    exclude: tuple[str, ...] = ()
+    mask: MaskConfig = MaskConfig()
+    composite: Literal["median", "least-cloudy"] = "median"
+    resampling: Literal["nearest", "bilinear", "cubic"] = "bilinear"
+    offset_check: Literal["raise", "warn"] = "raise"
+    block: int = Field(1024, ge=64, le=8192)
+    workers: int = Field(2, ge=1)
+    retries: int = Field(5, ge=0, le=20)
+    backoff: float = Field(1.0, ge=0)
+    timeout: float = Field(60.0, gt=0)
+
+    @field_validator("bands")
+    @classmethod
+    def _esa_names(cls, bands: tuple[str, ...]) -> tuple[str, ...]:
+        names = tuple(band(name).name for name in bands)
+        if not names or len(set(names)) < len(names) or "B10" in names:
+            raise ValueError(f"bands {bands}: expected at least one, none twice, and no B10 (it exists in L1C only)")
+        return names
+
+
+class OverpassSource(_Section):
+    """OpenStreetMap through an Overpass API.
+
+    Attributes:
+        url: without ``/interpreter``.
+        cache: folder of the answers; the same question is not asked twice. Delete it to ask for newer data.
+        timeout: seconds that the server may compute.
+        retries: of a request, before it is given up.
+        backoff: seconds before the first retry; they double with each.
+    """
+
+    kind: Literal["overpass"] = "overpass"
+    url: str = "https://overpass-api.de/api"
+    cache: Path = Path("data/cache/overpass")
+    timeout: float = Field(180.0, gt=0)
+    retries: int = Field(4, ge=0, le=20)
+    backoff: float = Field(15.0, ge=0)
+
+
+class ExtractSource(_Section):
+    """A local OpenStreetMap extract.
+
+    Attributes:
+        path: .osm.pbf or .osm.
+        extract_date: its day, as the place that you have it from states it.
+    """
+
+    kind: Literal["extract"]
+    path: Path
+    extract_date: dt.date
+
+
+class VectorSource(_Section):
+    """Any vector file that GDAL reads.
+
+    Attributes:
+        layer: needed where the file has several.
+        where: SQL condition on its columns, such as ``fclass = 'residential'``.
+        id_column: column with the object's id, so that objects listed twice are found.
+        provider: name of who made it.
+        extract_date: its day.
+        licence: SPDX name.
+        attribution: the line that every product must carry.
+    """
+
+    kind: Literal["vector"]
+    path: Path
+    layer: str | None = None
+    where: str | None = None
+    id_column: str | None = None
+    provider: str
+    extract_date: dt.date
+    licence: str
+    attribution: str
+
+
+class GeoParquetSource(_Section):
+    """Open building footprints as GeoParquet; only what meets the AOI's bounding box is kept in memory.
+
+    Attributes:
+        location: a file, a folder of files, or the http(s) address of a file.
+        provider: whose data; decides licence and attribution.
+        extract_date: day of the release.
+        min_confidence: of Google's and Overture's column ``confidence``, 0 to 1; objects without one are kept.
+    """
+
+    kind: Literal["geoparquet"]
+    location: str
+    provider: Literal["overture", "google", "microsoft"]
+    extract_date: dt.date
+    min_confidence: float = Field(0.0, ge=0, le=1)
+
+
+FootprintConfig = Annotated[
+    OverpassSource | ExtractSource | VectorSource | GeoParquetSource, Field(discriminator="kind")
+]
+
+
+class BuiltUpRaster(_Section):
+    """A raster that shows where is built-up land, such as WorldCover (class 50) or GHSL.
+
+    Attributes:
+        path: anything that GDAL reads, in any CRS.
+        above: a pixel is built-up where its value is greater, ...
+        classes: ... or where its value is one of these.
+    """
+
+    kind: Literal["raster"]
+    path: Path
+    above: float | None = None
+    classes: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if (self.above is None) == (not self.classes):
+            raise ValueError("a built-up raster needs either `above` or `classes`")
+        return self
+
+
+class CompletenessConfig(_Section):
+    """How the labels are compared with a reference, cell by cell.
+
+    Attributes:
+        reference: a second source of footprints, or a built-up raster.
+        cell: edge of a cell in metres, a multiple of 10.
+        reach: built-up area counts as covered when a label lies within so many metres.
+    """
+
+    reference: Annotated[VectorSource | GeoParquetSource | BuiltUpRaster, Field(discriminator="kind")]
+    cell: int = Field(640, ge=10, multiple_of=10)
+    reach: float = Field(20.0, ge=0)
+
+
+class LabelsConfig(_Section):
+    """Footprints to learn from.
+
+    Attributes:
+        class_name: what one polygon is.
+        tags: OpenStreetMap key -> values (or true for any) that make an object one of the class.
+        source: where they come from.
+        completeness: against what their completeness is measured; none: it is not.
+    """
+
+    class_name: str = "building"
+    tags: dict[str, Literal[True] | tuple[str, ...]] = Field({"building": True}, min_length=1)
+    source: FootprintConfig = OverpassSource()
+    completeness: CompletenessConfig | None = None

@@ -1,0 +1,403 @@
+"""Local servers that stand in for the real ones: a STAC API with its pixels, and an Overpass API.
+
+The demo downloads through them with the same code that reaches the real ones, and the tests make them fail on demand.
+"""
+
+import asyncio
+import datetime as dt
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+from xml.sax.saxutils import quoteattr
+
+import geopandas as gpd
+import shapely
+from aiohttp import web
+
+from terraseg.errors import CatalogueError
+
+_CONFORMANCE = [
+    "https://api.stacspec.org/v1.0.0/core",
+    "https://api.stacspec.org/v1.0.0/item-search",
+    "https://api.stacspec.org/v1.0.0/item-search#query",
+    "https://api.stacspec.org/v1.0.0/item-search#sort",
+]
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "eq": lambda value, bound: value == bound,
+    "neq": lambda value, bound: value != bound,
+    "lt": lambda value, bound: value is not None and value < bound,
+    "lte": lambda value, bound: value is not None and value <= bound,
+    "gt": lambda value, bound: value is not None and value > bound,
+    "gte": lambda value, bound: value is not None and value >= bound,
+    "in": lambda value, bound: value in bound,
+}
+
+
+@dataclass
+class Faults:
+    """What a server does wrong; may be changed while it runs.
+
+    Attributes:
+        questions: HTTP status codes to answer the next searches or queries with, one each; then it answers well.
+        pixels: HTTP status codes to answer the next requests of files with.
+        denied: every request of a file gets 403.
+        truncated: so many of the next bodies of files end in the middle.
+        delay: seconds before each body of a file.
+        changing_etags: a new ETag with each answer, as if the file had changed.
+        remark: text of a remark (a time-out of the database) in the answers to Overpass queries.
+    """
+
+    questions: list[int] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
+    denied: bool = False
+    truncated: int = 0
+    delay: float = 0.0
+    changing_etags: bool = False
+    remark: str | None = None
+
+
+class LocalServer:
+    """An aiohttp application in a thread of its own, on a loopback port that stays the same over a restart.
+
+    Attributes:
+        faults: what it does wrong.
+        requests: method and path of every request, in order.
+    """
+
+    def __init__(self) -> None:
+        self.faults = Faults()
+        self.requests: list[str] = []
+        self._port = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Root of the server, without a slash at the end."""
+        return f"http://127.0.0.1:{self._port}"
+
+    def start(self) -> Self:
+        """Serve until `stop`; returns when the port is open."""
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True, name="local-server")
+        self._thread.start()
+        if not ready.wait(10):
+            raise CatalogueError("the local server did not start within 10 s")
+        return self
+
+    def stop(self) -> None:
+        """Close the port and cut open connections, as a kill does."""
+        if self._loop is not None and self._thread is not None:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(10)
+            self._loop = None
+
+    def routes(self) -> list[web.RouteDef]:
+        """Paths and their handlers."""
+        raise NotImplementedError
+
+    def _serve(self, ready: threading.Event) -> None:
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        application = web.Application(middlewares=[self._record], client_max_size=2**26)
+        application.add_routes(self.routes())
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
+        loop.run_until_complete(runner.setup())
+        site = web.TCPSite(runner, "127.0.0.1", self._port, reuse_address=True)
+        loop.run_until_complete(site.start())
+        self._port = runner.addresses[0][1]
+        self._loop = loop
+        ready.set()
+        loop.run_forever()
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+        loop.run_until_complete(runner.cleanup())
+        loop.close()
+
+    @web.middleware
+    async def _record(self, request: web.Request, handler: Any) -> web.StreamResponse:  # noqa: ANN401 - aiohttp's type
+        self.requests.append(f"{request.method} {request.path}")
+        response: web.StreamResponse = await handler(request)
+        return response
+
+
+class StacServer(LocalServer):
+    """A STAC API over a folder of item files and the rasters beside them.
+
+    Args:
+        folder: items anywhere below it, as ``*.json`` with hrefs relative to the item.
+        collection: id of the one collection.
+        page_size: items a page, however many are asked for.
+    """
+
+    def __init__(self, folder: Path, *, collection: str = "sentinel-2-l2a", page_size: int = 100) -> None:
+        super().__init__()
+        self._folder, self._collection, self._page_size = folder.resolve(), collection, page_size
+
+    def routes(self) -> list[web.RouteDef]:
+        """Landing page, collection, search and files."""
+        return [
+            web.get("/", self._landing),
+            web.get(f"/collections/{self._collection}", self._describe),
+            web.get("/search", self._search),
+            web.post("/search", self._search),
+            web.get("/data/{path:.+}", self._file),
+        ]
+
+    async def _landing(self, _: web.Request) -> web.Response:
+        links = [
+            {"rel": "self", "href": f"{self.url}/", "type": "application/json"},
+            {"rel": "root", "href": f"{self.url}/", "type": "application/json"},
+            {"rel": "search", "href": f"{self.url}/search", "type": "application/geo+json", "method": "GET"},
+            {"rel": "search", "href": f"{self.url}/search", "type": "application/geo+json", "method": "POST"},
+        ]
+        return web.json_response(
+            {
+                "type": "Catalog",
+                "id": "local",
+                "stac_version": "1.0.0",
+                "description": "Scenes of a local folder",
+                "conformsTo": _CONFORMANCE,
+                "links": links,
+            }
+        )
+
+    async def _describe(self, _: web.Request) -> web.Response:
+        extent = {"spatial": {"bbox": [[-180, -90, 180, 90]]}, "temporal": {"interval": [[None, None]]}}
+        return web.json_response(
+            {
+                "type": "Collection",
+                "id": self._collection,
+                "stac_version": "1.0.0",
+                "description": "Scenes of a local folder",
+                "license": "proprietary",
+                "extent": extent,
+                "links": [],
+            }
+        )
+
+    async def _search(self, request: web.Request) -> web.Response:
+        if self.faults.questions:
+            return web.Response(status=self.faults.questions.pop(0))
+        body = await request.json() if request.method == "POST" else _decoded(request.query)
+        found = [item for item in self._items() if _matches(item, body)]
+        for order in reversed(body.get("sortby", [])):
+            key = order["field"].removeprefix("properties.")
+            ranks = {item["id"]: item["properties"].get(key) for item in found}
+            found.sort(key=partial(_rank, ranks), reverse=order.get("direction") == "desc")
+        start = int(body.get("token", 0))
+        size = min(int(body.get("limit", 10)), self._page_size)
+        links = []
+        if start + size < len(found):
+            following = {**body, "token": str(start + size)}
+            links = [{"rel": "next", "href": f"{self.url}/search", "method": "POST", "body": following}]
+        return web.json_response(
+            {
+                "type": "FeatureCollection",
+                "features": found[start : start + size],
+                "links": links,
+                "numberMatched": len(found),
+            }
+        )
+
+    def _items(self) -> list[dict[str, Any]]:
+        items = []
+        for path in sorted(self._folder.rglob("*.json")):
+            item = json.loads(path.read_text(encoding="utf-8"))
+            if item.get("type") != "Feature":
+                continue
+            for asset in item["assets"].values():
+                if "://" not in asset["href"]:
+                    relative = (path.parent / asset["href"]).resolve().relative_to(self._folder)
+                    asset["href"] = f"{self.url}/data/{relative.as_posix()}"
+            item["links"] = [{"rel": "self", "href": f"{self.url}/data/{path.relative_to(self._folder).as_posix()}"}]
+            items.append({**item, "collection": self._collection})
+        return items
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        if self.faults.denied:
+            return web.Response(status=403)
+        if self.faults.pixels:
+            return web.Response(status=self.faults.pixels.pop(0))
+        path = (self._folder / request.match_info["path"]).resolve()
+        if not path.is_relative_to(self._folder) or not path.is_file():
+            return web.Response(status=404)
+        size = path.stat().st_size
+        etag = f'"{len(self.requests)}"' if self.faults.changing_etags else f'"{size}"'
+        headers = {"Accept-Ranges": "bytes", "ETag": etag}
+        start, stop = 0, size
+        if asked := re.fullmatch(r"bytes=(\d*)-(\d*)", request.headers.get("Range", "")):
+            start = int(asked[1]) if asked[1] else max(size - int(asked[2] or 0), 0)
+            stop = min(int(asked[2]) + 1, size) if asked[1] and asked[2] else size
+            if start >= size:
+                return web.Response(status=416, headers={"Content-Range": f"bytes */{size}"})
+            headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
+        if self.faults.delay:
+            await asyncio.sleep(self.faults.delay)
+        response = web.StreamResponse(status=206 if asked else 200, headers=headers)
+        response.content_length = stop - start
+        await response.prepare(request)
+        if request.method == "HEAD":
+            return response
+        with open(path, "rb") as handle:
+            handle.seek(start)
+            content = handle.read(stop - start)
+        if self.faults.truncated > 0 and stop - start > 1:
+            self.faults.truncated -= 1
+            await response.write(content[: len(content) // 2])
+            if request.transport is not None:
+                request.transport.close()
+            return response
+        await response.write(content)
+        return response
+
+
+class OverpassServer(LocalServer):
+    """An Overpass API over polygons: answers `nwr[key](box)` queries in OSM XML.
+
+    Args:
+        footprints: polygons in EPSG:4326; every other column is an OpenStreetMap key, its cells the values.
+        timestamp: what the answers give as the date of the data.
+    """
+
+    def __init__(self, footprints: gpd.GeoDataFrame, *, timestamp: dt.date) -> None:
+        super().__init__()
+        self._footprints, self._timestamp = footprints, timestamp
+
+    def routes(self) -> list[web.RouteDef]:
+        """The one path that takes queries."""
+        return [web.post("/interpreter", self._answer)]
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        if self.faults.questions:
+            return web.Response(status=self.faults.questions.pop(0))
+        query = str((await request.post())["data"])
+        box = re.search(r"\((-?[\d.]+),(-?[\d.]+),(-?[\d.]+),(-?[\d.]+)\)", query)
+        if box is None:
+            return web.Response(status=400, text="no bounding box in the query")
+        south, west, north, east = map(float, box.groups())
+        chosen = self._footprints[self._footprints.intersects(shapely.box(west, south, east, north))]
+        wanted = False
+        for key, values in re.findall(r'way\["([^"]+)"(?:~"\^\(([^"]*)\)\$")?\]', query):
+            if key in chosen:
+                wanted |= chosen[key].isin(values.split("|")) if values else chosen[key].notna()
+        chosen = chosen[wanted] if wanted is not False else chosen.iloc[:0]
+        remark = f"<remark>{self.faults.remark}</remark>" if self.faults.remark else ""
+        return web.Response(text=_osm_xml(chosen, self._timestamp, remark), content_type="application/osm3s+xml")
+
+
+@contextmanager
+def stac_server(
+    folder: str | Path, *, collection: str = "sentinel-2-l2a", page_size: int = 100
+) -> Iterator[StacServer]:
+    """Serve a folder of STAC items and their rasters at ``.url`` until the block ends."""
+    server = StacServer(Path(folder), collection=collection, page_size=page_size).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@contextmanager
+def overpass_server(footprints: gpd.GeoDataFrame, *, timestamp: dt.date) -> Iterator[OverpassServer]:
+    """Serve polygons (EPSG:4326, a column for each OpenStreetMap key) at ``.url`` until the block ends."""
+    server = OverpassServer(footprints, timestamp=timestamp).start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def _decoded(query: Mapping[str, str]) -> dict[str, Any]:
+    """Parameters of a GET search in the form of a POST body."""
+    body: dict[str, Any] = dict(query)
+    for key in ("bbox", "collections", "ids"):
+        if key in body:
+            body[key] = [float(part) if key == "bbox" else part for part in body[key].split(",")]
+    for key in ("intersects", "query"):
+        if key in body:
+            body[key] = json.loads(body[key])
+    if "sortby" in body:
+        body["sortby"] = [
+            {"field": name.lstrip("+-"), "direction": "desc" if name.startswith("-") else "asc"}
+            for name in body["sortby"].split(",")
+        ]
+    return body
+
+
+def _rank(ranks: Mapping[str, Any], item: Mapping[str, Any]) -> Any:  # noqa: ANN401 - any comparable property
+    return ranks[item["id"]]
+
+
+def _matches(item: dict[str, Any], body: Mapping[str, Any]) -> bool:
+    footprint = shapely.geometry.shape(item["geometry"])
+    if "intersects" in body and not footprint.intersects(shapely.geometry.shape(body["intersects"])):
+        return False
+    if "bbox" in body and not footprint.intersects(shapely.box(*body["bbox"])):
+        return False
+    if body.get("collections") and item["collection"] not in body["collections"]:
+        return False
+    if body.get("ids") and item["id"] not in body["ids"]:
+        return False
+    if "datetime" in body:
+        start, _, end = str(body["datetime"]).partition("/")
+        time = _time(item["properties"]["datetime"])
+        if (start not in ("", "..") and time < _time(start)) or ((end or start) != ".." and time > _time(end or start)):
+            return False
+    return all(
+        _COMPARE[operator](item["properties"].get(key), bound)
+        for key, bounds in (body.get("query") or {}).items()
+        for operator, bound in bounds.items()
+    )
+
+
+def _time(text: str) -> dt.datetime:
+    time = dt.datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
+
+
+def _osm_xml(footprints: gpd.GeoDataFrame, timestamp: dt.date, remark: str) -> str:
+    """Polygons as OSM XML: nodes, then ways, then a multipolygon relation where one ring is not enough."""
+    nodes: dict[tuple[float, float], int] = {}
+    ways: list[str] = []
+    relations: list[str] = []
+    spare = 10_000_000_000  # ids of the rings of relations, above those of the polygons
+
+    def way(number: int, ring: shapely.LinearRing, tags: str) -> None:
+        references = "".join(
+            f'<nd ref="{nodes.setdefault((round(x, 7), round(y, 7)), len(nodes) + 1)}"/>' for x, y, *_ in ring.coords
+        )
+        ways.append(f'<way id="{number}" version="1">{references}{tags}</way>')
+
+    keys = [column for column in footprints.columns if column != footprints.geometry.name]
+    for number, (_, row) in enumerate(footprints.iterrows(), start=1):
+        tags = "".join(
+            f"<tag k={quoteattr(key)} v={quoteattr(str(row[key]))}/>"
+            for key in keys
+            if row[key] == row[key] and row[key]
+        )
+        polygons = shapely.get_parts(row[footprints.geometry.name])
+        rings = [(polygon.exterior, "outer") for polygon in polygons]
+        rings += [(ring, "inner") for polygon in polygons for ring in polygon.interiors]
+        if len(rings) == 1:
+            way(number, rings[0][0], tags)
+            continue
+        members = ""
+        for ring, role in rings:
+            spare += 1
+            way(spare, ring, "")
+            members += f'<member type="way" ref="{spare}" role="{role}"/>'
+        relations.append(
+            f'<relation id="{number}" version="1">{members}<tag k="type" v="multipolygon"/>{tags}</relation>'
+        )
+    points = "".join(f'<node id="{node}" version="1" lat="{y:.7f}" lon="{x:.7f}"/>' for (x, y), node in nodes.items())
+    return (
+        '<?xml version="1.0" encoding="UTF-8"?><osm version="0.6" generator="terraseg">'
+        f'<meta osm_base="{timestamp.isoformat()}T00:00:00Z"/>{points}{"".join(ways)}{"".join(relations)}{remark}</osm>'
+    )
