@@ -4,7 +4,7 @@ A benchmark prints a table, then as its last line one JSON object with a key a b
 {"value": ..., "goal": ..., "ok": ...}. Values are ratios against a peer or a limit named by the key, in one run.
 """
 
-import datetime
+import datetime as dt
 import json
 import os
 import platform
@@ -45,7 +45,7 @@ def _section(script: Path, bars: dict[str, dict[str, Any]]) -> str:
 
 def _machine() -> str:
     return (
-        f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores ({platform.machine()}), "
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores ({platform.machine()}), "
         f"{platform.system()}, Python {platform.python_version()}, no GPU unless a bar names one."
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec  # type: ignore[import-untyped]
+import fsspec
 import geopandas as gpd
 import pyarrow as pa
 import pyarrow.compute as pc

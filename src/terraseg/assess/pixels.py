@@ -9,6 +9,7 @@ leading axes, which is what makes the bootstrap fast. A figure that is undefined
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -68,8 +69,8 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
         code = (pair.truth - np.int8(COUNTED)).view(np.uint8).astype(np.uint16)  # 0, 1, then the classes
         code <<= 8
         code |= pair.probability
-        counted = np.bincount(code.ravel(), minlength=256 * rows)
-        counted = np.pad(counted, (0, -len(counted) % 256)).reshape(-1, 256)
+        flat = np.bincount(code.ravel(), minlength=256 * rows)
+        counted = np.pad(flat, (0, -len(flat) % 256)).reshape(-1, 256)
         ignored, classes = counted[_FIRST_CLASS - 1], counted[_FIRST_CLASS:]
         folded = np.stack([classes.sum(axis=0) - classes[positive], classes[positive], ignored])
         units[pair.unit] = units.get(pair.unit, 0) + folded
@@ -100,7 +101,7 @@ def level(threshold: float) -> int:
 def confusion(histograms: Counts, at: int) -> Counts:
     """(..., 4) tp, fp, fn, tn where DN >= ``at`` is the class."""
     above, below = histograms[..., at:].sum(axis=-1), histograms[..., :at].sum(axis=-1)
-    return np.stack([above[..., 1], above[..., 0], below[..., 1], below[..., 0]], axis=-1)
+    return cast("Counts", np.stack([above[..., 1], above[..., 0], below[..., 1], below[..., 0]], axis=-1))
 
 
 def confusions(histograms: Counts) -> Counts:

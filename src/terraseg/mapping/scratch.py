@@ -92,7 +92,7 @@ class FinishedStrips:
         content = io.BytesIO()
         np.save(content, strip, allow_pickle=False)
         with atomic_path(self._path(index)) as temporary:
-            temporary.write_bytes(content.getbuffer())  # np.save to a file would not say why it failed
+            temporary.write_bytes(content.getvalue())  # np.save to a file would not say why it failed
 
     def read(self, index: int) -> npt.NDArray[np.uint8]:
         """A strip as it was written."""
