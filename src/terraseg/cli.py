@@ -43,13 +43,18 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what the libraries say, too")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    data = verbs.add_parser("data", help="download, labels, preprocess").add_subparsers(required=True, metavar="STEP")
+    data = verbs.add_parser("data", help="download, labels, preprocess, import").add_subparsers(
+        required=True, metavar="STEP"
+    )
     _download(data)
     _labels(data)
     _preprocess(data)
+    _import(data)
+    _check(verbs)
     _predict(verbs)
     _evaluate(verbs)
     _visualize(verbs)
+    _models(verbs)
     _demo(verbs)
     return parser
 
@@ -124,6 +129,66 @@ def _preprocess(verbs: _Verbs) -> None:
     parser.add_argument("--output", type=Path, default=Path("data/processed"), help="folder of the dataset")
     parser.add_argument("--tile-size", type=int, help="side of a chip in pixels; goes before the config's")
     parser.add_argument("--config", type=Path, default=_DATA_CONFIG, help="its section prepare is read")
+
+
+def _import(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Make a dataset of given images and masks: of train/val/test folders, or split by location."""
+        from terraseg.prepare.folders import import_folders
+        from terraseg.prepare.given import FolderOptions
+
+        given = {key: value for key, value in vars(options).items() if key in FolderOptions.model_fields}
+        import_folders(
+            images=options.images, masks=options.masks, output=options.output, options=FolderOptions.checked(given)
+        )
+
+    parser = _verb(verbs, "import", run, "a dataset of given images and masks")
+    parser.add_argument("--images", type=Path, required=True, help="folder of GeoTIFFs, or of train, val and test")
+    parser.add_argument("--masks", type=Path, help="their masks; where absent, each split has input and ground_truth")
+    parser.add_argument("--output", type=Path, default=Path("data/processed"), help="folder of the dataset")
+    parser.add_argument(
+        "--image-suffix", default="", help="of file names, such as _S2Hand, left out of the tiles' names"
+    )
+    parser.add_argument("--mask-suffix", default="", help="the same for the masks, such as _LabelHand")
+    parser.add_argument("--bands", type=_list, help="names of the bands in file order, B02,B03; where not described")
+    parser.add_argument("--unit", choices=("reflectance_1e-4", "reflectance"), help="of the values; where not tagged")
+    parser.add_argument("--nodata", type=float, help="value without observation, where the files don't say it")
+    parser.add_argument("--label-nodata", type=int, default=-1, help="value of a mask that means unknown")
+    parser.add_argument("--classes", type=_list, default=["background", "building"], help="names of 0, 1, ...")
+    parser.add_argument("--attribution", default="given images and masks", help="credit that every map will carry")
+    parser.add_argument("--tile-size", type=int, help="side of a chip in pixels; the images' where absent")
+    parser.add_argument("--block-chips", type=int, default=4, help="side of a block in chips, of splits by location")
+    parser.add_argument("--gap-m", type=float, help="least metres between splits by location; a chip where absent")
+    parser.add_argument("--gsd", type=float, help="pixel size in metres, of images without a CRS")
+    parser.add_argument("--seed", type=int, default=0, help="of the splits")
+    parser.add_argument(
+        "--assume-independent", action="store_true", help="split images without a place on earth by file, unaudited"
+    )
+
+
+def _list(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",")]
+
+
+def _check(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Check an experiment before it trains: data, config and model; each fault with its fix."""
+        from rich.console import Console
+
+        from terraseg.learn.check import check
+
+        console = Console(highlight=False, markup=False, soft_wrap=True)
+        findings = check(options.experiment, root=options.root, model=not options.no_model)
+        for finding in findings:
+            console.print(f"{finding.severity}: {finding}", style="red" if finding.severity == "error" else "yellow")
+        if errors := sum(finding.severity == "error" for finding in findings):
+            raise ConfigError(f"{options.experiment} has {errors} error{'s' * (errors > 1)}", fix="see the lines above")
+        console.print(f"sound: {options.experiment}")
+
+    parser = _verb(verbs, "check", run, "find what a training would get wrong")
+    parser.add_argument("experiment", type=Path, metavar="CONFIG", help="one of configs/")
+    parser.add_argument("--root", type=Path, help="another dataset than the config's")
+    parser.add_argument("--no-model", action="store_true", help="leave out what needs TerraTorch: 2 s instead of 20 s")
 
 
 def _predict(verbs: _Verbs) -> None:
@@ -203,6 +268,18 @@ def _visualize(verbs: _Verbs) -> None:
     parser.add_argument("--scenes", type=Path, default=Path("data/raw"), help="the scenes that were predicted")
     parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="folder of the figures")
     parser.add_argument("--report", type=Path, default=Path("results/report.html"), help="the report, one file")
+
+
+def _models(verbs: _Verbs) -> None:
+    def run(_: argparse.Namespace) -> None:
+        """List the backbones: bands, size, licence, weights, paper. Those marked * may not be used commercially."""
+        from rich.console import Console
+
+        from terraseg.learn.specs import models_table
+
+        Console().print(models_table())
+
+    _verb(verbs, "models", run, "the backbones and their licences")
 
 
 def _demo(verbs: _Verbs) -> None:

@@ -8,7 +8,8 @@
     audit.json        what was measured about the splits: distances, shared pixels, class balance
     {train,val,test}/images/<tile>.tif     the bands, in the scene's type
     {train,val,test}/masks/<tile>.tif      int8: class ids, -1 = ignore
-    {train,val,test}/coverage/<tile>.tif   uint8: percent of each pixel that the class covers, 255 = unknown
+    {train,val,test}/coverage/<tile>.tif   uint8: percent of each pixel that the class covers, 255 = unknown;
+                                           only where the masks were made of footprints
 
 Reading needs neither torch nor GDAL's Python bindings of the big libraries: the data check runs in a second.
 """
@@ -28,7 +29,7 @@ import pandas as pd
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from terraseg.errors import DatasetError
+from terraseg.errors import DatasetError, OutputError
 from terraseg.files import atomic_path, write_json
 
 FORMAT = 1
@@ -42,6 +43,8 @@ COVERAGE_UNKNOWN = 255
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+_AGAIN = "run the preparation again"
 
 TILE_COLUMNS = (
     "tile", "split", "block", "scene", "row", "column",
@@ -141,13 +144,27 @@ class ChipDataset:
 
     @cached_property
     def stats(self) -> Stats:
-        """stats.json."""
-        return Stats.model_validate_json((self.root / "stats.json").read_text(encoding="utf-8"))
+        """stats.json.
+
+        Raises:
+            DatasetError: it breaks the contract.
+        """
+        try:
+            return Stats.model_validate_json((self.root / "stats.json").read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise DatasetError(f"{self.root / 'stats.json'} can't be read ({error})", fix=_AGAIN) from error
 
     @cached_property
     def audit(self) -> dict[str, Any]:
-        """audit.json."""
-        audit: dict[str, Any] = json.loads((self.root / "audit.json").read_text(encoding="utf-8"))
+        """audit.json.
+
+        Raises:
+            DatasetError: it is no JSON.
+        """
+        try:
+            audit: dict[str, Any] = json.loads((self.root / "audit.json").read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise DatasetError(f"{self.root / 'audit.json'} can't be read ({error})", fix=_AGAIN) from error
         return audit
 
     def split(self, split: Split) -> gpd.GeoDataFrame:
@@ -219,6 +236,20 @@ def write_dataset(
     with atomic_path(root / "dataset.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(info.model_dump(mode="json"), sort_keys=False, width=120), encoding="utf-8")
     return ChipDataset(root, info)
+
+
+def refuse_foreign(output: Path) -> None:
+    """Refuse to replace what is no dataset.
+
+    Raises:
+        OutputError: the folder holds other files.
+    """
+    if output.exists() and not (output / "dataset.yaml").is_file() and any(output.iterdir()):
+        raise OutputError(
+            f"{output} holds files that are no dataset of terraseg",
+            expected="a dataset to replace, or an empty or new folder",
+            fix="choose another --output",
+        )
 
 
 def pairs_on_disk(dataset: ChipDataset, splits: Iterable[Split] = SPLITS) -> None:

@@ -1,6 +1,7 @@
 """Atomic writes: a killed run leaves no half file under a final name, so that running again resumes."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -34,17 +35,13 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{_HOST}-{os.getpid()}.part{target.suffix}")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target, f".{target.stem}.{_HOST}-*.part{target.suffix}")
-        yield temporary
-        with open(temporary, "rb") as handle:  # a full disk may show only here
-            os.fsync(handle.fileno())
-        temporary.replace(target)
-    except OSError as error:
-        failure = output_error(error, target)
-        if failure is error:
-            raise
-        raise failure from error
+        with _faults_named(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target, temporary)
+            yield temporary
+            with open(temporary, "rb") as handle:  # a full disk may show only here
+                os.fsync(handle.fileno())
+            temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -55,28 +52,36 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.part")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target, f".{target.name}.{_HOST}-*.part")
-        temporary.mkdir()
-        yield temporary
-        if target.exists():
-            old = temporary.with_suffix(".old.part")
-            target.replace(old)
-            temporary.replace(target)
-            shutil.rmtree(old)
-        else:
-            temporary.replace(target)
+        with _faults_named(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(target, temporary)
+            temporary.mkdir()
+            yield temporary
+            if target.exists():
+                old = temporary.with_suffix(".old.part")
+                target.replace(old)
+                temporary.replace(target)
+                shutil.rmtree(old)
+            else:
+                temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _faults_named(target: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         failure = output_error(error, target)
         if failure is error:
             raise
         raise failure from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _sweep(target: Path, pattern: str) -> None:
+def _sweep(target: Path, temporary: Path) -> None:
     """Remove what killed runs of this machine left: temporary names hold the machine and the process."""
+    pattern = glob.escape(temporary.name).replace(f"{_HOST}-{os.getpid()}", f"{_HOST}-*")
     for path in target.parent.glob(pattern):
         found = re.search(rf"{re.escape(_HOST)}-(\d+)", path.name)
         if found and not _is_alive(int(found[1])):

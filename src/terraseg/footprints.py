@@ -85,11 +85,11 @@ def read_footprints(path: str | Path) -> tuple[gpd.GeoDataFrame, FootprintSource
         ) from error
 
 
-def find_footprints(paths: str | Path | Sequence[str | Path]) -> tuple[gpd.GeoDataFrame, list[FootprintSource]]:
-    """All footprints of a folder or of files, one class only.
+def footprint_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
+    """The files of a folder (sorted by name), or the files themselves.
 
     Raises:
-        LabelError: nothing there, or files of several classes.
+        LabelError: there is none.
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     files = [file for path in given for file in (sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path])]
@@ -98,7 +98,16 @@ def find_footprints(paths: str | Path | Sequence[str | Path]) -> tuple[gpd.GeoDa
             f"no footprints (*.parquet) in {', '.join(map(str, given))}",
             fix="run the download first, or correct --labels",
         )
-    frames, sources = zip(*(read_footprints(file) for file in files), strict=True)
+    return files
+
+
+def find_footprints(paths: str | Path | Sequence[str | Path]) -> tuple[gpd.GeoDataFrame, list[FootprintSource]]:
+    """All footprints of a folder or of files, one class only.
+
+    Raises:
+        LabelError: nothing there, or files of several classes.
+    """
+    frames, sources = zip(*(read_footprints(file) for file in footprint_files(paths)), strict=True)
     classes = sorted({source.class_name for source in sources})
     if len(classes) > 1:
         raise LabelError(

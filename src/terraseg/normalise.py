@@ -9,21 +9,52 @@ def normalise(
     *,
     means: npt.NDArray[np.float32],
     stds: npt.NDArray[np.float32],
-    nodata: float,
+    nodata: float | None,
+    out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Standardise bands and put pixels without an observation at 0, the mean of what the model was trained on.
 
     Args:
-        pixels: (..., bands, rows, columns), raw DN. A pixel is without observation where any band is ``nodata`` or NaN.
+        pixels: (..., bands, rows, columns), raw DN; any strides, so that a turned view needs no copy.
         means: (bands,), in DN.
         stds: (bands,), in DN.
+        nodata: the DN that means no observation; None: each pixel is known to have one, which saves looking.
+        out: float32 of the same shape to write into.
+
+    Returns:
+        float32 of the same shape; ``out`` where it is given.
+    """
+    normalised = np.empty(pixels.shape, dtype=np.float32) if out is None else out
+    offsets, scales = (
+        means[:, None, None],
+        np.reciprocal(stds)[:, None, None],
+    )  # a product is far faster than a division
+    # A chip at a time stays in the processor's cache from pass to pass; only contiguous pixels are cast at full speed.
+    for position in np.ndindex(pixels.shape[:-3]):
+        chip = normalised[position]
+        np.copyto(chip, np.ascontiguousarray(pixels[position]), casting="same_kind")
+        chip -= offsets
+        chip *= scales
+    if nodata is not None:
+        missing = unobserved(pixels, nodata=nodata)
+        if missing.any():
+            np.copyto(normalised, 0.0, where=missing[..., None, :, :])
+    return normalised
+
+
+def unobserved(pixels: npt.NDArray[np.generic], *, nodata: float) -> npt.NDArray[np.bool_]:
+    """Pixels without an observation: any band of them is ``nodata`` or NaN.
+
+    Args:
+        pixels: (..., bands, rows, columns), raw DN.
         nodata: the DN that means no observation.
 
     Returns:
-        float32 of the same shape.
+        (..., rows, columns).
     """
-    missing = np.any((pixels == nodata) | (pixels != pixels), axis=-3, keepdims=True)
-    normalised: npt.NDArray[np.float32] = np.subtract(pixels, means[:, None, None], dtype=np.float32)
-    normalised /= stds[:, None, None]
-    np.copyto(normalised, 0.0, where=missing)
-    return normalised
+    if np.issubdtype(pixels.dtype, np.integer):
+        # An integer is compared as it is, a float would first make a float64 copy of all pixels.
+        absent = pixels == (int(nodata) if float(nodata).is_integer() else nodata)
+    else:
+        absent = (pixels == nodata) | (pixels != pixels)
+    return np.asarray(absent.any(axis=-3))

@@ -1,6 +1,7 @@
 """The local servers answer as the real ones do."""
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,3 +128,11 @@ def test_a_stopped_server_comes_back_at_the_same_address(server: StacServer) -> 
     server.start()
     assert server.url == before
     assert requests.get(before, timeout=5).json()["type"] == "Catalog"
+
+
+def test_a_proxy_of_the_environment_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "example.org")
+    with stac_server(tmp_path) as server:
+        assert requests.get(f"{server.url}/", timeout=5).json()["id"] == "local"
+    assert os.environ["no_proxy"] == "example.org,127.0.0.1"

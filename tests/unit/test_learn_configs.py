@@ -8,9 +8,12 @@ import pytest
 import yaml
 
 from terraseg.learn.model import build_model, check_inputs
+from terraseg.learn.specs import SPECS
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 _COMPARISON = ("prithvi_upernet", "terramind_fpn", "baseline_unet", "baseline_unet_scratch")
+_OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "scalemae_upernet")
+"""Beside the comparison: their pretraining saw other bands than the six of Prithvi, and their licences differ."""
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
 
 
@@ -35,6 +38,29 @@ def test_experiments_that_are_compared_share_everything_but_model_and_weights(na
     assert others == [first] * len(others)
 
 
+def _without_bands_and_licence(name: str) -> dict[str, Any]:
+    config = _without_what_may_differ(name)
+    del config["data"]["init_args"]["bands"]
+    (bundle,) = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith("BundleWriter")]
+    del bundle["init_args"]["licence"]
+    return config
+
+
+@pytest.mark.parametrize("name", _OTHER_BANDS)
+def test_the_other_foundation_models_differ_in_bands_and_licence_too(name: str) -> None:
+    assert _without_bands_and_licence(name) == _without_bands_and_licence("prithvi_upernet")
+
+
+@pytest.mark.parametrize("name", _COMPARISON + _OTHER_BANDS + _DEMO)
+def test_each_names_the_licence_of_its_backbone_and_says_where_it_forbids_business(name: str) -> None:
+    config = _read(name)
+    (bundle,) = [each for each in config["trainer"]["callbacks"] if each["class_path"].endswith("BundleWriter")]
+    spec = SPECS[config["model"]["init_args"]["model_args"]["backbone"]]
+    assert bundle["init_args"]["licence"] == spec.licence
+    header = (_CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").partition("seed_everything")[0]
+    assert ("NON-COMMERCIAL" in header) == (not spec.commercial)
+
+
 def test_the_scratch_twin_differs_in_its_weights_alone() -> None:
     pretrained, scratch = (_read(name)["model"]["init_args"] for name in ("baseline_unet", "baseline_unet_scratch"))
     assert pretrained.pop("weights") == "hub"
@@ -55,7 +81,7 @@ def test_the_demo_differs_from_the_comparison_in_its_data_and_budget_alone() -> 
     assert demo == comparison
 
 
-@pytest.mark.parametrize("name", _COMPARISON + _DEMO)
+@pytest.mark.parametrize("name", _COMPARISON + _OTHER_BANDS + _DEMO)
 def test_each_model_is_built_and_declared_for_the_bands_of_its_data(name: str) -> None:
     config = _read(name)
     arguments = config["model"]["init_args"]

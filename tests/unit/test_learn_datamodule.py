@@ -13,20 +13,22 @@ import rasterio
 import torch
 
 from factories import make_scene
-from terraseg.dataset import open_dataset
+from terraseg.dataset import chip_checksum, open_dataset, write_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
-from terraseg.learn.datamodule import ChipDataModule, ChipSampler
+from terraseg.learn.datamodule import ChipDataModule, ChipSampler, _turned
 from terraseg.learn.pack import open_pack
+from terraseg.normalise import normalise
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.run import preprocess
 from terraseg.sample.city import make_city_scene
+from terraseg.subsets import least_distance
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("city")
     scenes, labels = make_city_scene(folder, size=300, seed=3)
-    config = PrepareConfig(tile_size=32, train_stride=16, split=SplitRule(block_chips=2))
+    config = PrepareConfig(tile_size=32, train_stride=16, split=SplitRule(block_chips=2, folds=2))
     preprocess(scenes=scenes, labels=labels, output=folder / "set", config=config)
     return folder / "set"
 
@@ -74,6 +76,36 @@ def test_batches_hold_the_chips_on_disk_normalised_and_paired(prepared):
             seen.append(tile)
     assert seen == dataset.split("val")["tile"].tolist()
     assert module.bands == ("B04", "B02")
+
+
+def test_training_sees_exactly_what_the_mapping_computes(prepared):
+    module = _module(prepared, bands=["B11", "B02", "B03"])
+    chips = module._chips["train"]
+    (pack,) = {id(pack): pack for pack, _ in chips.places}.values()
+    assert pack.observed.all()
+    draws = [(chip, chip % 8) for chip in range(8)]
+    raw = np.stack([_turned(pack.images[chip], turn) for chip, turn in draws])[:, module.indices]
+    mapped = normalise(raw, means=module.means, stds=module.stds, nodata=module.nodata)
+    np.testing.assert_array_equal(chips.__getitems__(draws)["image"].numpy(), mapped)
+
+
+def test_packed_index_knows_which_chips_are_fully_observed(root):
+    dataset = open_dataset(root)
+    row = dataset.split("val").iloc[2]
+    _rewrite(dataset.image("val", row["tile"]), lambda pixels: np.where(np.arange(32) < 3, 0, pixels).astype("uint16"))
+    with (
+        rasterio.open(dataset.image("val", row["tile"])) as source,
+        rasterio.open(dataset.mask("val", row["tile"])) as mask,
+    ):
+        tiles = dataset.tiles
+        tiles.loc[tiles["tile"] == row["tile"], "checksum"] = chip_checksum(source.read(), mask.read(1))
+    write_dataset(root, info=dataset.info, tiles=tiles, stats=dataset.stats, audit=dataset.audit)
+    module = _module(root)
+    observed = open_pack(open_dataset(root), "val").observed
+    assert observed.tolist() == [position != 2 for position in range(len(observed))]
+    batch = next(iter(module.val_dataloader()))
+    assert (batch["image"][2, :, :, :3] == 0).all()
+    assert (batch["image"][1, :, :, :3] != 0).any()
 
 
 def test_image_and_mask_turn_together(prepared):
@@ -185,6 +217,44 @@ def test_more_chips_a_batch_than_there_are_is_an_error(prepared):
         _module(prepared, batch_size=5000)
 
 
+def test_a_fraction_leaves_fewer_train_chips_and_a_batch_must_still_fit(prepared):
+    half, whole = _module(prepared, fraction=0.5), _module(prepared)
+    tiles = {tile for batch in half.train_dataloader() for tile in batch["filename"]}
+    assert 0 < len(tiles) < len(whole._chips["train"])
+    assert len(half._chips["val"]) == len(whole._chips["val"])
+    with pytest.raises(DatasetError, match="batch_size 4 is more than the 1 train chips .* fraction 0.001 leaves"):
+        _module(prepared, fraction=0.001)
+    with pytest.raises(ConfigError, match="fraction 0; expected a share of train above 0"):
+        _module(prepared, fraction=0)
+
+
+def test_a_fold_reads_chips_of_train_and_val_and_keeps_the_test(prepared):
+    dataset = open_dataset(prepared)
+    learned = dataset.tiles[dataset.tiles["split"] != "test"].set_index("tile")
+    shown = []
+    for fold in (0, 1):
+        module = _module(prepared, fold=fold, batch_size=2)
+        train, val = (module.chips_of(split) for split in ("train", "val"))
+        distance = least_distance(train.geometry.to_numpy(), val.geometry.to_numpy())
+        assert distance >= dataset.info.split_rule["gap_m"]
+        for batch in module.val_dataloader():
+            for image, mask, tile in zip(batch["image"], batch["mask"], batch["filename"], strict=True):
+                split = learned.loc[tile, "split"]
+                with rasterio.open(dataset.image(split, tile)) as source:
+                    expected = module.to_input(source.read())
+                np.testing.assert_array_equal(image.numpy(), expected)
+                with rasterio.open(dataset.mask(split, tile)) as source:
+                    np.testing.assert_array_equal(mask.numpy(), source.read(1))
+                shown.append(tile)
+        module.setup("test")
+        tested = [tile for batch in module.test_dataloader() for tile in batch["filename"]]
+        assert tested == dataset.split("test")["tile"].tolist()
+    assert len(shown) == len(set(shown))
+    assert {learned.loc[tile, "split"] for tile in shown} == {"train", "val"}
+    with pytest.raises(ConfigError, match="fold 2 of a dataset with 2 folds; expected 0 to 1"):
+        _module(prepared, fold=2)
+
+
 def test_statistics_of_another_length_are_an_error(root):
     stats = json.loads((root / "stats.json").read_text())
     del stats["bands"]["B04"]
@@ -212,6 +282,9 @@ def test_packed_copy_is_used_refused_when_corrupt_and_rebuilt_when_stale(root):
     (folder / "images.npy").write_bytes(data)
     with pytest.raises(DatasetError, match="is corrupt; to mend it: delete"):
         open_pack(dataset, "val")
+    index = json.loads((folder / "index.json").read_text())
+    (folder / "index.json").write_text(json.dumps({**index, "format": 1}))
+    assert open_pack(dataset, "val").tiles == first.tiles  # written by an earlier version: made again
     folder.parent.rename(folder.parent.with_name("of-another-dataset"))
     assert open_pack(dataset, "val").tiles == first.tiles
     assert [path.name for path in (root / ".pack").iterdir()] == [dataset.info.content_hash[:16]]

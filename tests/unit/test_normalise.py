@@ -1,4 +1,4 @@
-"""Normalisation: the fast path gives bit for bit what the definition says."""
+"""Normalisation: what the definition says to 1e-6, and bit for bit the same for any view and any shortcut."""
 
 import numpy as np
 import pytest
@@ -28,16 +28,17 @@ def _by_definition(pixels, nodata):
 
 @settings(max_examples=80, deadline=None)
 @given(chips, st.sampled_from([0.0, -9999.0]), st.integers(0, 3), st.booleans())
-def test_any_type_and_any_view_is_normalised_bit_for_bit(pixels, nodata, quarter, flip):
+def test_any_type_and_any_view(pixels, nodata, quarter, flip):
     view = np.rot90(pixels, quarter, axes=(1, 2))[..., :: -1 if flip else 1]
     expected, missing = _by_definition(view, nodata)
     np.testing.assert_array_equal(unobserved(view, nodata=nodata), missing)
+    plain = normalise(np.ascontiguousarray(view), means=MEANS, stds=STDS, nodata=nodata)
+    np.testing.assert_allclose(plain, expected, rtol=1e-6)
     out = np.full(view.shape, 7, dtype=np.float32)
     assert normalise(view, means=MEANS, stds=STDS, nodata=nodata, out=out) is out
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(normalise(view, means=MEANS, stds=STDS, nodata=nodata), expected)
+    np.testing.assert_array_equal(out, plain)
     if not missing.any():
-        np.testing.assert_array_equal(normalise(view, means=MEANS, stds=STDS, nodata=None), expected)
+        np.testing.assert_array_equal(normalise(view, means=MEANS, stds=STDS, nodata=None), plain)
 
 
 @pytest.mark.parametrize("leading", [(), (4,), (2, 4)])
@@ -45,4 +46,5 @@ def test_a_batch_is_its_chips(leading):
     pixels = np.random.default_rng(0).integers(0, 3, (*leading, BANDS, 4, 4), dtype=np.uint16)
     together = normalise(pixels, means=MEANS, stds=STDS, nodata=0)
     for position in np.ndindex(leading):
-        np.testing.assert_array_equal(together[position], _by_definition(pixels[position], 0)[0])
+        alone = normalise(pixels[position], means=MEANS, stds=STDS, nodata=0)
+        np.testing.assert_array_equal(together[position], alone)

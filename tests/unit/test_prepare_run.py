@@ -236,3 +236,94 @@ def test_unit_and_provenance_of_a_scene_are_a_contract(tmp_path):
         target.update_tags(UNIT="reflectance")
     with pytest.raises(SceneError, match="has unit reflectance; expected the tag UNIT=reflectance_1e-4"):
         open_scene(scene.path)
+
+
+def _regions(path, scene, boxes):
+    """Boxes (name, top, left, bottom, right) in pixels of the scene, as GeoPackage in degrees."""
+    left, top = scene.geobox.affine @ (0, 0)
+    shapes = [shapely.box(left + 10 * c0, top - 10 * r1, left + 10 * c1, top - 10 * r0) for _, r0, c0, r1, c1 in boxes]
+    frame = gpd.GeoDataFrame({"place": [box[0] for box in boxes]}, geometry=shapes, crs=str(scene.geobox.crs))
+    frame.to_crs(4326).to_file(path)
+    return str(path)
+
+
+CITIES = [("A", 0, 0, 140, 300), ("B", 140, 0, 300, 140), ("C", 180, 150, 300, 300)]
+
+
+def test_cities_stay_in_their_split_with_the_gap(city, tmp_path):
+    scene = find_scenes(city[0])[0]
+    path = _regions(tmp_path / "cities.gpkg", scene, CITIES)
+    rule = SplitRule(
+        kind="polygons", path=path, column="place", assign={"train": ("A",), "val": ("B",), "test": ("C",)}
+    )
+    config = CONFIG.model_copy(update={"split": rule})
+    made = preprocess(scenes=city[0], labels=city[1], output=tmp_path / "set", config=config)
+    tiles = made.tiles
+    assert {block.split("/")[1] for block in tiles.loc[tiles["split"] == "train", "block"]} == {"A"}
+    for row in tiles.itertuples():
+        assert row.geometry.buffer(-1).within(
+            shapely.box(*next(
+                (scene.geobox.affine @ (c0, r1)) + (scene.geobox.affine @ (c1, r0))
+                for name, r0, c0, r1, c1 in CITIES
+                if {"A": "train", "B": "val", "C": "test"}[name] == row.split
+            ))
+        )  # fmt: skip
+    assert min(measured["least_distance_m"] for measured in made.audit["between"].values()) >= 320 - 5
+    assert made.info.split_rule["assign"]["val"] == ["B"]
+
+
+@pytest.mark.parametrize(
+    ("boxes", "rule", "message"),
+    [
+        (CITIES, {"assign": {"train": ("A",), "val": ("B",)}}, "no split for C"),
+        (CITIES, {"assign": {"train": ("A",), "val": ("B",), "test": ("C", "D")}}, "no polygon for D"),
+        (CITIES, {}, "no split for A, B, C; expected each name of the column place in one split"),
+        (CITIES, {"column": "city"}, "has no column city"),
+        ([("train", 0, 0, 200, 200), ("val", 150, 0, 300, 140), ("test", 210, 150, 300, 300)], {}, "overlaps val"),
+    ],
+    ids=["city-without-split", "split-without-city", "other-names", "no-column", "overlap"],
+)
+def test_polygons_that_cannot_be_used_are_refused(city, tmp_path, boxes, rule, message):
+    path = _regions(tmp_path / "cities.gpkg", find_scenes(city[0])[0], boxes)
+    split = SplitRule(kind="polygons", **{"path": path, "column": "place", **rule})
+    with pytest.raises(SplitError, match=message):
+        preprocess(
+            scenes=city[0], labels=city[1], output=tmp_path / "set", config=CONFIG.model_copy(update={"split": split})
+        )
+
+
+def test_polygon_files_that_are_none_are_refused(city, tmp_path):
+    (tmp_path / "text.geojson").write_text("no polygons")
+    for name, message in (("lost.gpkg", "no polygons at"), ("text.geojson", "can't be read as polygons")):
+        split = SplitRule(kind="polygons", path=str(tmp_path / name), column="place")
+        config = CONFIG.model_copy(update={"split": split})
+        with pytest.raises(SplitError, match=message):
+            preprocess(scenes=city[0], labels=city[1], output=tmp_path / "set", config=config)
+
+
+def test_every_fold_is_audited(city, tmp_path):
+    config = CONFIG.model_copy(update={"split": SplitRule(block_chips=2, folds=3)})
+    made = preprocess(scenes=city[0], labels=city[1], output=tmp_path / "set", config=config)
+    assert made.info.split_rule["folds"] == 3
+    assert len(made.audit["folds"]) == 3
+    learned = (made.tiles["split"] != "test").sum()
+    for measured in made.audit["folds"]:
+        assert min(measured["least_distance_m"], measured["least_distance_to_test_m"]) >= 320
+        assert measured["train_chips"] + measured["val_chips"] + measured["left_out_chips"] == learned
+    config = CONFIG.model_copy(update={"split": SplitRule(block_chips=2, folds=40)})
+    with pytest.raises(SplitError, match="blocks of train and val can't make 40 folds"):
+        preprocess(scenes=city[0], labels=city[1], output=tmp_path / "other", config=config)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"kind": "polygons", "path": "a.gpkg"}, "needs path and column"),
+        ({"path": "a.gpkg"}, "split blocks knows no path"),
+        ({"kind": "columns", "folds": 3}, "can't make folds"),
+        ({"kind": "polygons", "path": "a", "column": "b", "assign": {"train": ["x"], "val": ["x"]}}, "to two splits"),
+    ],
+)
+def test_split_keys_that_do_not_fit_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        SplitRule(**keys)

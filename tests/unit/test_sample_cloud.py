@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from terraseg.sample.brandenburg import cloud_mask
+from terraseg.sample.catalogue import cloud_mask
 
 BRIGHT, DARK = 3000, 1000
 

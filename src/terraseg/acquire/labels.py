@@ -27,7 +27,7 @@ from terraseg.footprints import FootprintSource, write_footprints
 
 _LOG = logging.getLogger(__name__)
 _OSM_LAYER = "multipolygons"  # GDAL assembles closed ways and multipolygon relations into it
-_OSM_SCRATCH_MB = 20
+_OSM_SCRATCH_MB = 8
 _Tags = Mapping[str, Literal[True] | tuple[str, ...]]
 
 

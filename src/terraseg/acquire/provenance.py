@@ -30,13 +30,13 @@ def scene_item(
     config: AcquireConfig,
     fingerprint: str,
 ) -> dict[str, Any]:
-    """STAC 1.0 item of a composite, JSON-ready, but for what only its pixels tell (`describe_sources`)."""
+    """STAC 1.1 item of a composite, JSON-ready, but for what only its pixels tell (`describe_sources`)."""
     footprint = geobox.extent.to_crs("EPSG:4326", resolution=1000).geom
     times = sorted(scene.time for scene in scenes)
     years = sorted({time.year for time in times})
     return {
         "type": "Feature",
-        "stac_version": "1.0.0",
+        "stac_version": "1.1.0",
         "stac_extensions": [_PROJECTION],
         "id": path.stem,
         "geometry": shapely.geometry.mapping(footprint),

@@ -1,10 +1,12 @@
 """The chips of contract 3 as Lightning batches, by class_path in the YAML."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import rasterio
@@ -17,8 +19,12 @@ from terraseg.dataset import ChipDataset, Split, open_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
 from terraseg.learn.pack import Pack, open_pack
 from terraseg.normalise import normalise
+from terraseg.subsets import chosen_chips
 
 _log = logging.getLogger(__name__)
+
+_MOST_THREADS = 4
+"""More don't make a batch faster: memory is the limit."""
 
 Draw = tuple[int, int]
 """A chip's position in its split, and which of the eight symmetries of the square (D4) shows it."""
@@ -39,11 +45,17 @@ class ChipDataModule(LightningDataModule):
         num_workers: loader processes. The packed copy is fast enough without any.
         augment: show train chips under random rotations and flips (D4).
         class_share: share of the train chips drawn that hold the class; as they come where absent.
-        seed: of the order and the augmentation, which depend on it and on the epoch alone, not on the workers.
+        fold: val is this fold of the cross-validation that the dataset was prepared for (`split.folds`), train the rest
+            of train and val but the gap; the prepared splits where absent. The test split is the same for all.
+        fraction: share of the ground of train that is shown: a smaller one is part of a larger one of the same seed.
+        seed: of the fraction, the order and the augmentation; they depend on it and on the epoch alone, not on the
+            workers.
         predict_data_root: folder of GeoTIFFs for ``terratorch predict``.
 
     Raises:
         DatasetError: the dataset is missing, changed, or has fewer train chips than ``batch_size``.
+        ConfigError: a value that can't be, or a fold of a dataset without folds.
+        SplitError: the fold has nothing to learn or to validate on.
     """
 
     def __init__(
@@ -55,6 +67,8 @@ class ChipDataModule(LightningDataModule):
         num_workers: int = 0,
         augment: bool = True,
         class_share: float | None = None,
+        fold: int | None = None,
+        fraction: float = 1.0,
         seed: int = 0,
         predict_data_root: str | None = None,
     ) -> None:
@@ -64,6 +78,7 @@ class ChipDataModule(LightningDataModule):
                 f"batch_size {batch_size}, class_share {class_share}", expected="batch_size >= 1, 0 < class_share < 1"
             )
         self.root = Path(root)
+        self.fold, self.fraction = fold, fraction
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.class_share, self.seed = augment, class_share, seed
         self.predict_data_root = predict_data_root
@@ -91,20 +106,28 @@ class ChipDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Open the packed copies that a stage reads."""
         wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        packs: dict[str, Pack] = {}
         for split in wanted.get(stage, ()):
-            self._chips[split] = Chips(open_pack(self.dataset, split), self)
+            rows = self.chips_of(split)
+            packs |= {name: open_pack(self.dataset, name) for name in sorted(set(rows["split"]) - set(packs))}
+            self._chips[split] = Chips(rows, packs, self)
         if stage == "fit" and len(self._chips["train"]) < self.batch_size:
+            count, of = len(self._chips["train"]), f" that fraction {self.fraction:g} leaves" * (self.fraction < 1)
             raise DatasetError(
-                f"batch_size {self.batch_size} is more than the {len(self._chips['train'])} train chips of {self.root}",
+                f"batch_size {self.batch_size} is more than the {count} train chips of {self.root}{of}",
                 expected="at least one full batch",
                 fix="choose a smaller batch_size, or prepare more chips (train_stride, tile_size)",
             )
+
+    def chips_of(self, split: Split) -> gpd.GeoDataFrame:
+        """Rows of tiles.parquet that are read as ``split``; their own column says in which folder they are."""
+        return chosen_chips(self.dataset, split, fold=self.fold, fraction=self.fraction, seed=self.seed)
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         """Shuffled, augmented; an incomplete last batch is left out, as batch statistics of few chips mislead."""
         chips = self._chips["train"]
         sampler = ChipSampler(
-            chips.pack.has_class,
+            chips.has_class,
             seed=self.seed,
             augment=self.augment,
             class_share=self.class_share,
@@ -133,10 +156,17 @@ class ChipDataModule(LightningDataModule):
             raise DatasetError(f"no GeoTIFF in {self.predict_data_root}", fix="correct predict_data_root")
         return DataLoader(Files(files, self), batch_size=None, num_workers=self.num_workers)
 
-    def to_input(self, pixels: npt.NDArray[Any]) -> torch.Tensor:
-        """Raw DN (..., the dataset's bands, rows, columns) to normalised float32 in the model's band order."""
+    def to_input(
+        self, pixels: npt.NDArray[Any], *, observed: bool = False, out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Raw DN (..., the dataset's bands, rows, columns) to normalised float32 in the model's band order.
+
+        Args:
+            observed: all pixels are known to have an observation.
+            out: where to write.
+        """
         chosen = pixels if self.indices == list(range(pixels.shape[-3])) else pixels[..., self.indices, :, :]
-        return torch.from_numpy(normalise(chosen, means=self.means, stds=self.stds, nodata=self.nodata))
+        return normalise(chosen, means=self.means, stds=self.stds, nodata=None if observed else self.nodata, out=out)
 
     def _loader(
         self, chips: "Chips", *, sampler: "ChipSampler | None" = None, drop_last: bool = False
@@ -154,22 +184,45 @@ class ChipDataModule(LightningDataModule):
 
 
 class Chips(Dataset[Batch]):
-    """One split, fetched a batch at a time: a batch is gathered from the memory map in one go."""
+    """One split, fetched a batch at a time: each chip goes from the memory map to its place in the batch.
 
-    def __init__(self, pack: Pack, module: ChipDataModule) -> None:
-        self.pack, self.module = pack, module
+    Args:
+        rows: chips, of tiles.parquet.
+        packs: packed copies of the splits that they are in.
+    """
+
+    def __init__(self, rows: gpd.GeoDataFrame, packs: Mapping[str, Pack], module: ChipDataModule) -> None:
+        self.module = module
+        self.tiles: list[str] = rows["tile"].tolist()
+        position = {split: {tile: index for index, tile in enumerate(pack.tiles)} for split, pack in packs.items()}
+        self.places = [
+            (packs[split], position[split][tile]) for split, tile in zip(rows["split"], self.tiles, strict=True)
+        ]
+        self.has_class = np.array([pack.has_class[index] for pack, index in self.places], dtype=bool)
 
     def __len__(self) -> int:
-        return len(self.pack.tiles)
+        return len(self.tiles)
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         pairs = [(draw, 0) if isinstance(draw, int) else draw for draw in draws]
-        images = np.stack([_turned(self.pack.images[chip], turn) for chip, turn in pairs])
-        masks = np.stack([_turned(self.pack.masks[chip], turn) for chip, turn in pairs])
+        side = self.module.dataset.info.tile_size
+        masks = np.empty((len(pairs), side, side), dtype=np.int64)
+        images = np.empty((len(pairs), len(self.module.bands), side, side), dtype=np.float32)
+
+        def show(place: int) -> None:
+            chip, turn = pairs[place]
+            pack, index = self.places[chip]
+            masks[place] = _turned(pack.masks[index], turn)
+            pixels = _turned(pack.images[index], turn)
+            self.module.to_input(pixels, observed=bool(pack.observed[index]), out=images[place])
+
+        # The threads that torch may use: one in a worker process, so that workers don't get in each other's way.
+        with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads(), len(pairs))) as pool:
+            list(pool.map(show, range(len(pairs))))
         return {
-            "image": self.module.to_input(images),
-            "mask": torch.from_numpy(masks).long(),
-            "filename": [self.pack.tiles[chip] for chip, _ in pairs],
+            "image": torch.from_numpy(images),
+            "mask": torch.from_numpy(masks),
+            "filename": [self.tiles[chip] for chip, _ in pairs],
         }
 
 
@@ -192,7 +245,7 @@ class Files(Dataset[Batch]):
             names = [name or f"unnamed band {number}" for number, name in enumerate(source.descriptions, start=1)]
             wanted = band_indices(self.module.dataset.info.bands, names, where=str(path))
             pixels = source.read([position + 1 for position in wanted])
-        return {"image": self.module.to_input(pixels[None]), "filename": [str(path)]}
+        return {"image": torch.from_numpy(self.module.to_input(pixels[None])), "filename": [str(path)]}
 
 
 class ChipSampler(DistributedSampler[Draw]):

@@ -4,11 +4,16 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from terratorch.registry import MODEL_FACTORY_REGISTRY
 from torch import nn
 
 from terraseg.bands import band
 from terraseg.errors import ConfigError
+from terraseg.learn.backbones import galileo, satmae, scalemae  # noqa: F401  # registers their models
+from terraseg.learn.backbones.base import Backbone
+from terraseg.learn.specs import SPECS
 
 _PRETRAINED_KEY = {"EncoderDecoderFactory": "backbone_pretrained", "SMPModelFactory": "pretrained"}
 """The factories that make segmentation models, and how each calls the key that `weights` replaces."""
@@ -66,13 +71,25 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.get_submodule("smp_model") if is_smp(model) else model
 
 
+def set_statistics(model: nn.Module, *, means: npt.NDArray[np.float32], stds: npt.NDArray[np.float32]) -> None:
+    """Tell a backbone that applies the constants of its pretraining what its input is standardised with.
+
+    Args:
+        means: of each band, in DN.
+        stds: of each band, in DN.
+    """
+    if isinstance(encoder := encoder_of(model), Backbone):
+        encoder.set_statistics(means=means, stds=stds)
+
+
 def check_inputs(model_args: Mapping[str, Any], *, bands: Sequence[str], classes: Sequence[str]) -> None:
     """Check that the model was declared for exactly the bands and classes that the data has, in their order.
 
-    TerraTorch alone would take the first six of seven bands, and train.
+    TerraTorch alone would take the first six of seven bands, and train. The bands are also checked against those of
+    the pretraining, see `terraseg.learn.specs.BackboneSpec.check_bands`.
 
     Raises:
-        ConfigError: they differ, or the model doesn't say its bands.
+        ConfigError: they differ, the model doesn't say its bands, or it can't take them.
     """
     declared = _declared_bands(model_args)
     given = [band(name).name for name in bands]
@@ -83,6 +100,8 @@ def check_inputs(model_args: Mapping[str, Any], *, bands: Sequence[str], classes
             f"the data gives the bands {', '.join(given)}, the model is declared for {named}",
             fix="make data.init_args.bands and the bands in model_args the same, in the same order",
         )
+    if (spec := SPECS.get(str(model_args.get("backbone")))) is not None:
+        spec.check_bands(given)
     if model_args.get("num_classes") != len(classes):
         raise ConfigError(
             f"num_classes is {model_args.get('num_classes')}", expected=f"{len(classes)} ({', '.join(classes)})"

@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import rasterio
 from rich.progress import track
 
 from terraseg.dataset import IGNORE, ChipDataset, Split, chip_checksum, pairs_on_disk
 from terraseg.errors import DatasetError
 from terraseg.files import atomic_folder, write_json
+from terraseg.normalise import unobserved
 
 _log = logging.getLogger(__name__)
 _FOLDER = ".pack"
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,14 @@ class Pack:
         images: (chips, bands, rows, columns), memory map, the dataset's type and band order.
         masks: (chips, rows, columns) int8, memory map; -1 = ignore.
         has_class: (chips,) whether a chip holds a pixel of a class other than background.
+        observed: (chips,) whether all pixels of a chip have an observation, so that nobody has to look again.
     """
 
     tiles: tuple[str, ...]
     images: npt.NDArray[Any]
     masks: npt.NDArray[np.int8]
     has_class: npt.NDArray[np.bool_]
+    observed: npt.NDArray[np.bool_]
 
 
 def open_pack(dataset: ChipDataset, split: Split) -> Pack:
@@ -53,18 +57,28 @@ def open_pack(dataset: ChipDataset, split: Split) -> Pack:
     """
     pairs_on_disk(dataset, [split])
     folder = dataset.root / _FOLDER / dataset.info.content_hash[:16] / split
-    if not (folder / "index.json").is_file():
+    index = _read_index(folder)
+    if index is None:
         _drop_stale(dataset)
-        _build(dataset, split, folder)
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        index = _build(dataset, split, folder)
     for name in ("images.npy", "masks.npy"):
         _verify(folder / name, index, folder / "index.json")
     return Pack(
         tiles=tuple(index["tiles"]),
-        images=np.load(folder / "images.npy", mmap_mode="r"),
-        masks=np.load(folder / "masks.npy", mmap_mode="r"),
+        images=np.load(folder / "images.npy", mmap_mode="r").view(np.ndarray),
+        masks=np.load(folder / "masks.npy", mmap_mode="r").view(np.ndarray),
         has_class=np.asarray(index["has_class"], dtype=bool),
+        observed=np.asarray(index["observed"], dtype=bool),
     )
+
+
+def _read_index(folder: Path) -> dict[str, Any] | None:
+    """index.json of a packed split; None where there is none, or one of another version of this module."""
+    path = folder / "index.json"
+    if not path.is_file():
+        return None
+    index: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return index if index.get("format") == _FORMAT else None
 
 
 def _drop_stale(dataset: ChipDataset) -> None:
@@ -74,43 +88,50 @@ def _drop_stale(dataset: ChipDataset) -> None:
             shutil.rmtree(other)
 
 
-def _build(dataset: ChipDataset, split: Split, folder: Path) -> None:
+def _build(dataset: ChipDataset, split: Split, folder: Path) -> dict[str, Any]:
     rows = dataset.split(split)
     if rows.empty:
         raise DatasetError(f"{dataset.root} has no chip in the split {split}", fix="run the preparation again")
     _log.info("packing %d chips of %s for reading", len(rows), split)
-    has_class = []
     with atomic_folder(folder) as temporary:
-        images = masks = None
-        chips = _read_chips(dataset, split, rows["tile"].tolist(), rows["checksum"].tolist())
-        for position, (image, mask) in enumerate(track(chips, total=len(rows), description=f"packing {split}")):
-            if images is None or masks is None:
-                images = np.lib.format.open_memmap(
-                    temporary / "images.npy", mode="w+", dtype=image.dtype, shape=(len(rows), *image.shape)
-                )
-                masks = np.lib.format.open_memmap(
-                    temporary / "masks.npy", mode="w+", dtype=mask.dtype, shape=(len(rows), *mask.shape)
-                )
-            images[position], masks[position] = image, mask
-            has_class.append(bool((mask > 0).any()))
-        del images, masks  # flushes
-        index = {"tiles": rows["tile"].tolist(), "has_class": has_class, "files": {}}
+        has_class, observed = _store_chips(dataset, split, rows, temporary)
+        index: dict[str, Any] = {
+            "format": _FORMAT,
+            "tiles": rows["tile"].tolist(),
+            "has_class": has_class.tolist(),
+            "observed": observed.tolist(),
+            "files": {},
+        }
         for name in ("images.npy", "masks.npy"):
             path = temporary / name
             index["files"][name] = {**_signature(path), "crc32": _crc32(path)}
         write_json(temporary / "index.json", index)
+    return index
 
 
-def _read_chips(
-    dataset: ChipDataset, split: Split, tiles: list[str], checksums: list[int]
-) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int8]]]:
-    def read(tile: str, checksum: int) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8]]:
-        return read_chip(dataset, split, tile, checksum=checksum)
+def _store_chips(
+    dataset: ChipDataset, split: Split, rows: pd.DataFrame, folder: Path
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Write images.npy and masks.npy; returns `Pack.has_class` and `Pack.observed`."""
+    tiles, checksums = rows["tile"].tolist(), rows["checksum"].tolist()
+    count, side = len(tiles), dataset.info.tile_size
+    first, _ = read_chip(dataset, split, tiles[0], checksum=checksums[0])
+    create = np.lib.format.open_memmap
+    images = create(folder / "images.npy", mode="w+", dtype=first.dtype, shape=(count, *first.shape))
+    masks = create(folder / "masks.npy", mode="w+", dtype=np.int8, shape=(count, side, side))
+    has_class, observed = np.empty(count, dtype=bool), np.empty(count, dtype=bool)
+
+    def store(position: int) -> None:
+        image, mask = read_chip(dataset, split, tiles[position], checksum=checksums[position])
+        images[position], masks[position] = image, mask
+        has_class[position] = (mask > 0).any()
+        observed[position] = not unobserved(image, nodata=dataset.info.nodata).any()
 
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        step = 64  # bounds how many chips wait in memory
-        for start in range(0, len(tiles), step):
-            yield from pool.map(read, tiles[start : start + step], checksums[start : start + step])
+        done = pool.map(store, range(count))
+        for _ in track(done, total=count, description=f"packing {split}"):
+            pass
+    return has_class, observed
 
 
 def read_chip(
@@ -124,10 +145,11 @@ def read_chip(
     image_path, mask_path = dataset.image(split, tile), dataset.mask(split, tile)
     again = "run the preparation again"
     try:
-        with rasterio.open(image_path) as source:
-            image = source.read()
-        with rasterio.open(mask_path) as source:
-            mask = source.read(1)
+        with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"):  # else each open lists a folder of all chips
+            with rasterio.open(image_path) as source:
+                image = source.read()
+            with rasterio.open(mask_path) as source:
+                mask = source.read(1)
     except rasterio.errors.RasterioError as error:
         raise DatasetError(f"chip {tile} of {split} can't be read ({error})", fix=again) from error
     side = dataset.info.tile_size
@@ -137,9 +159,9 @@ def read_chip(
             expected=f"{len(dataset.info.bands)} bands of {side} x {side} px",
             fix=again,
         )
-    if np.isnan(image).any():
+    if np.issubdtype(image.dtype, np.floating) and np.isnan(image).any():
         raise DatasetError(f"chip {tile} of {split} holds NaN", expected=f"nodata {dataset.info.nodata:g}", fix=again)
-    if (image == dataset.info.nodata).all() or (mask == IGNORE).all():
+    if unobserved(image, nodata=dataset.info.nodata).all() or (mask == IGNORE).all():
         raise DatasetError(f"chip {tile} of {split} has no valid pixel", fix=again)
     unknown = sorted(set(np.unique(mask).tolist()) - set(dataset.info.classes) - {IGNORE})
     if unknown:

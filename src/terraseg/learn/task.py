@@ -3,6 +3,7 @@
 # ruff: noqa: ARG002  # Lightning reads the constructor's arguments from its frame, and fixes the steps' signatures
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from terratorch.tasks.base_task import TerraTorchTask
 from terratorch.tasks.loss_handler import CombinedLoss
 from terratorch.tasks.optimizer_factory import optimizer_factory
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from terraseg.dataset import IGNORE, ChipDataset
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
+from terraseg.learn.check_config import check_schedule
+from terraseg.learn.check_data import check_held
+from terraseg.learn.finding import Finding, refuse
 from terraseg.learn.metrics import SegmentationScores
-from terraseg.learn.model import build_model, check_inputs, decoder_of, encoder_of
+from terraseg.learn.model import build_model, check_inputs, decoder_of, encoder_of, set_statistics
 from terraseg.learn.runtime import one_line_errors
 from terraseg.learn.weights import load_weights
 
@@ -191,6 +195,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         """
         torch.set_float32_matmul_precision(self.hparams["matmul_precision"])
         check_inputs(self.hparams["model_args"], bands=self.chips.bands, classes=self.chips.class_names)
+        set_statistics(self.model, means=self.chips.means, stds=self.chips.stds)
         self._check_command(stage)
         for split in ("train", "val", "test"):
             scores = SegmentationScores(
@@ -284,17 +289,29 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     # --- weights and checkpoints ---
 
     def on_fit_start(self) -> None:
-        """Load the backbone's weights, unless a checkpoint brought all weights already.
+        """Check what the datamodule has not, then load the backbone's weights, unless a checkpoint brought them all.
 
         Raises:
+            ConfigError: the dataset's splits, labels or statistics, or the schedule, are not sound.
             WeightsError: see `load_weights`.
         """
+        findings = check_held(self.chips.dataset) + self._check_schedule()
+        refuse(findings)
+        for finding in findings:
+            rank_zero_warn(str(finding))
         if not self._has_weights:
             self.weights_statement = load_weights(
                 self.model, self.hparams["weights"], model_args=self.hparams["model_args"], bands=self.chips.bands
             )
         self._has_weights = True
         rank_zero_info(f"Weights: {self.weights_statement}")
+
+    def _check_schedule(self) -> list[Finding]:
+        epochs, steps = self.trainer.max_epochs, self.trainer.estimated_stepping_batches
+        if epochs in (None, -1):
+            epochs = math.ceil(steps / self.trainer.num_training_batches) if math.isfinite(steps) else None
+        options = self.hparams["scheduler_hparams"] or {}
+        return check_schedule(self.hparams["scheduler"], options, epochs=epochs, steps=steps)
 
     def on_validation_start(self) -> None:
         """Refuse `validate` of random weights."""

@@ -5,9 +5,11 @@
 ``hub``             the publisher's pretrained weights; training stops where they can't be had
 ``hub-or-random``   for the demo: the same, and random weights, said in a warning, where the hub can't be reached
 ``random``          from scratch
-a path              a local file, safetensors or a PyTorch state dict, in the names of timm or of the backbone itself
+a path              a local file, safetensors or a PyTorch state dict, in the names of timm, of the backbone itself, or
+                    for Galileo, SatMAE and Scale-MAE as published
 """
 
+import argparse
 import logging
 import urllib.error
 import urllib.request
@@ -31,13 +33,12 @@ from torch import Tensor, nn
 from terraseg.bands import band
 from terraseg.errors import WeightsError
 from terraseg.files import sha256_of_file
+from terraseg.learn.backbones.base import Backbone, State
 from terraseg.learn.model import encoder_of, is_smp
 
 logger = logging.getLogger(__name__)
 
 HUB, HUB_OR_RANDOM, RANDOM = "hub", "hub-or-random", "random"
-
-State = dict[str, Tensor]
 
 _PROBE_SECONDS = 3.0
 _RGB_OF_BAND = {"B01": 2, "B02": 2, "B03": 1, "B04": 0, "B05": 0, "B06": 0, "B07": 0, "B08": 0, "B8A": 0,
@@ -108,6 +109,8 @@ def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) ->
         donor = timm.create_model(_timm_name(backbone), pretrained=True)
         config: Any = donor.pretrained_cfg
         return donor.state_dict(), f"ImageNet (timm {config['architecture']}.{config['tag']})"
+    if isinstance(encoder := encoder_of(model), Backbone):
+        return encoder.from_published(encoder.download()), f"pretrained ({backbone})"
     prefix = "backbone_"
     arguments = {key.removeprefix(prefix): value for key, value in model_args.items() if key.startswith(prefix)}
     return BACKBONE_REGISTRY.build(backbone, pretrained=True, **arguments).state_dict(), f"pretrained ({backbone})"
@@ -117,14 +120,17 @@ def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}", fix="correct `weights` in the config, or make the file")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE checkpoints hold their command line
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise WeightsError(f"{path} can't be read as weights ({error})") from error
     except Exception as error:  # torch.load raises pickle's own errors, some of them private
         raise WeightsError(f"{path} is no plain state dict ({type(error).__name__})") from error
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state.get(key), dict) else state
-    if isinstance(encoder, PrithviViT) and "encoder.cls_token" in state:
+    if isinstance(encoder, Backbone):
+        state = encoder.from_published(state)
+    elif isinstance(encoder, PrithviViT) and "encoder.cls_token" in state:
         # The published files hold the whole masked autoencoder, and the bands in the order of pretraining.
         state = checkpoint_filter_fn_vit(state, encoder, encoder.pretrained_bands, encoder.model_bands)
     return state, f"{_trained_on(path)}{path.name}, sha256 {sha256_of_file(path)[:12]}"
@@ -180,14 +186,15 @@ def _some(what: str, names: Sequence[str], limit: int = 3) -> str:
 def _bounded_hub() -> Iterator[None]:
     """Read the hub's cache alone where it doesn't answer a probe: its client would retry for 23 s a file."""
     before = hub_constants.HF_HUB_OFFLINE
-    hub_constants.HF_HUB_OFFLINE = before or not _hub_answers()
+    hub_constants.HF_HUB_OFFLINE = before or not hub_answers()
     try:
         yield
     finally:
         hub_constants.HF_HUB_OFFLINE = before
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
+    """Whether the hub can be reached, within seconds."""
     request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")  # noqa: S310 (the client's own setting)
     try:
         with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):  # noqa: S310

@@ -10,6 +10,7 @@ import shapely
 
 from terraseg.dataset import SPLITS
 from terraseg.errors import SplitError
+from terraseg.subsets import fold_chips, least_distance
 
 
 def audit_splits(
@@ -37,12 +38,11 @@ def audit_splits(
             background, so that nothing could be learned or tested on it.
     """
     shapes = {split: tiles.geometry[tiles["split"] == split].to_numpy() for split in SPLITS}
-    for split in SPLITS:
-        _check_content(split, pixels[split])
+    splits = audit_contents(tiles, pixels)
     between: dict[str, dict[str, float]] = {}
     for first, second in combinations(SPLITS, 2):
         between[f"{first}-{second}"] = {
-            "least_distance_m": _least_distance(shapes[first], shapes[second]),
+            "least_distance_m": least_distance(shapes[first], shapes[second]),
             "shared_pixels": round(_shared_area(shapes[first], shapes[second]) / gsd**2),
         }
     for pair, measured in between.items():
@@ -58,17 +58,73 @@ def audit_splits(
     return {
         "gap_m": gap_m,
         "between": between,
-        "splits": {
-            split: {
-                **counts,
-                "class_share": counts["class"] / (counts["class"] + counts["background"]),
-                "ignored_share": counts["ignored"] / max(1, sum(counts[k] for k in ("class", "background", "ignored"))),
-                "blocks": int(tiles.loc[tiles["split"] == split, "block"].nunique()),
-            }
-            for split, counts in pixels.items()
-        },
+        "splits": splits,
         "ground_in_gaps_share": 1 - used / ground,
     }
+
+
+def audit_contents(tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+    """What each split holds: pixels by kind, shares, blocks.
+
+    Args:
+        tiles, pixels: see `audit_splits`.
+
+    Raises:
+        SplitError: a split lacks the class or the background.
+    """
+    for split in SPLITS:
+        _check_content(split, pixels[split])
+    return {
+        split: {
+            **counts,
+            "class_share": counts["class"] / (counts["class"] + counts["background"]),
+            "ignored_share": counts["ignored"] / max(1, sum(counts[k] for k in ("class", "background", "ignored"))),
+            "blocks": int(tiles.loc[tiles["split"] == split, "block"].nunique()),
+        }
+        for split, counts in pixels.items()
+    }
+
+
+def audit_folds(tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float, gsd: float) -> list[dict[str, float]]:
+    """Measure each fold of the cross-validation as a training will read it.
+
+    Args:
+        tiles: tiles.parquet in a metric CRS.
+        folds: their number.
+        seed: that they are drawn with.
+        gap_m: least distance between train and val of a fold, and of both to the test, in metres.
+        gsd: pixel size in metres.
+
+    Returns:
+        For each fold the chips of train and val, those that the gap takes from train, and the least distance of train
+        to val and of both to the test, in metres.
+
+    Raises:
+        SplitError: the gap is not held, there are fewer blocks than folds, or a fold lacks the class.
+    """
+    test = tiles.geometry[tiles["split"] == "test"].to_numpy()
+    learned = int((tiles["split"] != "test").sum())
+    measured = []
+    for fold in range(folds):
+        train, val = fold_chips(tiles, fold=fold, folds=folds, seed=seed, gap_m=gap_m, gsd=gsd)
+        between = least_distance(train.geometry.to_numpy(), val.geometry.to_numpy())
+        to_test = min(least_distance(part.geometry.to_numpy(), test) for part in (train, val))
+        if min(between, to_test) < gap_m - gsd / 2:
+            raise SplitError(
+                f"fold {fold}: train and val are {between:.0f} m apart, and {to_test:.0f} m from the test",
+                expected=f"a gap of {gap_m:.0f} m",
+                fix="scenes that overlap or touch must be one scene: mosaic them before the preparation",
+            )
+        measured.append(
+            {
+                "train_chips": len(train),
+                "val_chips": len(val),
+                "left_out_chips": learned - len(train) - len(val),
+                "least_distance_m": between,
+                "least_distance_to_test_m": to_test,
+            }
+        )
+    return measured
 
 
 def _check_content(split: str, counts: Mapping[str, int]) -> None:
@@ -80,12 +136,6 @@ def _check_content(split: str, counts: Mapping[str, int]) -> None:
                 fix="choose another split seed, smaller blocks (block_chips, tile_size) or a larger area; "
                 "check that the labels lie in the scene",
             )
-
-
-def _least_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Metres between the nearest chips of two splits; touching chips are 0 apart."""
-    _, distances = shapely.STRtree(second).query_nearest(first, return_distance=True, all_matches=False)
-    return float(distances.min())
 
 
 def _shared_area(first: np.ndarray, second: np.ndarray) -> float:

@@ -45,6 +45,10 @@ class Rect:
         """The rectangle with ``margin`` pixels more on each side."""
         return Rect(self.top - margin, self.left - margin, self.bottom + margin, self.right + margin)
 
+    def moved(self, rows: int, columns: int) -> "Rect":
+        """The rectangle moved down and right."""
+        return Rect(self.top + rows, self.left + columns, self.bottom + rows, self.right + columns)
+
     def intersects(self, other: "Rect") -> bool:
         """Whether they share a pixel."""
         return (
@@ -68,7 +72,7 @@ def make_blocks(shape: tuple[int, int], *, tile_size: int, rule: SplitRule) -> l
             expected=f"at least one chip of {tile_size} px",
             fix="choose a smaller --tile-size or a larger area",
         )
-    if rule.kind == "blocks":
+    if rule.kind in ("blocks", "polygons"):
         rows, columns = (_even_edges(side, rule.block_chips * tile_size) for side in shape)
     else:
         axis = 1 if rule.kind == "columns" else 0

@@ -8,23 +8,32 @@ import numpy.typing as npt
 from terraseg.prepare.blocks import Rect
 
 
-def chip_origins(block: Rect, *, tile_size: int, stride: int, keep_out: Sequence[Rect] = ()) -> list[tuple[int, int]]:
+def chip_origins(
+    block: Rect,
+    *,
+    tile_size: int,
+    stride: int,
+    keep_out: Sequence[Rect] = (),
+    area: npt.NDArray[np.bool_] | None = None,
+) -> list[tuple[int, int]]:
     """Upper left pixels of the chips of one block, sorted.
 
     Chips lie wholly within the block and outside of ``keep_out``. A regular grid comes first; then chips that touch
     the right and bottom edge of the free ground are added wherever they show pixels that the grid left out, so that
-    each pixel that a chip can reach is in one.
+    each pixel that a chip can reach is in one. With ``area``, whose outline may be any, this holds for the grid and for
+    the edges of the block only.
 
     Args:
         block: in pixels of the scene.
         tile_size: side of a chip, in pixels.
         stride: step of the grid, in pixels; less than ``tile_size`` means overlapping chips.
         keep_out: ground that another split's gap takes.
+        area: (rows, columns) of the block; chips lie wholly within it.
 
     Returns:
         (row, column) pairs in pixels of the scene.
     """
-    free = np.ones((block.height, block.width), dtype=bool)
+    free = np.ones((block.height, block.width), dtype=bool) if area is None else area.copy()
     for rect in keep_out:
         top, left = max(rect.top - block.top, 0), max(rect.left - block.left, 0)
         free[top : max(rect.bottom - block.top, 0), left : max(rect.right - block.left, 0)] = False

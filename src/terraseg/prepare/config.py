@@ -5,6 +5,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from terraseg.bands import PRITHVI_BANDS, band
+from terraseg.dataset import Split
 
 
 class _Section(BaseModel):
@@ -52,20 +53,44 @@ class SplitRule(_Section):
 
     Attributes:
         kind: ``blocks``: squares of ``block_chips`` chips, assigned by chance, stratified by the density of the class.
-            ``columns`` or ``rows``: three strips, train first, then val, then test.
+            ``columns`` or ``rows``: three strips, train first, then val, then test. ``polygons``: areas that a file
+            gives, such as cities, so that no city is in two splits; what lies in none of them is not used.
         block_chips: side of a block, in chips.
         gap_m: least distance between pixels of two splits, in metres; one chip where absent, never less.
         train, val, test: shares of the blocks (of the extent for strips); they add up to 1.
-        seed: of the assignment.
+        seed: of the assignment, and of the folds.
+        folds: number of folds for a cross-validation over the blocks of train and val, kind ``blocks`` only; which one
+            a training uses is the datamodule's ``fold``. The test stays as it is.
+        path: file of polygons with a CRS (GeoPackage, GeoJSON, GeoParquet), kind ``polygons`` only.
+        column: its column that names the split, or with ``assign`` the city.
+        assign: the split of each name in ``column``; ``{train: [Algiers, Oran], val: [Blida], test: [Setif]}``.
     """
 
-    kind: Literal["blocks", "columns", "rows"] = "blocks"
+    kind: Literal["blocks", "columns", "rows", "polygons"] = "blocks"
     block_chips: int = Field(default=4, ge=1)
     gap_m: float | None = Field(default=None, gt=0)
     train: float = Field(default=0.6, gt=0, lt=1)
     val: float = Field(default=0.2, gt=0, lt=1)
     test: float = Field(default=0.2, gt=0, lt=1)
     seed: int = 0
+    folds: int | None = Field(default=None, ge=2)
+    path: str | None = None
+    column: str | None = None
+    assign: dict[Split, tuple[str, ...]] | None = None
+
+    @model_validator(mode="after")
+    def _keys_fit_kind(self) -> "SplitRule":
+        given = [key for key in ("path", "column", "assign") if getattr(self, key) is not None]
+        if self.kind != "polygons" and given:
+            raise ValueError(f"split {self.kind} knows no {', '.join(given)}: choose kind polygons, or drop them")
+        if self.kind == "polygons" and (self.path is None or self.column is None):
+            raise ValueError("split polygons needs path and column")
+        if self.kind != "blocks" and self.folds is not None:
+            raise ValueError(f"split {self.kind} can't make folds: choose kind blocks, or drop folds")
+        names = [name for names in (self.assign or {}).values() for name in names]
+        if len(set(names)) != len(names):
+            raise ValueError("split assign gives a name to two splits")
+        return self
 
     @model_validator(mode="after")
     def _shares_add_up(self) -> "SplitRule":
@@ -96,6 +121,8 @@ class PrepareConfig(_Section):
             chips. Chips of val and test overlap only where a block is no multiple of the chip.
         label_rule: see `LabelRule`.
         split: see `SplitRule`.
+        label_shift: ``measure``: report how far the footprints lie off the imagery. ``apply``: move them back by that
+            as well, or stop where it can't be told. Absent: not measured.
         completeness: see `Completeness`; absent: the labels are taken as complete within their extent.
     """
 
@@ -104,7 +131,13 @@ class PrepareConfig(_Section):
     train_stride: int | None = Field(default=None, ge=1)
     label_rule: LabelRule = LabelRule()
     split: SplitRule = SplitRule()
+    label_shift: Literal["measure", "apply"] | None = None
     completeness: Completeness | None = None
+
+    def label_rule_in_words(self) -> str:
+        """The label rule, and whether footprints were moved."""
+        moved = ", footprints moved onto the imagery" if self.label_shift == "apply" else ""
+        return self.label_rule.in_words() + moved
 
     @field_validator("bands")
     @classmethod

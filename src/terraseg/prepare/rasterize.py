@@ -4,7 +4,7 @@ The share (coverage) is exact polygon-pixel overlap (exactextract, Baston 2020),
 overlapping polygons would otherwise count twice.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Lock
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import shapely
 from affine import Affine
 from exactextract import exact_extract
-from exactextract.feature import JSONFeatureSource
+from exactextract.feature import FeatureSource, JSONFeature
 from exactextract.raster import NumPyRasterSource
 from rasterio.features import rasterize
 
@@ -42,16 +42,12 @@ def coverage(
     share = np.zeros(shape, dtype=np.float32)
     left, top = transform @ (window.left, window.top)
     right, bottom = transform @ (window.right, window.bottom)
-    clipped = shapely.clip_by_rect(footprints, left, bottom, right, top)
-    union = shapely.union_all([area for part in clipped for area in _areas(part)])
-    if union.is_empty:
+    parts = _areas(_without_overlap(_areas(shapely.clip_by_rect(footprints, left, bottom, right, top))))
+    if len(parts) == 0:
         return share
     grid = NumPyRasterSource(np.empty(shape, dtype=np.uint8), left, bottom, right, top)
     # Part by part: exactextract keeps an array of the part's bounding box, so that memory follows the buildings.
-    features = JSONFeatureSource(
-        [{"type": "Feature", "geometry": shapely.geometry.mapping(part)} for part in _areas(union)]
-    )
-    for feature in exact_extract(grid, features, ["cell_id", "coverage"], output="geojson"):
+    for feature in exact_extract(grid, _Parts(parts), ["cell_id", "coverage"], output="geojson"):
         cells = np.asarray(feature["properties"]["cell_id"], dtype=np.intp)
         np.add.at(share.reshape(-1), cells, np.asarray(feature["properties"]["coverage"], dtype=np.float32))
     return np.minimum(share, 1, out=share)
@@ -121,6 +117,43 @@ def _burn(
     return np.asarray(burnt == 1)
 
 
-def _areas(geometry: shapely.Geometry) -> list[shapely.Geometry]:
-    """A cut can leave lines and points on the window's edge: only area counts."""
-    return [part for part in shapely.get_parts(shapely.make_valid(geometry)) if part.area > 0]
+def _areas(geometries: shapely.Geometry | npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """The polygons of geometries; a cut can leave lines and points on the window's edge, and only area counts."""
+    parts = shapely.get_parts(shapely.make_valid(geometries))
+    return np.asarray(parts[shapely.area(parts) > 0])
+
+
+def _without_overlap(areas: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
+    """The same ground without overlap: only areas that touch another one are united, which few do."""
+    first, second = shapely.STRtree(areas).query(areas, predicate="intersects")
+    touching = np.zeros(len(areas), dtype=bool)
+    touching[first[first != second]] = True
+    return np.append(areas[~touching], shapely.union_all(areas[touching]))
+
+
+class _Parts(FeatureSource):  # type: ignore[misc]
+    """Polygons for exactextract, handed over as WKB; its own sources go through GeoJSON text."""
+
+    def __init__(self, polygons: npt.NDArray[np.object_]) -> None:
+        super().__init__()
+        self.polygons: list[bytes] = shapely.to_wkb(polygons).tolist()
+
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.polygons)
+
+    def __iter__(self) -> Iterator["_Part"]:
+        return map(_Part, self.polygons)
+
+    def srs_wkt(self) -> None:
+        """Unknown: polygons and pixels are in one CRS."""
+
+
+class _Part(JSONFeature):  # type: ignore[misc]
+    def __init__(self, polygon: bytes) -> None:
+        super().__init__()
+        self.polygon = polygon
+
+    def geometry(self) -> bytes:
+        """WKB."""
+        return self.polygon

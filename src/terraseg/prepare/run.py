@@ -21,15 +21,15 @@ import shapely
 from rich.progress import track
 
 from terraseg.bands import UNIT, band_indices
-from terraseg.dataset import SPLITS, ChipDataset, DatasetInfo, Split, open_dataset, write_dataset
-from terraseg.errors import LabelError, OutputError, SceneError, SplitError
+from terraseg.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
+from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.files import atomic_folder, sha256_of_file
-from terraseg.footprints import FootprintSource, find_footprints, known_extent
-from terraseg.prepare.audit import audit_splits
-from terraseg.prepare.blocks import Rect, assign, keep_out, make_blocks, neighbours
-from terraseg.prepare.chips import chip_origins
+from terraseg.footprints import FootprintSource, find_footprints, footprint_files, known_extent
+from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.cut import BlockJob, BlockResult, cut_block
+from terraseg.prepare.plan import ground_of, plan_scene
+from terraseg.prepare.shift import LabelShift, measure_shift
 from terraseg.prepare.statistics import TrainHistogram
 from terraseg.scene import NODATA, Scene, find_scenes
 
@@ -38,12 +38,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Labels:
-    """Footprints, the area in which they are known, and the completeness cells, in the CRS of one scene."""
+    """Footprints, the area in which they are known, and the completeness cells, in the CRS of one scene.
+
+    ``shift`` says how far the footprints lay off the imagery, where that was measured.
+    """
 
     shapes: np.ndarray
     extent: shapely.Geometry
     cells: np.ndarray
     shares: np.ndarray
+    shift: LabelShift | None
 
 
 def preprocess(
@@ -70,7 +74,7 @@ def preprocess(
     if done:
         _log.info("%s is up to date (%d chips)", output, len(done.tiles))
         return done
-    _refuse_foreign(output)
+    refuse_foreign(output)
     _refuse_overlap(found)
 
     class_name = sources[0].class_name
@@ -82,9 +86,13 @@ def preprocess(
         split: {"chips": 0, "class": 0, "background": 0, "ignored": 0} for split in SPLITS
     }
     tables: list[gpd.GeoDataFrame] = []
+    shifts: dict[str, LabelShift] = {}
     with atomic_folder(output) as folder:
         for scene in found:
-            results = _cut_scene(scene, footprints, sources, folder=folder, config=config, indices=indices, gap=gap)
+            labels_here = _labels_of(scene, footprints, sources, config)
+            if labels_here.shift:
+                shifts[scene.name] = labels_here.shift
+            results = _cut_scene(scene, labels_here, folder=folder, config=config, indices=indices, gap=gap)
             rows = []
             for result in results:
                 histogram.merge(result.histogram)
@@ -100,6 +108,14 @@ def preprocess(
             gap_m=gap * found[0].gsd,
             gsd=found[0].gsd,
         )
+        if config.split.folds:
+            audit["folds"] = audit_folds(
+                tiles, folds=config.split.folds, seed=config.split.seed, gap_m=gap * found[0].gsd, gsd=found[0].gsd
+            )
+        if shifts:
+            audit["label_shift"] = {
+                name: {**shift.as_record(), "applied": config.label_shift == "apply"} for name, shift in shifts.items()
+            }
         info = DatasetInfo(
             bands=config.bands,
             unit=UNIT,
@@ -108,8 +124,12 @@ def preprocess(
             crs=tuple(sorted({str(scene.geobox.crs) for scene in found})),
             tile_size=config.tile_size,
             classes=classes,
-            label_rule=config.label_rule.in_words(),
-            split_rule={**config.split.model_dump(), "gap_m": gap * found[0].gsd, "train_stride": config.train_stride},
+            label_rule=config.label_rule_in_words(),
+            split_rule={
+                **config.split.model_dump(exclude_none=True),
+                "gap_m": gap * found[0].gsd,
+                "train_stride": config.train_stride,
+            },
             provenance=_provenance(found, sources, fingerprint),
         )
         write_dataset(folder, info=info, tiles=tiles, stats=histogram.stats(config.bands, classes=classes), audit=audit)
@@ -123,47 +143,31 @@ def preprocess(
         _log.info(
             "%s: least distance %.0f m, %d shared pixels", pair, measured["least_distance_m"], measured["shared_pixels"]
         )
+    for fold, measured in enumerate(audit.get("folds", ())):
+        _log.info(
+            "fold %d: %d train and %d val chips, least distance %.0f m",
+            fold, measured["train_chips"], measured["val_chips"], measured["least_distance_m"],
+        )  # fmt: skip
     return dataset
 
 
 def _cut_scene(
-    scene: Scene,
-    footprints: gpd.GeoDataFrame,
-    sources: Sequence[FootprintSource],
-    *,
-    folder: Path,
-    config: PrepareConfig,
-    indices: Sequence[int],
-    gap: int,
+    scene: Scene, labels: _Labels, *, folder: Path, config: PrepareConfig, indices: Sequence[int], gap: int
 ) -> Iterator[BlockResult]:
     """Plan the blocks of one scene and cut them, several at a time, in order."""
-    labels = _labels_of(scene, footprints, sources, config)
-    shape = (int(scene.geobox.shape[0]), int(scene.geobox.shape[1]))
-    blocks = make_blocks(shape, tile_size=config.tile_size, rule=config.split)
-    near = neighbours(blocks, gap=gap)
-    density = _density(scene, blocks, labels)
-    splits = assign(blocks, density, rule=config.split, gap=gap, near=near)
-    tree = shapely.STRtree(labels.shapes)
-    cell_tree = shapely.STRtree(labels.cells)
+    tree, cell_tree = shapely.STRtree(labels.shapes), shapely.STRtree(labels.cells)
     jobs = []
-    for index, block in enumerate(blocks):
-        split: Split = splits[index]
-        frame = _ground(scene, block)
+    for block in plan_scene(scene, labels.shapes, config=config, gap=gap):
+        frame = ground_of(scene, block.rect)
         cells = cell_tree.query(frame)
-        stride = (config.train_stride or config.tile_size) if split == "train" else config.tile_size
-        zones = keep_out(index, blocks, splits, gap=gap, near=near)
-        origins = chip_origins(block, tile_size=config.tile_size, stride=stride, keep_out=zones)
-        if not origins:
-            _log.info("block %d (%s) of %s is used up by the gaps", index, split, scene.name)
-            continue
         jobs.append(
             BlockJob(
                 scene=scene,
                 indices=tuple(indices),
-                block=block,
-                name=f"{scene.name}/{index:04d}",
-                split=split,
-                origins=tuple(origins),
+                block=block.rect,
+                name=block.name,
+                split=block.split,
+                origins=block.origins,
                 tile_size=config.tile_size,
                 footprints=labels.shapes[tree.query(frame)],
                 extent=labels.extent,
@@ -219,21 +223,17 @@ def _labels_of(
             raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
         table = gpd.read_parquet(path).to_crs(crs)
         cells, shares = table.geometry.to_numpy(), table["covered_share"].to_numpy()
-    return _Labels(shapely.make_valid(inside.to_numpy()), extent, cells, shares)
-
-
-def _density(scene: Scene, blocks: Sequence[Rect], labels: _Labels) -> np.ndarray:
-    """Share of each block that footprints cover, for the stratification: overlaps count twice, which does no harm."""
-    frames = np.array([_ground(scene, block) for block in blocks])
-    index, shape = shapely.STRtree(labels.shapes).query(frames)
-    areas = shapely.area(shapely.intersection(frames[index], labels.shapes[shape]))
-    return np.asarray(np.bincount(index, weights=areas, minlength=len(blocks)) / shapely.area(frames))
-
-
-def _ground(scene: Scene, rect: Rect) -> shapely.Geometry:
-    left, top = scene.geobox.affine @ (rect.left, rect.top)
-    right, bottom = scene.geobox.affine @ (rect.right, rect.bottom)
-    return shapely.box(left, bottom, right, top)
+    polygons, shift = shapely.make_valid(inside.to_numpy()), None
+    if config.label_shift:
+        shift = measure_shift(scene, polygons)
+        _log.info(
+            "%s: footprints lie %.2f px right of the imagery and %.2f px below it%s",
+            scene.name, shift.columns, shift.rows, "" if shift.clear else ", which is not clear",
+        )  # fmt: skip
+        if config.label_shift == "apply":
+            moved = shift.undone(np.append(polygons, extent), gsd=scene.gsd)
+            polygons, extent = moved[:-1], moved[-1]
+    return _Labels(polygons, extent, cells, shares, shift)
 
 
 def _gap(config: PrepareConfig, *, gsd: float) -> int:
@@ -263,22 +263,12 @@ def _refuse_overlap(scenes: Sequence[Scene]) -> None:
                 )
 
 
-def _refuse_foreign(output: Path) -> None:
-    if output.exists() and not (output / "dataset.yaml").is_file() and any(output.iterdir()):
-        raise OutputError(
-            f"{output} holds files that are no dataset of terraseg",
-            expected="a dataset to replace, or an empty or new folder",
-            fix="choose another --output",
-        )
-
-
 def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path], config: PrepareConfig) -> str:
     """Hex digest of the inputs' bytes and the config: the same fingerprint means the same dataset."""
     digest = hashlib.sha256(config.model_dump_json().encode())
-    given = [Path(labels)] if isinstance(labels, str | Path) else [Path(path) for path in labels]
-    files = [file for path in given for file in (sorted(path.glob("*.parquet")) if path.is_dir() else [path])]
-    if config.completeness:
-        files.append(Path(config.completeness.path))
+    files = footprint_files(labels)
+    files += [Path(config.completeness.path)] if config.completeness else []
+    files += [Path(config.split.path)] if config.split.path else []
     for file in [*(scene.path for scene in scenes), *files]:
         digest.update(f"{file.name} {sha256_of_file(file) if file.is_file() else 'missing'}".encode())
     return digest.hexdigest()

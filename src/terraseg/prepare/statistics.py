@@ -16,16 +16,20 @@ class TrainHistogram:
 
     Args:
         bands: number of bands.
+        least: smallest DN that there can be: 0 for uint16, -32768 for int16.
     """
 
-    def __init__(self, bands: int) -> None:
+    def __init__(self, bands: int, *, least: int = 0) -> None:
+        self.least = least
         self.counts = np.zeros((bands, _LEVELS), dtype=np.int64)
         self.class_pixels: dict[int, int] = {}
 
-    def add(self, pixels: npt.NDArray[np.uint16], labels: npt.NDArray[np.int8]) -> None:
+    def add(self, pixels: npt.NDArray[np.uint16 | np.int16], labels: npt.NDArray[np.int8]) -> None:
         """Count pixels (bands, n) that have an observation, and labels (m,) that are not ignored."""
         for band, values in enumerate(pixels):
-            self.counts[band] += np.bincount(values, minlength=_LEVELS)
+            shifted = values.astype(np.int64)
+            shifted -= self.least
+            self.counts[band] += np.bincount(shifted, minlength=_LEVELS)
         for value, count in zip(*np.unique(labels, return_counts=True), strict=True):
             self.class_pixels[int(value)] = self.class_pixels.get(int(value), 0) + int(count)
 
@@ -38,20 +42,21 @@ class TrainHistogram:
     def stats(self, bands: Sequence[str], *, classes: Mapping[int, str]) -> Stats:
         """Mean, population std and percentiles (inverted distribution function) of each band."""
         return Stats(
-            bands={name: _band_stats(counts) for name, counts in zip(bands, self.counts, strict=True)},
+            bands={name: _band_stats(counts, self.least) for name, counts in zip(bands, self.counts, strict=True)},
             class_pixels={value: self.class_pixels.get(value, 0) for value in classes},
             pixels=int(self.counts[0].sum()),
         )
 
 
-def _band_stats(counts: npt.NDArray[np.int64]) -> BandStats:
-    levels = np.arange(_LEVELS, dtype=np.float64)
+def _band_stats(counts: npt.NDArray[np.int64], least: int) -> BandStats:
+    levels = np.arange(least, least + _LEVELS, dtype=np.float64)
     total = int(counts.sum())
     mean = float(counts @ levels) / total
     # Two passes over 65,536 bins cost nothing and avoid the cancellation of E[x^2] - E[x]^2.
     variance = float(counts @ (levels - mean) ** 2) / total
     reached = np.cumsum(counts)
     percentiles = {
-        f"p{percent}": float(np.searchsorted(reached, max(1, -(-total * percent // 100)))) for percent in _PERCENTILES
+        f"p{percent}": float(least + np.searchsorted(reached, max(1, -(-total * percent // 100))))
+        for percent in _PERCENTILES
     }
     return BandStats(mean=mean, std=variance**0.5, percentiles=percentiles)

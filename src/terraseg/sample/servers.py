@@ -6,9 +6,10 @@ The demo downloads through them with the same code that reaches the real ones, a
 import asyncio
 import datetime as dt
 import json
+import os
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from aiohttp import web
 
 from terraseg.errors import CatalogueError
 
+_LOOPBACK = "127.0.0.1"
 _CONFORMANCE = [
     "https://api.stacspec.org/v1.0.0/core",
     "https://api.stacspec.org/v1.0.0/item-search",
@@ -80,10 +82,11 @@ class LocalServer:
     @property
     def url(self) -> str:
         """Root of the server, without a slash at the end."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://{_LOOPBACK}:{self._port}"
 
     def start(self) -> Self:
         """Serve until `stop`; returns when the port is open."""
+        _pass_by_proxies()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True, name="local-server")
         self._thread.start()
@@ -109,7 +112,7 @@ class LocalServer:
         application.add_routes(self.routes())
         runner = web.AppRunner(application, access_log=None, shutdown_timeout=0)
         loop.run_until_complete(runner.setup())
-        site = web.TCPSite(runner, "127.0.0.1", self._port, reuse_address=True)
+        site = web.TCPSite(runner, _LOOPBACK, self._port, reuse_address=True)
         loop.run_until_complete(site.start())
         self._port = runner.addresses[0][1]
         self._loop = loop
@@ -262,7 +265,8 @@ class OverpassServer(LocalServer):
     """An Overpass API over polygons: answers `nwr[key](box)` queries in OSM XML.
 
     Args:
-        footprints: polygons in EPSG:4326; every other column is an OpenStreetMap key, its cells the values.
+        footprints: polygons in EPSG:4326, the index their ids; every other column is an OpenStreetMap key, its cells
+            the values.
         timestamp: what the answers give as the date of the data.
     """
 
@@ -306,12 +310,19 @@ def stac_server(
 
 @contextmanager
 def overpass_server(footprints: gpd.GeoDataFrame, *, timestamp: dt.date) -> Iterator[OverpassServer]:
-    """Serve polygons (EPSG:4326, a column for each OpenStreetMap key) at ``.url`` until the block ends."""
+    """Serve polygons, as `OverpassServer` takes them, at ``.url`` until the block ends."""
     server = OverpassServer(footprints, timestamp=timestamp).start()
     try:
         yield server
     finally:
         server.stop()
+
+
+def _pass_by_proxies() -> None:
+    """Let requests and GDAL reach this machine even where the environment names a proxy: that one can't."""
+    exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
+    if exempt != "*" and _LOOPBACK not in exempt.split(","):
+        os.environ["no_proxy"] = f"{exempt},{_LOOPBACK}".lstrip(",")
 
 
 def _decoded(query: Mapping[str, str]) -> dict[str, Any]:
@@ -369,14 +380,14 @@ def _osm_xml(footprints: gpd.GeoDataFrame, timestamp: dt.date, remark: str) -> s
     relations: list[str] = []
     spare = 10_000_000_000  # ids of the rings of relations, above those of the polygons
 
-    def way(number: int, ring: shapely.LinearRing, tags: str) -> None:
+    def way(number: Hashable, ring: shapely.LinearRing, tags: str) -> None:
         references = "".join(
             f'<nd ref="{nodes.setdefault((round(x, 7), round(y, 7)), len(nodes) + 1)}"/>' for x, y, *_ in ring.coords
         )
         ways.append(f'<way id="{number}" version="1">{references}{tags}</way>')
 
     keys = [column for column in footprints.columns if column != footprints.geometry.name]
-    for number, (_, row) in enumerate(footprints.iterrows(), start=1):
+    for number, row in footprints.iterrows():
         tags = "".join(
             f"<tag k={quoteattr(key)} v={quoteattr(str(row[key]))}/>"
             for key in keys

@@ -1,0 +1,39 @@
+"""`terraseg check`: everything that a training would get wrong, found before it begins, each fault with its fix."""
+
+from functools import partial
+from pathlib import Path
+
+from terraseg.bands import band
+from terraseg.learn.check_config import check_config, read_config
+from terraseg.learn.check_data import check_data, train_chips
+from terraseg.learn.finding import Finding, attempt
+
+
+def check(config: str | Path, *, root: str | Path | None = None, model: bool = True) -> list[Finding]:
+    """All faults of an experiment, those of the data first.
+
+    Args:
+        config: its YAML.
+        root: another dataset than the config's.
+        model: with the model part, which imports TerraTorch; all else needs no torch.
+
+    Raises:
+        ConfigError: the config can't be read at all.
+    """
+    values, findings = read_config(config)
+    if root is not None:
+        values["data"].setdefault("init_args", {})["root"] = str(root)
+    dataset, faults = check_data(values)
+    chosen = attempt("", partial(train_chips, dataset, values["data"]["init_args"]))[0] if dataset else None
+    findings += faults + check_config(values, chips=None if chosen is None else len(chosen))
+    if not model:
+        return findings
+    from terraseg.learn.check_model import check_model
+
+    given = values["data"].get("init_args", {}).get("bands") or (dataset.info.bands if dataset else ())
+    named = dataset is not None and not any(fault.key.endswith("init_args.bands") for fault in faults)
+    return findings + check_model(
+        values,
+        bands=[band(str(name)).name for name in given] if named else None,
+        classes=list(dataset.info.classes.values()) if dataset else [],
+    )

@@ -1,0 +1,123 @@
+"""The plan of a scene: its blocks, the split of each, and where their chips lie. No pixel is read for it."""
+
+import logging
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+from terraseg.dataset import Split
+from terraseg.prepare.blocks import Rect, assign, keep_out, make_blocks, neighbours
+from terraseg.prepare.chips import chip_origins
+from terraseg.prepare.config import PrepareConfig
+from terraseg.prepare.rasterize import inside_area
+from terraseg.prepare.regions import read_regions
+from terraseg.scene import Scene
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PlannedBlock:
+    """A block with chips.
+
+    Attributes:
+        name: its id in tiles.parquet.
+        rect: pixels of the scene.
+        split: where all of its chips go.
+        origins: upper left pixels (row, column) of its chips, in the scene; at least one.
+    """
+
+    name: str
+    rect: Rect
+    split: Split
+    origins: tuple[tuple[int, int], ...]
+
+
+def plan_scene(
+    scene: Scene, footprints: npt.NDArray[np.object_], *, config: PrepareConfig, gap: int
+) -> list[PlannedBlock]:
+    """The blocks of a scene that have chips, by the configured kind of split.
+
+    Args:
+        footprints: in the scene's CRS; their density stratifies the splits.
+        gap: pixels between splits.
+
+    Raises:
+        SplitError: too little ground, or polygons that can't be used.
+    """
+    kind = config.split.kind
+    planned = _by_polygons(scene, config, gap) if kind == "polygons" else _by_rule(scene, footprints, config, gap)
+    for block in planned:
+        if not block.origins:
+            _log.info("block %s (%s) has no room for a chip beside the gaps", block.name, block.split)
+    return [block for block in planned if block.origins]
+
+
+def ground_of(scene: Scene, rect: Rect) -> shapely.Geometry:
+    """A rectangle of pixels in the scene's CRS."""
+    left, top = scene.geobox.affine @ (rect.left, rect.top)
+    right, bottom = scene.geobox.affine @ (rect.right, rect.bottom)
+    return shapely.box(left, bottom, right, top)
+
+
+def _by_rule(scene: Scene, footprints: npt.NDArray[np.object_], config: PrepareConfig, gap: int) -> list[PlannedBlock]:
+    shape = (int(scene.geobox.shape[0]), int(scene.geobox.shape[1]))
+    blocks = make_blocks(shape, tile_size=config.tile_size, rule=config.split)
+    near = neighbours(blocks, gap=gap)
+    frames = np.array([ground_of(scene, block) for block in blocks])
+    splits = assign(blocks, _density(frames, footprints), rule=config.split, gap=gap, near=near)
+    planned = []
+    for index, (block, split) in enumerate(zip(blocks, splits, strict=True)):
+        zones = keep_out(index, blocks, splits, gap=gap, near=near)
+        stride = _stride(config, split)
+        origins = chip_origins(block, tile_size=config.tile_size, stride=stride, keep_out=zones)
+        planned.append(PlannedBlock(f"{scene.name}/{index:04d}", block, split, tuple(origins)))
+    return planned
+
+
+def _by_polygons(scene: Scene, config: PrepareConfig, gap: int) -> list[PlannedBlock]:
+    """Chips wholly within the polygons of their split; blocks are counted from each polygon's upper left corner."""
+    size, transform = config.tile_size, scene.geobox.affine
+    planned = []
+    for region in read_regions(config.split, crs=str(scene.geobox.crs), gap_m=gap * scene.gsd):
+        frame = _pixels_of(scene, region.free)
+        if frame is None or min(frame.height, frame.width) < size:
+            _log.info("%s (%s) has no room for a chip in %s", region.name, region.split, scene.name)
+            continue
+        for index, part in enumerate(make_blocks((frame.height, frame.width), tile_size=size, rule=config.split)):
+            rect = part.moved(frame.top, frame.left)
+            area = inside_area(region.free, window=rect, transform=transform)
+            origins = chip_origins(rect, tile_size=size, stride=_stride(config, region.split), area=area)
+            name = f"{scene.name}/{region.name}/{index:04d}"
+            planned.append(PlannedBlock(name, rect, region.split, tuple(origins)))
+    return planned
+
+
+def _stride(config: PrepareConfig, split: Split) -> int:
+    return config.train_stride if split == "train" and config.train_stride else config.tile_size
+
+
+def _density(frames: npt.NDArray[np.object_], footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
+    """Share of each block that footprints cover, for the stratification: overlaps count twice, which does no harm."""
+    index, shape = shapely.STRtree(footprints).query(frames)
+    areas = shapely.area(shapely.intersection(frames[index], footprints[shape]))
+    return np.asarray(np.bincount(index, weights=areas, minlength=len(frames)) / shapely.area(frames))
+
+
+def _pixels_of(scene: Scene, area: shapely.Geometry) -> Rect | None:
+    """The pixels of a scene that hold an area; None where it lies outside."""
+    rows, columns = scene.geobox.shape
+    if area.is_empty:
+        return None
+    left, bottom, right, top = shapely.bounds(area)
+    first_column, first_row = ~scene.geobox.affine @ (left, top)
+    last_column, last_row = ~scene.geobox.affine @ (right, bottom)
+    rect = Rect(
+        max(int(np.floor(first_row)), 0),
+        max(int(np.floor(first_column)), 0),
+        min(int(np.ceil(last_row)), int(rows)),
+        min(int(np.ceil(last_column)), int(columns)),
+    )
+    return rect if rect.height > 0 and rect.width > 0 else None
