@@ -25,10 +25,7 @@ def normalise(
         float32 of the same shape; ``out`` where it is given.
     """
     normalised = np.empty(pixels.shape, dtype=np.float32) if out is None else out
-    offsets, scales = (
-        means[:, None, None],
-        np.reciprocal(stds)[:, None, None],
-    )  # a product is far faster than a division
+    offsets, scales = means[:, None, None], np.reciprocal(stds)[:, None, None]  # a product is faster than a division
     # A chip at a time stays in the processor's cache from pass to pass; only contiguous pixels are cast at full speed.
     for position in np.ndindex(pixels.shape[:-3]):
         chip = normalised[position]
