@@ -94,7 +94,7 @@ def test_the_data_part_needs_no_torch(sound):
         ({"data": {"class_share": 1.5}}, "error: data.init_args.class_share: 1.5; expected between 0 and 1"),
         ({"data": {"class_share": 0.5}}, "warning: data.init_args.class_share: 24 of 24 train chips hold"),
         ({"data": {"fraction": 0.1}}, "error: data.init_args.batch_size: 4 is more than the 3 train chips"),
-        ({"data": {"fraction": 0}}, "error: data.init_args.fraction: fraction 0; expected a share of train above 0, up to 1"),
+        ({"data": {"fraction": 0}}, "error: data.init_args.fraction: fraction 0; expected a share"),
         ({"data": {"fold": 2}}, "error: data.init_args.fold: fold 2 of a dataset with no folds"),
         ({"data": {"bands": ["B02", "B05"]}}, "has no band B05 (it has B02"),
         ({"data": {"bands": ["B02", "purple"]}}, "error: data.init_args.bands: unknown band 'purple'"),
