@@ -50,7 +50,7 @@ def root(tmp_path_factory):
 def test_it_says_where_everything_is_and_what_was_measured(root):
     said = (root / "stdout.txt").read_text()
     for step in steps():
-        assert step.command in re.sub(r"\s*\n\s*", " ", said)
+        assert f"$ {step.command}\n" in said
         assert (root / step.product).exists()
     for path in re.findall(r"^ +\w+  (results/\S+)$", said, flags=re.MULTILINE):
         assert (root / path).exists()

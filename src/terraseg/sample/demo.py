@@ -121,7 +121,7 @@ def run_demo(root: Path) -> None:
         if record.get(step.name) == before and (root / step.product).exists():
             console.print(f"{title}: finished before", style="dim", markup=False)
             continue
-        console.print(f"\n{title}\n$ {step.command}", style="bold", markup=False)
+        console.print(f"\n{title}\n$ {step.command}", style="bold", markup=False, soft_wrap=True)
         _run(root, _resumed(root, step, same=record.get(f"started {step.name}") == before), record, step, before)
     _summary(console, root)
 
@@ -176,7 +176,9 @@ def _summary(console: Console, root: Path) -> None:
     models = [json.loads((root / _RESULTS / "metrics" / f"{name}.json").read_text("utf-8")) for name in EXPERIMENTS]
     best = max(models, key=_iou)
     scene = _RESULTS / "predictions" / best["experiment"] / "brandenburg"
-    console.print("These are settlement areas (OpenStreetMap landuse=residential), not single buildings.")
+    console.print(
+        "These are settlement areas (OpenStreetMap landuse=residential), not single buildings.", soft_wrap=True
+    )
     for what, path in (
         ("map", scene / "mask.tif"),
         ("probability", scene / "probability.tif"),
@@ -184,8 +186,8 @@ def _summary(console: Console, root: Path) -> None:
         ("figures", _RESULTS / "figures"),
         ("report", _RESULTS / "report.html"),
     ):
-        console.print(f"{what:>12}  {path}", markup=False, highlight=False)
-    console.print(f"{best['attribution']}", style="dim", markup=False)
+        console.print(f"{what:>12}  {path}", markup=False, highlight=False, soft_wrap=True)
+    console.print(str(best["attribution"]), style="dim", markup=False, soft_wrap=True)
 
 
 def _iou(metrics: dict[str, Any]) -> float:
