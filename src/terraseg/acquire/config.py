@@ -108,7 +108,7 @@ class AcquireConfig(_Section):
     composite: Literal["median", "least-cloudy"] = "median"
     resampling: Literal["nearest", "bilinear", "cubic"] = "bilinear"
     offset_check: Literal["raise", "warn"] = "raise"
-    block: int = Field(640, ge=64, le=8192)
+    block: int = Field(704, ge=64, le=8192)
     workers: int = Field(2, ge=1)
     retries: int = Field(5, ge=0, le=20)
     backoff: float = Field(1.0, ge=0)
