@@ -9,6 +9,7 @@ import json
 import os
 import re
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class Faults:
     remark: str | None = None
 
 
-class LocalServer:
+class LocalServer(ABC):
     """An aiohttp application in a thread of its own, on a loopback port that stays the same over a restart.
 
     Attributes:
@@ -101,9 +102,9 @@ class LocalServer:
             self._thread.join(10)
             self._loop = None
 
+    @abstractmethod
     def routes(self) -> list[web.RouteDef]:
         """Paths and their handlers."""
-        raise NotImplementedError
 
     def _serve(self, ready: threading.Event) -> None:
         loop = asyncio.new_event_loop()
