@@ -2,9 +2,11 @@
 
 import numpy as np
 import shapely
+import shapely.affinity
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rasterio.features import rasterize
 
 from terraseg.prepare.blocks import Rect
 from terraseg.prepare.config import LabelRule
@@ -48,6 +50,65 @@ def test_centre_rule_takes_pixels_whose_centre_is_inside(corners):
     inside = centres(polygons, window=WINDOW, transform=GRID)
     clear = shapely.distance(points, shapely.boundary(union)) > 1e-6  # on the edge either is right
     np.testing.assert_array_equal(inside[clear], shapely.contains(union, points)[clear])
+
+
+@st.composite
+def footprints(draw):
+    """Stars, some with a hole, some two to a multipolygon; they overlap and reach out of the window.
+
+    Half of the corners lie on multiples of half a pixel, where the ties are.
+    """
+    left, top = GRID @ (WINDOW.left, WINDOW.top)
+    places = draw(st.lists(st.tuples(st.floats(-80, 380), st.floats(-80, 280)), min_size=1, max_size=6))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    stars = []
+    for x, y in places:
+        count, angles = random.integers(3, 12), np.sort(random.uniform(0, 2 * np.pi, 12))
+        corners = np.stack([np.cos(angles), np.sin(angles)], axis=1)[:count]
+        outer = corners * random.uniform(3, 90, (count, 1)) + np.array([x, -y])
+        snapped = np.where(random.random((count, 1)) < 0.5, np.round(outer / 5) * 5, outer) + np.array([left, top])
+        star = shapely.buffer(shapely.make_valid(shapely.polygons(snapped)), 0)  # area alone: GDAL draws lines, too
+        hole = shapely.affinity.scale(star, 0.5, 0.5) if random.random() < 0.5 else shapely.Polygon()
+        stars.append(shapely.difference(star, hole))
+    pairs = [shapely.union(*stars[:2]), *stars[2:]] if len(stars) > 1 and random.random() < 0.5 else stars
+    return np.array([shape for shape in pairs if shape.area > 0], dtype=object)
+
+
+@settings(max_examples=150, deadline=None)
+@given(footprints())
+def test_centre_rule_equals_gdal_s(shapes):
+    moved = GRID @ Affine.translation(WINDOW.left, WINDOW.top)
+    inside = centres(shapes, window=WINDOW, transform=GRID)
+    theirs = np.zeros_like(inside)
+    if len(shapes):
+        theirs = rasterize(shapes, out_shape=inside.shape, transform=moved, dtype="uint8") == 1
+    rows, columns = np.mgrid[WINDOW.top : WINDOW.bottom, WINDOW.left : WINDOW.right]
+    points = shapely.points(*(GRID @ (columns + 0.5, rows + 0.5)))
+    edges = shapely.GeometryCollection(shapely.boundary(shapes).tolist())
+    clear = shapely.is_empty(edges) | (shapely.distance(points, edges) > 1e-8)  # 1e-9 px; on an edge either is right
+    np.testing.assert_array_equal(inside[clear], theirs[clear])
+
+
+def test_no_footprint_covers_nothing():
+    none = np.empty(0, dtype=object)
+    assert not centres(none, window=WINDOW, transform=GRID).any()
+    assert not coverage(none, window=WINDOW, transform=GRID).any()
+
+
+def test_lines_of_a_mended_footprint_are_no_ground():
+    left, top = GRID @ (WINDOW.left, WINDOW.top)
+    spike = shapely.LineString([(left + 55, top - 55), (left + 155, top - 55)])
+    mended = [shapely.GeometryCollection([spike, shapely.box(left, top - 20, left + 20, top)])]
+    assert centres(mended, window=WINDOW, transform=GRID).sum() == 4
+    assert coverage(mended, window=WINDOW, transform=GRID).sum() == 4
+
+
+def test_a_centre_on_the_border_of_two_footprints_is_in_one_of_them():
+    left, top = GRID @ (WINDOW.left, WINDOW.top)
+    halves = [shapely.box(left, top - 100, left + 55, top), shapely.box(left + 55, top - 100, left + 100, top)]
+    west, east = (centres([half], window=WINDOW, transform=GRID) for half in halves)
+    assert not (west & east).any()
+    assert (west | east)[:10, :10].all()
 
 
 def test_overlapping_footprints_count_once():

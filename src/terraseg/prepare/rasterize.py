@@ -2,10 +2,13 @@
 
 The share (coverage) is exact polygon-pixel overlap (exactextract, Baston 2020), of the union of the footprints:
 overlapping polygons would otherwise count twice.
+
+Nothing here goes through GDAL: its in-memory rasters, which `rasterio.features.rasterize` makes, lose their transform
+now and then when several threads make them at once, and a lock around them would hold up the blocks.
 """
 
 from collections.abc import Iterator, Sequence
-from threading import Lock
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,15 +17,13 @@ from affine import Affine
 from exactextract import exact_extract
 from exactextract.feature import FeatureSource, JSONFeature
 from exactextract.raster import NumPyRasterSource
-from rasterio.features import rasterize
 
 from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.prepare.blocks import Rect
 from terraseg.prepare.config import LabelRule
 
-_ONE_AT_A_TIME = Lock()
-"""GDAL's in-memory rasters, which rasterize makes, have been seen to lose their transform for a moment when several
-threads make them at once. Burning is a small part of a block, so it waits its turn."""
+_SLIVER = 1e-6
+"""Share of a pixel that an area may lack and still hold it: noise of reprojected coordinates."""
 
 
 def coverage(
@@ -42,7 +43,7 @@ def coverage(
     share = np.zeros(shape, dtype=np.float32)
     left, top = transform @ (window.left, window.top)
     right, bottom = transform @ (window.right, window.bottom)
-    parts = _areas(_without_overlap(_areas(shapely.clip_by_rect(footprints, left, bottom, right, top))))
+    parts = _polygons(_without_overlap(_within(footprints, (left, bottom, right, top))))
     if len(parts) == 0:
         return share
     grid = NumPyRasterSource(np.empty(shape, dtype=np.uint8), left, bottom, right, top)
@@ -56,8 +57,30 @@ def coverage(
 def centres(
     footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], *, window: Rect, transform: Affine
 ) -> npt.NDArray[np.bool_]:
-    """Whether the centre of each pixel of a window lies in a footprint. Arguments as in `coverage`."""
-    return _burn(footprints, window=window, transform=transform, all_touched=False)
+    """Whether the centre of each pixel of a window lies in a footprint. Arguments as in `coverage`.
+
+    A scanline fill with non-zero winding (Foley et al., Computer Graphics, 1990, section 3.6): each edge is crossed by
+    the lines through the centres of some rows; what lies right of a crossing has one turn more around it, or one less.
+    A centre on the border of two footprints is in one of them.
+    """
+    rings, polygon = shapely.get_rings(_polygons(footprints), return_index=True)
+    outer = np.diff(polygon, prepend=-1) != 0
+    turn = np.where(shapely.is_ccw(rings) == outer, 1, -1)
+    points, ring = shapely.get_coordinates(rings, return_index=True)
+    x, y = ~(transform @ Affine.translation(window.left, window.top)) @ points.T
+    edge = np.flatnonzero(ring[1:] == ring[:-1])
+    first, last = (
+        np.clip(np.ceil(end(y[edge], y[edge + 1]) - 0.5), 0, window.height).astype(np.intp)
+        for end in (np.minimum, np.maximum)
+    )
+    lines = last - first
+    edge, first, start = (np.repeat(values, lines) for values in (edge, first, np.cumsum(lines) - lines))
+    row = first + np.arange(len(edge)) - start
+    crossing = x[edge] + (row + 0.5 - y[edge]) * (x[edge + 1] - x[edge]) / (y[edge + 1] - y[edge])
+    column = np.clip(np.ceil(crossing - 0.5), 0, window.width).astype(np.intp)
+    winding = np.zeros((window.height, window.width + 1), dtype=np.int32)
+    np.add.at(winding, (row, column), np.where(y[edge + 1] > y[edge], 1, -1) * turn[ring[edge]])
+    return np.asarray(np.cumsum(winding[:, :-1], axis=1, dtype=np.int32) != 0)
 
 
 def make_mask(
@@ -98,28 +121,25 @@ def inside_area(area: shapely.Geometry, *, window: Rect, transform: Affine) -> n
     frame = shapely.box(left, bottom, right, top)
     if area.contains(frame):
         return np.ones((window.height, window.width), dtype=bool)
-    return ~_burn(_areas(shapely.difference(frame, area)), window=window, transform=transform, all_touched=True)
+    outside = _polygons(shapely.difference(frame, area))
+    return np.asarray(coverage(outside, window=window, transform=transform) <= _SLIVER)
 
 
-def _burn(
-    shapes: Sequence[shapely.Geometry] | npt.NDArray[np.object_],
-    *,
-    window: Rect,
-    transform: Affine,
-    all_touched: bool,
-) -> npt.NDArray[np.bool_]:
-    shape = (window.height, window.width)
-    if len(shapes) == 0:
-        return np.zeros(shape, dtype=bool)
-    moved = transform @ Affine.translation(window.left, window.top)
-    with _ONE_AT_A_TIME:
-        burnt = rasterize(shapes, out_shape=shape, transform=moved, all_touched=all_touched, dtype="uint8")
-    return np.asarray(burnt == 1)
+def _within(
+    footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], frame: tuple[float, float, float, float]
+) -> npt.NDArray[np.object_]:
+    """The polygons of footprints within a frame (left, bottom, right, top): only those on its edge have to be cut."""
+    polygons = _polygons(footprints)
+    bounds, (left, bottom, right, top) = shapely.bounds(polygons), frame
+    inside = (bounds[:, :2] >= (left, bottom)).all(axis=1) & (bounds[:, 2:] <= (right, top)).all(axis=1)
+    # A cut can leave polygons that touch themselves, and lines and points on the edge.
+    cut = shapely.make_valid(shapely.clip_by_rect(polygons[~inside], left, bottom, right, top))
+    return np.append(polygons[inside], _polygons(cut))
 
 
-def _areas(geometries: shapely.Geometry | npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """The polygons of geometries; a cut can leave lines and points on the window's edge, and only area counts."""
-    parts = shapely.get_parts(shapely.make_valid(geometries))
+def _polygons(geometries: shapely.Geometry | Sequence[shapely.Geometry] | npt.NDArray[np.object_]) -> npt.NDArray[Any]:
+    """The polygons of geometries; lines and points are left out, as only area counts."""
+    parts = shapely.get_parts(shapely.get_parts(geometries))  # multipolygons may lie in collections
     return np.asarray(parts[shapely.area(parts) > 0])
 
 
