@@ -74,7 +74,7 @@ class _Page(html.parser.HTMLParser):
         self.links += [given["href"]] if tag == "a" else []
         self.alts += [given["alt"]] if tag == "img" else []
         self.ids += [given["id"]] if "id" in given else []
-        if tag not in {"meta", "img", "link", "br"}:
+        if tag not in {"meta", "img", "link", "br", "input"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -111,10 +111,10 @@ def test_figures_are_the_same_bytes_each_time_and_leave_matplotlib_alone(place, 
 def test_report_is_whole_well_formed_and_loads_nothing(drawn):
     page = _Page((drawn[0] / "report.html").read_text())
     assert page.open == []
-    assert len(page.loaded) == len(NAMES)
+    assert len(page.loaded) == len(NAMES) + 3 + 2 * 2  # imagery, shade and label; prediction and error of each model
     assert all(source.startswith("data:image/") for source in page.loaded)
     for source in page.loaded:
-        assert len(base64.b64decode(source.split(",")[1], validate=True)) > 1000
+        assert len(base64.b64decode(source.split(",")[1], validate=True)) > 100
     assert all(page.alts)
     assert len(page.ids) == len(set(page.ids))
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
@@ -150,9 +150,13 @@ def test_report_refuses_a_result_of_another_dataset(place, ground, tmp_path):
     other = make_dataset(tmp_path, scene, ground, stride=16)
     files = sorted((place / "results/metrics").glob("*.json"))
     with pytest.raises(DatasetError, match="measured on another version"):
-        write_report(metrics=files, figures=[], dataset=other, scenes=[scene], output=tmp_path / "report.html")
+        write_report(
+            metrics=files, figures=[], layered=None, dataset=other, scenes=[scene], output=tmp_path / "report.html"
+        )
     with pytest.raises(DatasetError, match="no results"):
-        write_report(metrics=[], figures=[], dataset=other, scenes=[scene], output=tmp_path / "report.html")
+        write_report(
+            metrics=[], figures=[], layered=None, dataset=other, scenes=[scene], output=tmp_path / "report.html"
+        )
     assert not (tmp_path / "report.html").exists()
 
 

@@ -109,7 +109,7 @@ def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Predictio
 
     A tall area gives one row, a wide one a row an experiment.
     """
-    picture, labels = _imagery(view), label_map(view, dataset)
+    picture, labels = imagery(view), label_map(view, dataset)
     base = _faded(picture)
     ground = [
         ("Imagery", picture),
@@ -141,7 +141,7 @@ def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Predictio
 
 
 def _layers(view: View, base: Picture, labels: Labels, prediction: Prediction) -> list[tuple[str, Picture]]:
-    mapped, known = _mapped(view, prediction)
+    mapped, known = mapped_class(view, prediction)
     truth, scored = labels == _POSITIVE, known & (labels != IGNORE)
     error = {HIT: truth & mapped, MISS: truth & ~mapped, FALSE_ALARM: ~truth & mapped}
     return [
@@ -150,21 +150,30 @@ def _layers(view: View, base: Picture, labels: Labels, prediction: Prediction) -
     ]
 
 
+def split_ground(view: View, dataset: ChipDataset, *, split: str) -> npt.NDArray[np.bool_]:
+    """(rows, columns) where the chips of a split lie in the view of a whole scene."""
+    covered = np.zeros(view.shape, dtype=bool)
+    side = dataset.info.tile_size / view.step
+    tiles = dataset.tiles[(dataset.tiles["scene"] == view.scene.name) & (dataset.tiles["split"] == split)]
+    for row, column in zip(tiles["row"] / view.step, tiles["column"] / view.step, strict=True):
+        covered[round(row) : round(row + side), round(column) : round(column + side)] = True
+    return covered
+
+
 def split_map(view: View, dataset: ChipDataset) -> Figure:
     """Where train, val and test lie, over the imagery; what is not coloured is gap or has no label."""
     rows, columns = view.shape
     width = 8.6 if columns >= rows else 6.0
     figure = new_figure(width, width * rows / columns + 1.1)
     axes = new_axes(figure, 1, 1)[0][0]
-    _show(axes, _faded(_imagery(view)))
+    _show(axes, _faded(imagery(view)))
     tiles = dataset.tiles[dataset.tiles["scene"] == view.scene.name]
     side = dataset.info.tile_size / view.step
     handles: list[Artist] = []
     for split in SPLITS:
         part = tiles[tiles["split"] == split]
-        covered = np.zeros((rows, columns), dtype=bool)
+        covered = split_ground(view, dataset, split=split)
         for row, column in zip(part["row"] / view.step, part["column"] / view.step, strict=True):
-            covered[round(row) : round(row + side), round(column) : round(column + side)] = True
             axes.add_patch(
                 Rectangle((column - 0.5, row - 0.5), side, side, fill=False, ec=SPLIT_COLOURS[split], lw=0.35)
             )
@@ -183,7 +192,7 @@ def split_map(view: View, dataset: ChipDataset) -> Figure:
     return figure
 
 
-def _imagery(view: View) -> Picture:
+def imagery(view: View) -> Picture:
     """True colour where the scene has it, stretched from the 2nd to the 98th percentile; white without observation."""
     wanted = ["B04", "B03", "B02"] if {"B04", "B03", "B02"} <= set(view.scene.bands) else [view.scene.bands[0]] * 3
     with rasterio.open(view.scene.path) as source:
@@ -209,15 +218,20 @@ def _paint(base: Picture, colours: dict[str, npt.NDArray[np.bool_]], *, unknown:
     painted = base.copy()
     for colour, where in colours.items():
         painted[where] = to_rgb(colour)
-    down, right = np.indices(unknown.shape)
-    period = max(max(unknown.shape) // 60, 4)
-    stripe = (down + right) % period < max(period // 4, 1)
     painted[unknown] = 1
-    painted[unknown & stripe] = to_rgb(STRIPE)
+    painted[unknown & stripes(unknown.shape)] = to_rgb(STRIPE)
     return painted
 
 
-def _mapped(view: View, prediction: Prediction) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """(rows, columns) diagonal stripes, about 60 over the longer side."""
+    down, right = np.indices(shape)
+    period = max(max(shape) // 60, 4)
+    striped: npt.NDArray[np.bool_] = (down + right) % period < max(period // 4, 1)
+    return striped
+
+
+def mapped_class(view: View, prediction: Prediction) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Where the class is mapped at the prediction's threshold, and where there is a prediction at all."""
     with rasterio.open(prediction.product.probability) as source:
         affine, crs = view.scene.geobox.affine, str(view.scene.geobox.crs)
@@ -238,13 +252,17 @@ def _show(axes: Axes, layer: Picture) -> None:
         spine.set_color(GREY)
 
 
-def _scale_bar(axes: Axes, view: View) -> None:
-    """A bar of about a quarter of the width, of 1, 2 or 5 times a power of ten metres."""
-    rows, columns = view.shape
-    target = columns * view.metres / 4
+def scale_length(view: View) -> tuple[float, str]:
+    """Metres of a scale bar of at most a quarter of the width, 1, 2 or 5 times a power of ten, and how it is called."""
+    target = view.shape[1] * view.metres / 4
     power = 10 ** np.floor(np.log10(target))
-    length = next(step * power for step in (5, 2, 1) if step * power <= target)
-    label = f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+    length = float(next(step * power for step in (5, 2, 1) if step * power <= target))
+    return length, f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+
+
+def _scale_bar(axes: Axes, view: View) -> None:
+    rows, columns = view.shape
+    length, label = scale_length(view)
     bar = AnchoredSizeBar(
         axes.transData, length / view.metres, label, "lower left", size_vertical=max(rows, columns) * 0.006, pad=0.4,
         borderpad=0.5, sep=3, fontproperties=FontProperties(size=7.5),

@@ -1,19 +1,24 @@
 """report.html: the result in one file to send, to read on a phone and to print; it loads nothing."""
 
 import base64
+import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from terraseg import __version__
 from terraseg.assess.bootstrap import Difference, holm, paired_difference
 from terraseg.assess.evaluate import HEADLINE, WITH_INTERVAL, by_iou
+from terraseg.assess.layers import LABEL, LayeredMap
 from terraseg.assess.pixels import iou
 from terraseg.assess.record import Estimate, Metrics, read_metrics
+from terraseg.assess.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE
 from terraseg.dataset import ChipDataset
 from terraseg.errors import DatasetError
 from terraseg.files import atomic_path
@@ -50,6 +55,11 @@ _WORDS = {
 }
 """Heading and caption by file stem."""
 
+_COLOURS = {
+    "label": LABEL, "prediction": CLASS, "hit": HIT, "miss": MISS, "false_alarm": FALSE_ALARM, "unknown": STRIPE,
+}  # fmt: skip
+"""Legend of the map."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -70,13 +80,20 @@ class Comparison:
 
 
 def write_report(
-    *, metrics: Sequence[Path], figures: Sequence[Path], dataset: ChipDataset, scenes: Sequence[Scene], output: Path
+    *,
+    metrics: Sequence[Path],
+    figures: Sequence[Path],
+    layered: LayeredMap | None,
+    dataset: ChipDataset,
+    scenes: Sequence[Scene],
+    output: Path,
 ) -> None:
     """Write the report, atomically.
 
     Args:
         metrics: result files (contract 6), at least one.
         figures: PNG and SVG files; where a figure has both, the SVG is shown.
+        layered: the map with layers and a swipe; the best result's model is shown first. None: a report without it.
         dataset: what was trained and tested on.
         scenes: the scenes that were mapped, for their provenance.
         output: the HTML file.
@@ -94,6 +111,7 @@ def write_report(
                 expected=f"dataset {dataset.info.content_hash[:12]}",
                 fix="run `python src/evaluate.py` again",
             )
+    script = resources.files("terraseg.assess").joinpath("templates/report.js").read_text(encoding="utf-8")
     page = _environment().get_template("report.html.j2").render(
         version=__version__,
         results=results,
@@ -102,6 +120,10 @@ def write_report(
         headline=HEADLINE,
         with_interval=WITH_INTERVAL,
         few_units=min(len(result.units) for result in results) < _FEW_UNITS,
+        layered=layered and _best_first(layered, results),
+        colours=_COLOURS,
+        script=markupsafe.Markup(script),  # noqa: S704 - our own file
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         pictures=list(_pictures(figures)),
         info=dataset.info,
         audit=dataset.audit,
@@ -127,6 +149,14 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
     return environment
+
+
+def _best_first(layered: LayeredMap, results: Sequence[Metrics]) -> LayeredMap:
+    """The map with its models in the order of the results, those without a result last."""
+    rank = {result.experiment: place for place, result in enumerate(results)}
+    return replace(
+        layered, models=tuple(sorted(layered.models, key=lambda one: rank.get(one.experiment, len(results))))
+    )
 
 
 def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:

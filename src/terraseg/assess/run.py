@@ -7,6 +7,7 @@ from terraseg.assess.baseline import EXPERIMENT as INDEX_BASELINE
 from terraseg.assess.baseline import index_baseline
 from terraseg.assess.evaluate import evaluate
 from terraseg.assess.figures import figures
+from terraseg.assess.layers import layered_map
 from terraseg.assess.predictions import find_predictions
 from terraseg.assess.record import metrics_path
 from terraseg.assess.report import write_report
@@ -67,9 +68,12 @@ def visualize(*, results: Path, ground_truth: Path, scenes: Path, output: Path, 
             f"none of the scenes in {scenes} ({', '.join(found)}) has test chips in {dataset.root}",
             fix="give the scenes that the dataset was made of",
         )
-    drawn = figures(results=results, dataset=dataset, scene=found[tested[0]], output=output)
+    scene = found[tested[0]]
+    drawn = figures(results=results, dataset=dataset, scene=scene, output=output)
+    predictions = [one for one in find_predictions(results / "predictions") if one.scene == scene.name]
+    layered = layered_map(scene=scene, dataset=dataset, predictions=predictions)
     files = sorted((results / "metrics").glob("*.json"))
     used = [found[name] for name in sorted(set(dataset.tiles["scene"])) if name in found]
-    write_report(metrics=files, figures=drawn, dataset=dataset, scenes=used, output=report)
+    write_report(metrics=files, figures=drawn, layered=layered, dataset=dataset, scenes=used, output=report)
     _log.info("%d figures in %s, report in %s", len(drawn), output, report)
     return drawn
