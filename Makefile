@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint unit integration bench lock clean
+.PHONY: demo test lint unit integration bench docs lock clean
 
 demo: .venv/installed
 	$(BIN)/terraseg demo
@@ -23,6 +23,9 @@ integration: .venv/installed
 bench: .venv/installed
 	$(BIN)/python benchmarks/run_all.py
 
+docs: .venv/installed
+	$(BIN)/mkdocs build --strict
+
 lock: .venv/installed
 	$(BIN)/pip install -q uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --extra dev --no-annotate pyproject.toml -o requirements.txt
@@ -35,4 +38,4 @@ lock: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info src/*.egg-info
+	rm -rf .venv build site *.egg-info src/*.egg-info

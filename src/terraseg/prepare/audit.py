@@ -67,7 +67,8 @@ def audit_contents(tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, in
     """What each split holds: pixels by kind, shares, blocks.
 
     Args:
-        tiles, pixels: see `audit_splits`.
+        tiles: see `audit_splits`.
+        pixels: see `audit_splits`.
 
     Raises:
         SplitError: a split lacks the class or the background.
