@@ -225,16 +225,23 @@ def _evaluate(verbs: _Verbs) -> None:
         """Score predicted scenes on held-out ground: IoU, F1 and more, each with its 95 % interval."""
         from rich.console import Console
 
-        from terraseg.assess.evaluate import metrics_table
+        from terraseg.assess.evaluate import groups_table, metrics_table
         from terraseg.assess.run import score, score_index_baseline
 
-        given = {"ground_truth": options.ground_truth, "output": options.output}
-        chosen = {"split": options.split, "seed": options.seed}
-        if options.index_baseline:
-            files = [score_index_baseline(**given, **chosen)]
+        names = ("ground_truth", "output", "split", "boundary_tolerance", "seed")
+        given = {name: getattr(options, name) for name in names}
+        of_model = {name: getattr(options, name) for name in ("footprints", "by", "choose_threshold", "experiment")}
+        if not options.index_baseline:
+            how = {**given, **of_model, "by_field": options.by_field}
+            files = score(predictions=options.predictions, **how)
+        elif wrong := [f"--{name.replace('_', '-')}" for name, value in of_model.items() if value]:
+            raise ConfigError(f"--index-baseline doesn't go with {', '.join(wrong)}", fix="leave one of them away")
         else:
-            files = score(predictions=options.predictions, experiment=options.experiment, **given, **chosen)
-        Console().print(metrics_table(files))
+            files = [score_index_baseline(**given)]
+        console = Console()
+        console.print(metrics_table(files))
+        for file in files if options.by else ():
+            console.print(groups_table(file))
 
     parser = _verb(verbs, "evaluate", run, "score predictions on held-out ground")
     what = parser.add_mutually_exclusive_group()
@@ -246,6 +253,13 @@ def _evaluate(verbs: _Verbs) -> None:
     parser.add_argument("--output", type=Path, default=Path("results/metrics"), help="folder of the results")
     parser.add_argument("--experiment", help="only this one; each that predicted where absent")
     parser.add_argument("--split", default="test", choices=("train", "val", "test"), help="of a dataset")
+    parser.add_argument("--footprints", type=Path, help="with a dataset: its footprints, for object figures")
+    parser.add_argument("--by", type=Path, help="polygons of places, such as cities; a block each where absent")
+    parser.add_argument("--by-field", default="name", help="the attribute of --by that names a place")
+    parser.add_argument(
+        "--choose-threshold", action="store_true", help="the best one on the val split instead of the bundle's"
+    )
+    parser.add_argument("--boundary-tolerance", type=float, default=20.0, help="of outlines, in metres")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
 
 

@@ -6,17 +6,19 @@ import numpy as np
 import pytest
 import rasterio.features
 from rich.console import Console
-from shapely.geometry import shape
+from shapely.geometry import box, shape
 from sklearn.metrics import jaccard_score
 
 from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
 from terraseg.assess.baseline import index_baseline
-from terraseg.assess.evaluate import evaluate, metrics_table
+from terraseg.assess.evaluate import evaluate, groups_table, metrics_table
 from terraseg.assess.record import read_metrics
-from terraseg.errors import DatasetError, SceneError, SplitError
+from terraseg.cli import main
+from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
 
 SIZE = (128, 256)
 TEST = (slice(0, 128), slice(224, 256))
+VAL = (slice(0, 128), slice(160, 192))
 
 
 @pytest.fixture(scope="module")
@@ -180,3 +182,87 @@ def test_polygons_as_truth_give_object_figures_too(place, ground, tmp_path):
     assert result["figures"]["iou"]["value"] == 1
     assert result["figures"]["object_f1_0.5"]["value"] == 1
     assert result["figures"]["object_recall_0_100_m2"]["reason"].startswith("undefined")
+
+
+def test_a_chosen_threshold_is_the_best_on_val_and_blind_to_test(place, ground, tmp_path):
+    result = _evaluate(place, tmp_path, choose_threshold=True)
+    probability = make_probability(ground, skill=0.8)
+    scores = [jaccard_score(ground[VAL].ravel() == 1, probability[VAL].ravel() >= at) for at in range(1, 251)]
+    at = int(np.argmax(scores)) + 1
+    assert result["threshold"] == at / 250
+    assert result["rule"].endswith("of the highest IoU on the val split")
+    assert result["figures"]["iou"]["value"] == pytest.approx(
+        jaccard_score(ground[TEST].ravel() == 1, probability[TEST].ravel() >= at)
+    )
+
+
+def test_a_threshold_is_not_chosen_on_what_is_scored_nor_without_a_val_split(place, tmp_path):
+    with pytest.raises(SplitError, match="can't be chosen for the val split"):
+        _evaluate(place, tmp_path, choose_threshold=True, split="val")
+    mask = place / "predictions/strong/scene/mask.tif"
+    with pytest.raises(SplitError, match="can't be chosen for the all split of this ground truth"):
+        _evaluate(place, tmp_path, choose_threshold=True, ground_truth=mask)
+
+
+def test_boundary_figures_are_in_the_result_with_their_tolerance(place, tmp_path):
+    near, far = (_evaluate(place, tmp_path / f"{t}", boundary_tolerance=t) for t in (10.0, 30.0))
+    assert (near["boundary_tolerance"], far["boundary_tolerance"]) == (10, 30)
+    assert near["figures"]["boundary_f1"]["value"] < far["figures"]["boundary_f1"]["value"]
+    assert near["figures"]["boundary_iou"]["low"] <= near["figures"]["boundary_iou"]["value"]
+    with pytest.raises(SceneError, match="boundary tolerance of 0 m"):
+        _evaluate(place, tmp_path, boundary_tolerance=0.0)
+
+
+def test_groups_are_blocks_or_the_places_of_a_file(place, tmp_path):
+    blocks = _evaluate(place, tmp_path)["groups"]
+    assert list(blocks) == ["scene/test"]
+    assert blocks["scene/test"]["iou"] == _evaluate(place, tmp_path)["figures"]["iou"]
+    north = box(502_000, 4_000_000 - 640, 503_000, 4_000_000)
+    gpd.GeoDataFrame({"city": ["North"]}, geometry=[north], crs="EPSG:32631").to_file(tmp_path / "cities.gpkg")
+    places = _evaluate(place, tmp_path, by=tmp_path / "cities.gpkg", by_field="city")
+    assert list(places["groups"]) == ["North"]
+    units = np.array([places["units"][name] for name in ("scene/test/0/7", "scene/test/1/7")]).sum(axis=0)
+    assert places["groups"]["North"]["precision"]["value"] == pytest.approx(units[0] / (units[0] + units[1]))
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(groups_table(tmp_path / "strong.json"))
+    assert "North" in console.export_text()
+
+
+def test_footprints_beside_a_dataset_count_objects_on_the_known_ground_of_the_split(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    product = make_product(tmp_path / "predictions", scene, np.where(ground == 1, 240, 10).astype(np.uint8))
+    west, north = 500_000, 4_000_000
+    columns = [10, 100, 226, 236, 246]  # two in train and its gap, three in test
+    squares = [box(west + 10 * x, north - 400, west + 10 * x + 40, north - 360) for x in columns]
+    known = gpd.GeoDataFrame(geometry=squares, crs=scene.geobox.crs)
+    known.to_file(tmp_path / "building.gpkg")
+    known.iloc[[0, 2]].to_parquet(product.polygons)
+    given = {"predictions": tmp_path / "predictions", "experiment": "model", "footprints": tmp_path / "building.gpkg"}
+    figures = _evaluate(place, tmp_path, **given)["figures"]
+    assert figures["object_recall_0.5"]["value"] == pytest.approx(1 / 3)
+    assert figures["object_precision_0.5"]["value"] == 1
+    assert figures["building_count_bias"]["value"] == pytest.approx(-2 / 3)
+    with pytest.raises(LabelError, match="not both"):
+        _evaluate(place, tmp_path, **given, choose_threshold=True)
+    with pytest.raises(LabelError, match="belong to a dataset"):
+        _evaluate(place, tmp_path, **given, ground_truth=product.mask)
+
+
+def test_the_command_line_hands_every_option_on(place, tmp_path, capsys):
+    north = box(500_000, 3_990_000, 504_000, 4_000_000)
+    gpd.GeoDataFrame({"city": ["Everywhere"]}, geometry=[north], crs="EPSG:32631").to_file(tmp_path / "cities.gpkg")
+    given = ["evaluate", "--ground-truth", str(place / "processed"), "--output", str(tmp_path)]
+    of_model = ["--by", str(tmp_path / "cities.gpkg"), "--by-field", "city", "--choose-threshold"]
+    model = ["--predictions", str(place / "predictions"), "--experiment", "strong", *of_model]
+    assert main([*given, *model, "--boundary-tolerance", "30", "--seed", "3"]) == 0
+    result = read_metrics(tmp_path / "strong.json")
+    assert (list(result.groups), result.boundary_tolerance, result.seed) == (["Everywhere"], 30, 3)
+    assert "val split" in result.rule
+    assert "Everywhere" in capsys.readouterr().out
+    assert main([*given, "--index-baseline", *of_model]) == 2
+    assert "--index-baseline doesn't go with --by, --choose-threshold" in capsys.readouterr().err
+    assert main([*given, "--index-baseline"]) == 0
+    baseline = read_metrics(tmp_path / "index_baseline.json")
+    assert baseline.figures["temperature"].value is None
+    assert baseline.figures["boundary_f1"].value is not None
+    assert list(baseline.groups) == ["scene/test"]

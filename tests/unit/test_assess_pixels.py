@@ -101,3 +101,24 @@ def test_undefined_figures_are_nan():
     counts = pixels.confusion(_count(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.int8)).total, 125)
     assert np.isnan(pixels.precision(counts))
     assert pixels.recall(counts) == 0
+
+
+@pytest.mark.parametrize("truly", [0.5, 1.0, 1.7])
+def test_temperature_is_the_divisor_that_made_the_logits_bold(truly):
+    rng = np.random.default_rng(0)
+    logit = rng.normal(0, 1.5, (400, 400))
+    truth = (rng.random(logit.shape) < 1 / (1 + np.exp(-logit))).astype(np.int8)
+    dn = np.round(250 / (1 + np.exp(-logit * truly))).astype(np.uint8)
+    assert float(pixels.temperature(_count(dn, truth).total)) == pytest.approx(truly, rel=0.05)
+
+
+def test_temperature_of_a_probability_that_is_always_right_is_undefined():
+    truth = np.array([[0, 0, 1, 1]], np.int8)
+    assert np.isnan(pixels.temperature(_count(np.where(truth == 1, 240, 10).astype(np.uint8), truth).total))
+
+
+@given(dn=_DN, truth=_TRUTH)
+def test_histograms_of_bytes_equal_numpy(dn, truth):
+    assert pixels.byte_histogram(dn).tolist() == np.bincount(dn.ravel(), minlength=256).tolist()
+    own = pixels.byte_histogram(dn, truth == 1)
+    assert own.tolist() == np.bincount(dn[truth == 1], minlength=256).tolist()

@@ -8,7 +8,7 @@ from odc.geo.geobox import GeoBox
 from shapely.geometry import box
 
 from factories import make_dataset, make_probability, make_product, make_scene, make_truth
-from terraseg.assess.pairs import COUNTED, cells
+from terraseg.assess.pairs import COUNTED, Patch, cells
 from terraseg.assess.pixels import count_pixels
 from terraseg.assess.truth import open_truth
 from terraseg.dataset import IGNORE
@@ -53,7 +53,7 @@ def test_cells_cut_a_window_into_disjoint_parts_that_cover_it(row, column, heigh
     truth = np.zeros((height, width), np.int8)
     number = np.arange(height * width, dtype=np.int64).reshape(height, width)
     seen = []
-    for pair in cells("s", number, truth, row=row, column=column, cell=cell):
+    for pair in cells([Patch("s", row, column, number, truth)], cell=cell):
         down, right = (int(part) for part in pair.unit.split("/")[1:])
         rows, columns = np.divmod(pair.probability, width)
         assert set(((rows + row) // cell).ravel()) == {down}

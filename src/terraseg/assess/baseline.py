@@ -16,9 +16,11 @@ import rasterio
 from rich.progress import track
 from scipy.ndimage import uniform_filter
 
-from terraseg.assess.evaluate import measure
-from terraseg.assess.pairs import Pair
-from terraseg.assess.pixels import LEVELS, confusions, count_pixels, iou
+from terraseg.assess.boundary import BoundaryCounts, Tolerance, boundary_figures
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure
+from terraseg.assess.groups import by_block, group_figures
+from terraseg.assess.pairs import Patch, cells
+from terraseg.assess.pixels import LEVELS, confusion, confusions, count_pixels, iou
 from terraseg.assess.record import Estimate, Metrics, metrics_path, write_metrics
 from terraseg.assess.truth import Chip, ChipTruth, chip_truth, chips
 from terraseg.dataset import ChipDataset, Split
@@ -57,6 +59,7 @@ def index_baseline(
     dataset: ChipDataset,
     output: Path,
     split: Split = "test",
+    boundary_tolerance: float = BOUNDARY_TOLERANCE,
     cell: int | None = None,
     seed: int = 0,
     draws: int = 2000,
@@ -67,6 +70,7 @@ def index_baseline(
         dataset: contract 3.
         output: the result file, or the folder for ``index_baseline.json``.
         split: which chips to score.
+        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
         cell: side of a bootstrap unit in pixels; the chip size by default.
         seed: of the sample that the quantiles are taken from, and of the bootstrap.
         draws: of the bootstrap.
@@ -86,7 +90,10 @@ def index_baseline(
         )
     rule = _tune(dataset, candidates, cell=cell, seed=seed)
     truth = chip_truth(dataset, split=split, cell=cell)
-    counts = count_pixels(_pairs(truth, rule), positive=truth.positive)
+    tolerance = Tolerance.of(boundary_tolerance, pixel=dataset.info.gsd)
+    outlines = BoundaryCounts(at=rule.at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
+    patches = outlines.watch(_patches(truth, rule))
+    counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     score = measure(counts, at=rule.at, truth=truth, draws=draws, seed=seed)
     metrics = Metrics(
         experiment=EXPERIMENT,
@@ -104,7 +111,13 @@ def index_baseline(
         seed=seed,
         draws=draws,
         pixels=score.pixels,
-        figures={**score.figures, "ece": Estimate(value=None, reason="an index is not a probability")},
+        boundary_tolerance=tolerance.metres,
+        figures={
+            **score.figures,
+            **dict.fromkeys(("ece", "temperature"), Estimate(value=None, reason="an index is not a probability")),
+            **boundary_figures(outlines.of(counts.units), draws=draws, seed=seed),
+        },
+        groups=group_figures(confusion(counts.histograms, rule.at), by_block(counts.units), draws=draws, seed=seed),
         units=score.units,
         positives=tuple(counts.total[1].tolist()),
         negatives=tuple(counts.total[0].tolist()),
@@ -190,7 +203,7 @@ def _chips(truth: ChipTruth) -> Iterator[Chip]:
         yield from chips(truth.dataset, split=truth.split, scene=scene)
 
 
-def _pairs(truth: ChipTruth, rule: Rule) -> Iterator[Pair]:
+def _patches(truth: ChipTruth, rule: Rule) -> Iterator[Patch]:
     for scene in truth.scenes:
         yield from truth.scored(scene, lambda chip: rule.levels(rule.candidate.index(_read(truth.dataset, chip))))
 

@@ -2,9 +2,11 @@
 
 Whole cells are drawn with replacement, not pixels: pixels of one place err together, and an interval that
 takes them for independent is far too narrow (Roberts et al. 2017, Ecography 40:913). The interval is the
-percentile interval, expanded for few cells, without which 12 of them give 89 % where 95 % are claimed
-(Hesterberg 2015, The American Statistician 69:371). All experiments are measured on the same cells, and
-differences are drawn in pairs.
+percentile interval, expanded for few cells, without which 12 of them give 89 % where 95 % are claimed: by
+Student's quantile (Hesterberg 2015, The American Statistician 69:371), and by n / (n - 1) as HC3 widens errors
+(MacKinnon & White 1985, Journal of Econometrics 29:305): the square root of it, right for a mean, is too little for
+a ratio over unlike cells (92.3 % with 12). All experiments are measured on the same cells, and differences are drawn
+in pairs.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -64,7 +66,7 @@ def intervals(counts: Counts, metrics: Mapping[str, Metric], *, draws: int, seed
     """
     drawn = resample(counts, draws=draws, seed=seed)
     total = counts.sum(axis=0)
-    return {name: _estimate(float(metric(total)), metric(drawn), units=len(counts)) for name, metric in metrics.items()}
+    return {name: estimate(float(metric(total)), metric(drawn), units=len(counts)) for name, metric in metrics.items()}
 
 
 def paired_difference(
@@ -99,8 +101,19 @@ def paired_difference(
         return metric(counts[..., 1, :]) - metric(counts[..., 0, :])
 
     samples = gain(resample(stacked, draws=draws, seed=seed))
-    estimate = _estimate(float(gain(stacked.sum(axis=0))), samples, units=len(names))
-    return Difference(estimate, None if estimate.low is None else _two_sided(samples[~np.isnan(samples)]))
+    return difference(float(gain(stacked.sum(axis=0))), samples, units=len(names))
+
+
+def difference(value: float, samples: Values, *, units: int) -> Difference:
+    """A difference with its interval and p value, which agree: p is below 5 % where the interval is beyond zero.
+
+    Args:
+        value: the difference over all units.
+        samples: (draws,) the difference in each draw.
+        units: how many were drawn from.
+    """
+    found = estimate(value, samples, units=units)
+    return Difference(found, None if found.low is None else _two_sided(samples[~np.isnan(samples)], units=units))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -117,20 +130,20 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def _two_sided(samples: npt.NDArray[np.float64]) -> float:
-    """Twice the smaller tail beyond zero; one draw is added to each, so that p is never 0 (Davison & Hinkley 1997)."""
-    tail = min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
-    return min(1.0, 2 * (tail + 1) / (len(samples) + 1))
+def estimate(value: float, samples: Values, *, units: int) -> Estimate:
+    """A figure with its expanded percentile interval; an interval that can't be known is null and says why.
 
-
-def _estimate(value: float, samples: npt.NDArray[np.float64], *, units: int) -> Estimate:
-    """Value and expanded percentile interval; an interval that can't be known is null and says why."""
+    Args:
+        value: the figure over all units.
+        samples: (draws,) the figure in each draw, NaN where it is undefined.
+        units: how many were drawn from.
+    """
     if np.isnan(value):
         return Estimate(value=None, reason="undefined: nothing to divide by (no such pixels)")
     if units < 2:
         return Estimate(value=value, reason="one unit only: nothing to draw from")
     student = stats.t.ppf((1 - CONFIDENCE) / 2, units - 1)
-    tail = float(stats.norm.cdf(student * np.sqrt(units / (units - 1))))
+    tail = float(stats.norm.cdf(student * _widening(units)))
     undefined = np.isnan(samples)
     if undefined.mean() > tail:
         return Estimate(
@@ -138,3 +151,17 @@ def _estimate(value: float, samples: npt.NDArray[np.float64], *, units: int) -> 
         )
     low, high = np.quantile(samples[~undefined], [tail, 1 - tail])
     return Estimate(value=value, low=float(low), high=float(high))
+
+
+def _two_sided(samples: npt.NDArray[np.float64], *, units: int) -> float:
+    """Twice the smaller tail beyond zero, as the interval would have to be widened to reach it.
+
+    One draw is added to the tail, so that p is never 0 (Davison & Hinkley 1997).
+    """
+    tail = min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
+    deviate = stats.norm.ppf(min((tail + 1) / (len(samples) + 1), 0.5))
+    return float(2 * stats.t.cdf(deviate / _widening(units), units - 1))
+
+
+def _widening(units: int) -> float:
+    return units / (units - 1)

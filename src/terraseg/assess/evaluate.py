@@ -6,26 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import rasterio
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from terraseg.assess.bootstrap import Metric, intervals
+from terraseg.assess.boundary import BoundaryCounts, Tolerance, boundary_figures
+from terraseg.assess.groups import by_block, by_polygons, group_figures
 from terraseg.assess.object_figures import object_figures
-from terraseg.assess.pairs import Truth
+from terraseg.assess.pairs import Truth, cells
 from terraseg.assess.pixels import (
     FROM_CONFUSION,
     FROM_HISTOGRAMS,
+    LEVELS,
     PixelCounts,
     confusion,
+    confusions,
     count_pixels,
+    iou,
     level,
     reliability,
 )
 from terraseg.assess.predictions import predictions_of
 from terraseg.assess.record import Estimate, Metrics, PixelTotals, metrics_path, read_metrics, write_metrics
-from terraseg.assess.truth import PolygonTruth, open_truth
-from terraseg.errors import SplitError
+from terraseg.assess.totals import built_up_figures
+from terraseg.assess.truth import ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
+from terraseg.errors import LabelError, SceneError, SplitError
+from terraseg.products import Product
 
 _log = logging.getLogger(__name__)
 
@@ -42,6 +51,9 @@ HEADLINE = {
 WITH_INTERVAL = ("iou", "f1")
 """Figures that tables show with their interval; the result file has it of all."""
 
+BOUNDARY_TOLERANCE = 20.0
+"""Metres: two pixels of Sentinel-2, of which one is the doubt where a mixed pixel belongs."""
+
 
 def evaluate(
     *,
@@ -50,13 +62,19 @@ def evaluate(
     output: Path,
     experiment: str,
     split: str = "test",
+    footprints: Path | None = None,
+    by: Path | None = None,
+    by_field: str = "name",
+    choose_threshold: bool = False,
+    boundary_tolerance: float = BOUNDARY_TOLERANCE,
     cell: int | None = None,
     seed: int = 0,
     draws: int = 2000,
 ) -> dict[str, Any]:
     """Measure predicted scenes against what is known of the ground.
 
-    The threshold is the one that the prediction carries, chosen on validation: none is tuned here.
+    The threshold is the one that the prediction carries, chosen on validation, or is chosen there now: none is ever
+    tuned on what is scored.
 
     Args:
         predictions: a folder with products (contract 5) of the experiment.
@@ -65,6 +83,11 @@ def evaluate(
         output: the result file, or the folder for ``<experiment>.json``.
         experiment: its name; products that carry another name are left alone.
         split: which chips of a dataset to score.
+        footprints: with a dataset: its polygons, for object figures on the split's ground.
+        by: polygons of places; each gets figures of its own, instead of each block or scene.
+        by_field: the attribute of ``by`` that names them.
+        choose_threshold: with a dataset: the threshold of the highest IoU on its val split, instead of the carried one.
+        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
         cell: side of a bootstrap unit in pixels; the chip size by default.
         seed: of the bootstrap.
         draws: of the bootstrap.
@@ -78,10 +101,16 @@ def evaluate(
         SplitError: the class never occurs in the truth.
     """
     found = predictions_of(predictions, experiment)
-    model, threshold = found[0], found[0].threshold
+    model, products = found[0], [prediction.product for prediction in found]
     truth = open_truth(ground_truth, split=split, cell=cell, class_name=model.get("class"))
-    products = [prediction.product for prediction in found]
-    counts = count_pixels(truth.pairs(products), positive=truth.positive)
+    if choose_threshold:
+        threshold, chosen = _best_on_val(truth, products), "of the highest IoU on the val split"
+    else:
+        threshold, chosen = model.threshold, "of the prediction's bundle"
+    polygons = _polygons(truth, footprints, choose_threshold=choose_threshold)
+    tolerance = Tolerance.of(boundary_tolerance, pixel=_pixel_size(products))
+    outlines = BoundaryCounts(at=level(threshold), positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
+    counts = count_pixels(cells(outlines.watch(truth.patches(products)), cell=truth.cell), positive=truth.positive)
     score = measure(counts, at=level(threshold), truth=truth, draws=draws, seed=seed)
     trained_on = model.get("dataset_hash")
     if trained_on and truth.dataset_hash and trained_on != truth.dataset_hash:
@@ -89,12 +118,16 @@ def evaluate(
             "%s was trained on another dataset (%s) than it is tested on (%s): its training may have seen this ground",
             experiment, trained_on[:12], truth.dataset_hash[:12],
         )  # fmt: skip
-    objects = object_figures(products, truth, draws=draws, seed=seed) if isinstance(truth, PolygonTruth) else {}
+    objects = {} if polygons is None else object_figures(products, polygons, draws=draws, seed=seed)
+    if by is None:
+        members = by_block(counts.units)
+    else:
+        members = by_polygons(counts.units, products=products, cell=truth.cell, path=by, field=by_field)
     metrics = Metrics(
         experiment=experiment,
         class_name=truth.class_name,
         split=truth.split,
-        rule=f"probability >= {threshold:g}, the threshold of the prediction's bundle",
+        rule=f"probability >= {threshold:g}, the threshold {chosen}",
         threshold=threshold,
         weights=model.get("weights") or "not recorded",
         model_hash=model.get("model_hash") or model.get("weights_hash"),
@@ -106,7 +139,13 @@ def evaluate(
         seed=seed,
         draws=draws,
         pixels=score.pixels,
-        figures={**score.figures, **objects},
+        boundary_tolerance=tolerance.metres,
+        figures={
+            **score.figures,
+            **boundary_figures(outlines.of(counts.units), draws=draws, seed=seed),
+            **objects,
+        },
+        groups=group_figures(confusion(counts.histograms, level(threshold)), members, draws=draws, seed=seed),
         units=score.units,
         positives=tuple(counts.total[1].tolist()),
         negatives=tuple(counts.total[0].tolist()),
@@ -114,6 +153,60 @@ def evaluate(
     )
     write_metrics(metrics_path(output, experiment), metrics)
     return metrics.model_dump(mode="json")
+
+
+def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
+    if not isinstance(truth, ChipTruth) or truth.split == "val":
+        raise SplitError(
+            f"a threshold can't be chosen for the {truth.split} split of this ground truth",
+            expected="the test split of a dataset that has a val split",
+            fix="leave --choose-threshold away to use the one of the prediction's bundle",
+        )
+    val = chip_truth(truth.dataset, split="val", cell=truth.cell, class_name=truth.class_name)
+    counts = count_pixels(val.pairs(products), positive=val.positive)
+    scores = np.nan_to_num(iou(confusions(counts.total)))[1:]  # at 0 all is the class
+    if not scores.any():
+        raise SplitError(
+            f"the class {truth.class_name!r} never occurs in the val split",
+            fix="leave --choose-threshold away to use the threshold of the prediction's bundle",
+        )
+    return (int(scores.argmax()) + 1) / (LEVELS - 1)
+
+
+def _pixel_size(products: Sequence[Product]) -> float:
+    """Metres; of all products, for a boundary's tolerance is one number of pixels."""
+    sizes: set[float] = set()
+    for product in products:
+        with rasterio.open(product.probability) as source:
+            if not source.crs.is_projected:
+                raise SceneError(
+                    f"{product.probability} is in {source.crs}, whose unit is no length",
+                    expected="a projected CRS, such as UTM",
+                    fix="predict a scene in one",
+                )
+            sizes.add(round(source.transform.a * source.crs.linear_units_factor[1], 6))
+    if len(sizes) > 1:
+        raise SceneError(
+            f"predictions have pixels of {', '.join(f'{size:g} m' for size in sorted(sizes))}",
+            expected="one pixel size",
+            fix="evaluate each by itself",
+        )
+    return sizes.pop()
+
+
+def _polygons(truth: Truth, footprints: Path | None, *, choose_threshold: bool) -> PolygonTruth | None:
+    if footprints is None:
+        return truth if isinstance(truth, PolygonTruth) else None
+    if not isinstance(truth, ChipTruth):
+        raise LabelError(
+            "--footprints belong to a dataset, which says where the ground is known", fix="give them as --ground-truth"
+        )
+    if choose_threshold:
+        raise LabelError(
+            "the predicted polygons were drawn at the threshold of the prediction's bundle, not at the chosen one",
+            fix="give --footprints or --choose-threshold, not both",
+        )
+    return footprints_in(truth, footprints)
 
 
 @dataclass(frozen=True)
@@ -140,8 +233,9 @@ def measure(counts: PixelCounts, *, at: int, truth: Truth, draws: int, seed: int
         )
     of_map = {name: _at(metric, at) for name, metric in FROM_CONFUSION.items()}
     figures = intervals(counts.histograms, {**of_map, **FROM_HISTOGRAMS}, draws=draws, seed=seed)
-    by_unit = confusion(counts.histograms, at).tolist()
-    units = {name: tuple(row) for name, row in zip(counts.units, by_unit, strict=True)}
+    by_unit = confusion(counts.histograms, at)
+    figures |= built_up_figures(by_unit, draws=draws, seed=seed)
+    units = {name: tuple(row) for name, row in zip(counts.units, by_unit.tolist(), strict=True)}
     totals = PixelTotals(valid=valid, positive=positive, ignored=counts.ignored, nodata=counts.nodata)
     return Score(figures, units, totals)
 
@@ -165,6 +259,24 @@ def metrics_table(paths: Sequence[str | Path]) -> Table:
     for result in results:
         who = Text.assemble((result.experiment, "bold"), "\n", (result.weights, "dim"))
         table.add_row(who, *(_cell(name, result.figures[name]) for name in HEADLINE))
+    return table
+
+
+def groups_table(path: str | Path) -> Table:
+    """A table for the screen: one row a block, scene or place of one result.
+
+    Raises:
+        DatasetError: the file is no result.
+    """
+    result = read_metrics(path)
+    table = Table(title=f"{result.experiment}, {result.split} split, by place", box=box.SIMPLE_HEAD)
+    table.add_column("Place", overflow="fold")
+    headings = {**HEADLINE, "built_up_bias": "Area bias"}
+    names = [name for name in headings if all(name in figures for figures in result.groups.values())]
+    for name in names:
+        table.add_column(headings[name], justify="right", no_wrap=True)
+    for place, figures in result.groups.items():
+        table.add_row(place, *(_cell(name, figures[name]) for name in names))
     return table
 
 

@@ -13,6 +13,7 @@ from terraseg.assess.bootstrap import intervals
 from terraseg.assess.objects import SIZES, Geometries, Indices, match, overlaps, splits_and_merges
 from terraseg.assess.pixels import Counts, f1, precision, recall
 from terraseg.assess.record import Estimate
+from terraseg.assess.totals import total_figures
 from terraseg.assess.truth import PolygonTruth
 from terraseg.products import Product
 
@@ -21,7 +22,7 @@ LEAST_IOUS = (0.3, 0.5)
 
 
 def object_figures(products: Sequence[Product], truth: PolygonTruth, *, draws: int, seed: int) -> dict[str, Estimate]:
-    """Precision, recall and F1 of objects, recall by footprint size, counts of splits and merges.
+    """Precision, recall and F1 of objects, recall by footprint size, splits and merges, error of their number.
 
     An object belongs to the cell of its centroid; those with their centroid outside of the truth's extent or of the
     scene are left out. The matching of recall by size is that of the lower IoU.
@@ -35,7 +36,8 @@ def object_figures(products: Sequence[Product], truth: PolygonTruth, *, draws: i
     """
     by_product = [_counts(product, truth) for product in products]
     counts = np.concatenate([count for count, _, _ in by_product])
-    named: dict[str, Estimate] = {}
+    tp, fp, fn, _ = counts[:, 0].T
+    named = total_figures("building_count", tp + fp, tp + fn, draws=draws, seed=seed)
     for number, least_iou in enumerate(LEAST_IOUS):
         metrics = {f"object_{m.__name__}_{least_iou:g}": m for m in (precision, recall, f1)}
         named |= intervals(counts[:, number], metrics, draws=draws, seed=seed)

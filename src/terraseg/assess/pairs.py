@@ -5,7 +5,7 @@ correlated, those of cells far less.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,25 @@ Scores = npt.NDArray[np.uint8]
 
 Labels = npt.NDArray[np.int8]
 """(rows, columns) of class ids, `terraseg.dataset.IGNORE` or `COUNTED`."""
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A window of a prediction beside what is known of it.
+
+    Attributes:
+        name: of the scene, with the block where the truth has blocks.
+        row: of its first row in the scene.
+        column: of its first column in the scene.
+        probability: as predicted.
+        truth: of the same shape.
+    """
+
+    name: str
+    row: int
+    column: int
+    probability: Scores
+    truth: Labels
 
 
 @dataclass(frozen=True)
@@ -61,22 +80,34 @@ class Truth(ABC):
     dataset_hash: str | None = None
 
     @abstractmethod
-    def pairs(self, products: Sequence[Product]) -> Iterator[Pair]:
-        """Every pixel that truth and products share, once.
+    def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
+        """Windows that hold every pixel that truth and products share, once; those of whole rasters from top down.
 
         Raises:
             SceneError: truth and products lie on different grids or show different scenes.
         """
 
+    def pairs(self, products: Sequence[Product]) -> Iterator[Pair]:
+        """The same pixels, cut into cells."""
+        return cells(self.patches(products), cell=self.cell)
 
-def cells(name: str, probability: Scores, truth: Labels, *, row: int, column: int, cell: int) -> Iterator[Pair]:
-    """Cut a window at (``row``, ``column``) of its scene along the grid of cells."""
-    height, width = truth.shape
-    for down in range(row // cell, (row + height - 1) // cell + 1):
-        rows = slice(max(down * cell - row, 0), (down + 1) * cell - row)
-        for right in range(column // cell, (column + width - 1) // cell + 1):
-            columns = slice(max(right * cell - column, 0), (right + 1) * cell - column)
-            yield Pair(f"{name}/{down}/{right}", probability[rows, columns], truth[rows, columns])
+
+def cells(patches: Iterable[Patch], *, cell: int) -> Iterator[Pair]:
+    """Cut windows along the grid of cells of their scenes; a cell may come in pieces."""
+    for patch in patches:
+        for down, rows in spans(patch.row, patch.truth.shape[0], cell=cell):
+            for right, columns in spans(patch.column, patch.truth.shape[1], cell=cell):
+                unit = f"{patch.name}/{down}/{right}"
+                yield Pair(unit, patch.probability[rows, columns], patch.truth[rows, columns])
+
+
+def spans(start: int, length: int, *, cell: int) -> list[tuple[int, slice]]:
+    """The cells along one axis that ``length`` pixels from ``start`` lie in, each with its slice of these pixels."""
+    last = (start + length - 1) // cell
+    return [
+        (number, slice(max(number * cell - start, 0), min((number + 1) * cell - start, length)))
+        for number in range(start // cell, last + 1)
+    ]
 
 
 def offset(source: rasterio.DatasetReader, transform: Affine, crs: str, *, where: str) -> tuple[int, int]:

@@ -11,24 +11,26 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.assess.pairs import COUNTED, Pair
+from terraseg.assess.pairs import Pair, Scores
 from terraseg.assess.record import Reliability
+from terraseg.dataset import IGNORE
 from terraseg.errors import SceneError
 from terraseg.products import PROBABILITY_NODATA
 
 LEVELS = 251
 """Values of a probability DN, 0 to 250."""
 
+_EXACT = 2**24  # pixels that OpenCV counts at once without loss: it gives float32
+
 BINS = 10
 """Bins of the reliability curve and of the ECE: 25 DN each, the last one with 250 too."""
 
 Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
 Values = npt.NDArray[np.float64]
-
-_FIRST_CLASS = -COUNTED  # what is added to a truth value: COUNTED becomes 0, IGNORE 1, class 0 follows
 
 
 @dataclass(frozen=True)
@@ -63,21 +65,18 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
     Raises:
         SceneError: a probability DN that contract 5 doesn't know, or no valid pixel at all.
     """
-    rows = max(_FIRST_CLASS + positive + 1, _FIRST_CLASS + 2)
     units: dict[str, npt.NDArray[np.int64]] = {}
+    ignored = 0
     for pair in pairs:
-        code = (pair.truth - np.int8(COUNTED)).view(np.uint8).astype(np.uint16)  # 0, 1, then the classes
-        code <<= 8
-        code |= pair.probability
-        flat = np.bincount(code.ravel(), minlength=256 * rows)
-        counted = np.pad(flat, (0, -len(flat) % 256)).reshape(-1, 256)
-        ignored, classes = counted[_FIRST_CLASS - 1], counted[_FIRST_CLASS:]
-        folded = np.stack([classes.sum(axis=0) - classes[positive], classes[positive], ignored])
-        units[pair.unit] = units.get(pair.unit, 0) + folded
-    full = np.stack([units[name] for name in sorted(units)]) if units else np.zeros((0, 3, 256), np.int64)
-    if full[:, :2, LEVELS:PROBABILITY_NODATA].any():
+        known, of_class = pair.truth >= 0, pair.truth == positive
+        own = byte_histogram(pair.probability, of_class)
+        rest = byte_histogram(pair.probability, known) - own
+        units[pair.unit] = units.get(pair.unit, 0) + np.stack([rest, own])
+        ignored += int(np.count_nonzero(pair.truth == IGNORE))
+    full = np.stack([units[name] for name in sorted(units)]) if units else np.zeros((0, 2, 256), np.int64)
+    if full[:, :, LEVELS:PROBABILITY_NODATA].any():
         raise SceneError("probability.tif holds values between 251 and 254", expected="0 to 250, 255 for nodata")
-    histograms = full[:, :2, :LEVELS]
+    histograms = full[:, :, :LEVELS]
     filled = histograms.sum(axis=(1, 2)) > 0
     if not filled.any():
         raise SceneError(
@@ -88,9 +87,20 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
     return PixelCounts(
         units=tuple(name for name, keep in zip(sorted(units), filled, strict=True) if keep),
         histograms=histograms[filled],
-        ignored=int(full[:, 2].sum()),
-        nodata=int(full[:, :2, PROBABILITY_NODATA].sum()),
+        ignored=ignored,
+        nodata=int(full[:, :, PROBABILITY_NODATA].sum()),
     )
+
+
+def byte_histogram(values: Scores, which: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
+    """(256,) of the bytes where ``which``: OpenCV takes a fraction of the time of numpy's bincount."""
+    counted = np.zeros(256, np.int64)
+    rows = max(_EXACT // values.shape[1], 1)
+    for row in range(0, len(values), rows):
+        part = slice(row, row + rows)
+        mask = None if which is None else which[part].view(np.uint8)
+        counted += cv2.calcHist([values[part]], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
+    return counted
 
 
 def level(threshold: float) -> int:
@@ -160,6 +170,20 @@ def ece(histograms: Counts) -> Values:
     return _ratio(np.abs(hits - confidence).sum(axis=-1), pixels.sum(axis=-1))
 
 
+def temperature(histograms: Counts) -> Values:
+    """Divisor of the logits at which these pixels are most likely (Guo et al. 2017): 1 is calibrated, above is bold.
+
+    Found to a sixteenth of a factor of two; undefined where the best one is beyond 1/4 to 4.
+    """
+    steps = np.exp2(np.arange(-2 * 16, 2 * 16 + 1) / 16)
+    level = (np.clip(np.arange(LEVELS), 0.5, LEVELS - 1.5) / (LEVELS - 1))[:, None]  # 0 and 1 are roundings
+    logit = np.log(level / (1 - level)) / steps
+    unlikely = np.logaddexp(0, logit), np.logaddexp(0, -logit)  # of the rest, of the class
+    best = (histograms[..., 0, :] @ unlikely[0] + histograms[..., 1, :] @ unlikely[1]).argmin(axis=-1)
+    inside = (best > 0) & (best < len(steps) - 1)
+    return np.where(inside, steps[best], np.nan)
+
+
 def reliability(histograms: Counts) -> tuple[Reliability, ...]:
     """The reliability curve of one (2, 251) histogram, over the bins that have pixels."""
     return tuple(
@@ -179,7 +203,11 @@ FROM_CONFUSION: dict[str, Callable[[Counts], Values]] = {
 }
 """Figures of a map, by name: of confusion counts."""
 
-FROM_HISTOGRAMS: dict[str, Callable[[Counts], Values]] = {"average_precision": average_precision, "ece": ece}
+FROM_HISTOGRAMS: dict[str, Callable[[Counts], Values]] = {
+    "average_precision": average_precision,
+    "ece": ece,
+    "temperature": temperature,
+}
 """Figures of a probability, by name: of histograms."""
 
 

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from terraseg.errors import DatasetError
 from terraseg.files import write_json
 
-FORMAT = 1
+FORMAT = 2
 """Version of this contract; a reader refuses others."""
 
 
@@ -56,6 +56,10 @@ class Reliability(_Strict):
     pixels: int
 
 
+class _Format(BaseModel):
+    format: int
+
+
 class Metrics(_Strict):
     """One result.
 
@@ -75,8 +79,11 @@ class Metrics(_Strict):
         seed: of the bootstrap.
         draws: of the bootstrap.
         pixels: what became of the pixels.
-        figures: by name: iou, f1, precision, recall, average_precision, ece, miou, accuracy; against polygons
-            those of `object_figures` too.
+        boundary_tolerance: how far apart outlines may lie and still agree, in metres; null where none were compared.
+        figures: by name: iou, f1, precision, recall, average_precision, ece, temperature, miou, accuracy,
+            boundary_iou, boundary_f1, built_up_bias, built_up_error; where footprints are known those of
+            `object_figures` too.
+        groups: figures by block (or scene) or by the place that was asked for: iou, f1, precision, recall.
         units: confusion counts [tp, fp, fn, tn] by bootstrap unit: what a paired comparison needs.
         positives: pixels of the class by DN of probability (0 to 250), from which every curve follows.
         negatives: the other pixels likewise.
@@ -99,7 +106,9 @@ class Metrics(_Strict):
     seed: int
     draws: int
     pixels: PixelTotals
+    boundary_tolerance: float | None
     figures: dict[str, Estimate]
+    groups: dict[str, dict[str, Estimate]]
     units: dict[str, tuple[int, int, int, int]]
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
@@ -126,12 +135,12 @@ def read_metrics(path: str | Path) -> Metrics:
     if not path.is_file():
         raise DatasetError(f"no result at {path}", fix="run `python src/evaluate.py` first")
     try:
-        metrics = Metrics.model_validate_json(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if (found := _Format.model_validate_json(text).format) != FORMAT:
+            raise DatasetError(f"{path} has format {found}", expected=f"format {FORMAT}", fix="evaluate again")
+        return Metrics.model_validate_json(text)
     except ValidationError as error:
         raise DatasetError(
             f"{path} is not a result of terraseg ({error.error_count()} faults, the first: {error.errors()[0]['msg']})",
             fix="run `python src/evaluate.py` again",
         ) from error
-    if metrics.format != FORMAT:
-        raise DatasetError(f"{path} has format {metrics.format}", expected=f"format {FORMAT}", fix="evaluate again")
-    return metrics

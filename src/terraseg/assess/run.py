@@ -19,7 +19,18 @@ _log = logging.getLogger(__name__)
 
 
 def score(
-    *, predictions: Path, ground_truth: Path, output: Path, experiment: str | None, split: Split, seed: int
+    *,
+    predictions: Path,
+    ground_truth: Path,
+    output: Path,
+    experiment: str | None,
+    split: Split,
+    footprints: Path | None,
+    by: Path | None,
+    by_field: str,
+    choose_threshold: bool,
+    boundary_tolerance: float,
+    seed: int,
 ) -> list[Path]:
     """Score one experiment, or each that left predictions in a folder; one result file each.
 
@@ -29,18 +40,31 @@ def score(
     names = [experiment] if experiment else sorted({one.experiment for one in find_predictions(predictions)})
     for name in names:
         evaluate(
-            predictions=predictions, ground_truth=ground_truth, output=output, experiment=name, split=split, seed=seed
+            predictions=predictions,
+            ground_truth=ground_truth,
+            output=output,
+            experiment=name,
+            split=split,
+            footprints=footprints,
+            by=by,
+            by_field=by_field,
+            choose_threshold=choose_threshold,
+            boundary_tolerance=boundary_tolerance,
+            seed=seed,
         )
     return [metrics_path(output, name) for name in names]
 
 
-def score_index_baseline(*, ground_truth: Path, output: Path, split: Split, seed: int) -> Path:
+def score_index_baseline(
+    *, ground_truth: Path, output: Path, split: Split, boundary_tolerance: float, seed: int
+) -> Path:
     """Score the best single-index threshold of a dataset, which every model has to beat.
 
     Raises:
         TerrasegError: what `index_baseline` and `open_dataset` raise.
     """
-    index_baseline(dataset=open_dataset(ground_truth), output=output, split=split, seed=seed)
+    dataset = open_dataset(ground_truth)
+    index_baseline(dataset=dataset, output=output, split=split, boundary_tolerance=boundary_tolerance, seed=seed)
     return metrics_path(output, INDEX_BASELINE)
 
 
