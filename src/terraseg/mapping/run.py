@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from terraseg.mapping.bundle import open_bundle
+from terraseg.mapping.parity import open_predictor
 from terraseg.mapping.predict import predict_scene
-from terraseg.mapping.runtime import TorchPredictor
 from terraseg.products import Product
 from terraseg.scene import find_scenes
 
@@ -20,6 +20,7 @@ def predict(
     threshold: float | None = None,
     tta: bool = False,
     device: str = "auto",
+    runtime: str = "auto",
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
 ) -> list[Product]:
@@ -35,6 +36,7 @@ def predict(
         threshold: of the probability; the bundle's unless given.
         tta: average over rotations and flips.
         device: ``auto``, ``cpu``, ``cuda``, ...
+        runtime: what runs the model, see `open_predictor`.
         simplify_m: tolerance of the polygons in metres; half a pixel unless given.
         min_area_m2: least area of a polygon.
 
@@ -42,12 +44,12 @@ def predict(
         The finished products, sorted by scene.
 
     Raises:
-        TerrasegError: what `predict_scene`, `open_bundle` and `find_scenes` raise.
+        TerrasegError: what `predict_scene`, `open_bundle`, `open_predictor` and `find_scenes` raise.
     """
     scenes = find_scenes(input)
     model = open_bundle(bundle)
-    predictor = TorchPredictor(model, device=device)
     crop = crop or model.info.tile_size
+    predictor = open_predictor(model, runtime=runtime, device=device, crop=crop)
     return [
         predict_scene(
             scene,

@@ -1,35 +1,31 @@
-"""What runs a bundle's model: PyTorch."""
+"""What all runtimes share before and after the model, and PyTorch, the one that every bundle runs on."""
 
-from functools import cached_property
-from typing import Any
+from abc import ABC, abstractmethod
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from terraseg.errors import ConfigError
 from terraseg.mapping.bundle import Bundle
 from terraseg.normalise import normalise
 
+Precision = Literal["float32", "bfloat16"]
+"""What the model computes in; inputs and logits are float32 always."""
 
-class TorchPredictor:
-    """The `terraseg.mapping.predictor.Predictor` of a bundle, in single precision.
+
+class BundlePredictor(ABC):
+    """The `terraseg.mapping.predictor.Predictor` of a bundle; a subclass runs the model.
 
     Args:
-        bundle: model and statistics.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: the GPU where there is one.
-
-    Raises:
-        ConfigError: no such device.
-        CheckpointError: the bundle's weights can't be loaded.
+        bundle: statistics, classes and temperature.
+        runtime: what identifies the runtime: whatever of it may change a pixel.
     """
 
-    def __init__(self, bundle: Bundle, *, device: str = "auto") -> None:
+    def __init__(self, bundle: Bundle, *, runtime: dict[str, Any]) -> None:
         self._info = info = bundle.info
-        self._device = _device(device)
-        self._model = bundle.load_model().to(self._device).eval()
-        # `import terratorch` sets "medium", with which results depend on the kind of CPU.
-        torch.set_float32_matmul_precision("highest")
         self._means, self._stds = np.asarray(info.means, np.float32), np.asarray(info.stds, np.float32)
         self._others = [index for index in sorted(info.classes) if index != info.positive_class]
         self.bands, self.unit, self.nodata, self.gsd, self.means = (
@@ -37,12 +33,12 @@ class TorchPredictor:
         )  # fmt: skip
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
-
-    @cached_property
-    def provenance(self) -> dict[str, Any]:
+        self.provenance: dict[str, Any] = {**info.model_dump(mode="json"), **runtime}
         """The bundle's head, and what runs it."""
-        runtime = {"runtime": f"torch {torch.__version__}", "device": self._device.type, "precision": "float32"}
-        return {**self._info.model_dump(mode="json"), **runtime}
+
+    @abstractmethod
+    def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
+        """Normalised (batch, bands, rows, columns) to logits (batch, classes, rows, columns), on any device."""
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, bands, rows, columns) to log-odds of the class (batch, rows, columns).
@@ -52,7 +48,7 @@ class TorchPredictor:
         """
         inputs = normalise(pixels, means=self._means, stds=self._stds, nodata=self.nodata)
         with torch.inference_mode():
-            logits = self._model(torch.from_numpy(inputs).to(self._device)).float()
+            logits = self._forward(inputs).float()
             if len(self._others) == 1:
                 rest = logits[:, self._others[0]]
             else:
@@ -62,7 +58,40 @@ class TorchPredictor:
         return answer
 
 
-def _device(name: str) -> torch.device:
+class TorchPredictor(BundlePredictor):
+    """PyTorch, eager.
+
+    Args:
+        bundle: model and statistics.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: the GPU where there is one.
+        precision: single, or bfloat16 wherever autocast deems it safe.
+
+    Raises:
+        ConfigError: no such device.
+        CheckpointError: the bundle's weights can't be loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto", precision: Precision = "float32") -> None:
+        self._device, self._precision = torch_device(device), precision
+        runtime = {"runtime": f"torch {torch.__version__}", "device": self._device.type, "precision": precision}
+        super().__init__(bundle, runtime=runtime)
+        self._model = bundle.load_model().to(self._device).eval()
+        # `import terratorch` sets "medium", with which results depend on the kind of CPU.
+        torch.set_float32_matmul_precision("highest")
+
+    def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
+        half = self._precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            logits: Tensor = self._model(torch.from_numpy(inputs).to(self._device))
+        return logits
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: no such device.
+    """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,0 +1,223 @@
+"""A bundle's model exported for other runtimes, each measured against PyTorch on real pixels before it may be used."""
+
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import torch
+from rasterio.windows import Window
+from rich import box
+from rich.table import Table
+from torch import nn
+
+from terraseg.bands import band_indices
+from terraseg.errors import CheckpointError, ConfigError, SceneError
+from terraseg.files import atomic_folder, sha256_of_file
+from terraseg.mapping.bundle import Bundle, open_bundle
+from terraseg.mapping.parity import (
+    CLASS_CHANGES,
+    MODEL,
+    RUNTIMES,
+    ExportRecord,
+    Parity,
+    exported_predictor,
+    record_path,
+    runtimes_folder,
+    this_machine,
+)
+from terraseg.mapping.predictor import check_fit, readable
+from terraseg.mapping.runtime import BundlePredictor, TorchPredictor
+from terraseg.normalise import unobserved
+from terraseg.scene import NODATA, Scene, find_scenes
+
+logger = logging.getLogger(__name__)
+
+_ROUNDS = 3
+"""Passes over the chips, of which the fastest counts."""
+
+Chips = npt.NDArray[np.uint16]
+
+
+def export(*, bundle: Path, input: Path, chips: int = 64, batch_size: int = 8) -> ExportRecord:  # noqa: A002
+    """Export the bundle's model to ``<bundle>/runtimes`` and measure every runtime on chips of scenes.
+
+    Args:
+        bundle: folder of the bundle.
+        input: a scene, or a folder of scenes of one kind, of what the model was trained for.
+        chips: how many to compare on, evenly over the scenes.
+        batch_size: chips of one forward.
+
+    Raises:
+        CheckpointError: PyTorch can't export the model.
+        SceneError: no pixel of the scenes has an observation, or they are none for this model.
+        OutputError: the bundle can't be written.
+    """
+    if chips < 1 or batch_size < 1:
+        raise ConfigError(f"{chips} chips in batches of {batch_size}", expected="1 or more")
+    model, scenes = open_bundle(bundle), find_scenes(input)
+    return export_bundle(model, scenes, chips=chips, batch_size=batch_size)
+
+
+def export_bundle(bundle: Bundle, scenes: Sequence[Scene], *, chips: int, batch_size: int) -> ExportRecord:
+    """What `export` does, with bundle and scenes opened."""
+    reference = TorchPredictor(bundle, device="cpu")
+    for scene in scenes:
+        check_fit(scene, reference, crop=bundle.info.tile_size)
+    pixels = real_chips(scenes, reference, size=bundle.info.tile_size, count=chips)
+    with atomic_folder(runtimes_folder(bundle)) as folder:
+        export_model(bundle, folder / MODEL, batch_size=batch_size)
+        files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
+        runtimes = _measure(bundle, reference, folder / MODEL, files[MODEL], pixels, batch_size=batch_size)
+        record = ExportRecord(
+            weights_hash=bundle.info.weights_hash,
+            files=files,
+            scenes=tuple(scene.name for scene in scenes),
+            chips=len(pixels),
+            batch_size=batch_size,
+            machine=this_machine(),
+            runtimes=runtimes,
+        )
+        record_path(folder).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return record
+
+
+def export_model(bundle: Bundle, path: Path, *, batch_size: int) -> None:
+    """Write the bare model as ONNX: normalised float32 (batch, bands, tile, tile) to logits (batch, classes, ...).
+
+    The batch is dynamic where the exporter can follow the model so far, else ``batch_size``.
+
+    Raises:
+        CheckpointError: PyTorch can't export the model.
+    """
+    model = bundle.load_model()
+    if not _exported(model, _example(bundle, 2), path, dynamic=True):
+        logger.info("the model's batch can't be dynamic: exported for batches of %d", batch_size)
+        _exported(model, _example(bundle, batch_size), path, dynamic=False)
+
+
+def _example(bundle: Bundle, batch: int) -> torch.Tensor:
+    size = bundle.info.tile_size
+    return torch.zeros(batch, len(bundle.info.bands), size, size)
+
+
+def _exported(model: nn.Module, example: torch.Tensor, path: Path, *, dynamic: bool) -> bool:
+    """Whether the model is in ``path``; without a dynamic batch a failure is the user's to know."""
+    shapes = ({0: torch.export.Dim("batch", min=1)},) if dynamic else None
+    try:
+        program = torch.onnx.export(
+            model, (example,), dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
+            verbose=False,
+        )  # fmt: skip
+    except torch.onnx.OnnxExporterError as error:
+        if dynamic:
+            return False
+        raise CheckpointError(
+            f"PyTorch can't export the model ({str(error).splitlines()[0]})", fix="predict with --runtime torch"
+        ) from error
+    assert program is not None  # noqa: S101  # with dynamo=True it never is
+    shape = program.model.graph.inputs[0].shape
+    if dynamic and shape is not None and isinstance(shape[0], int):
+        return False
+    program.save(path)
+    return True
+
+
+def real_chips(scenes: Sequence[Scene], predictor: BundlePredictor, *, size: int, count: int) -> Chips:
+    """(chips, bands, size, size): up to ``count`` from a grid over all scenes, evenly, none of them empty.
+
+    Raises:
+        SceneError: all are empty.
+    """
+    places = [
+        (scene, top, left)
+        for scene in scenes
+        for top in range(0, max(scene.geobox.shape.y - size, 0) + 1, size)
+        for left in range(0, max(scene.geobox.shape.x - size, 0) + 1, size)
+    ]
+    chips = []
+    for k in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)):
+        scene, top, left = places[k]
+        indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
+        window = Window(left, top, size, size)
+        with readable(scene.path), rasterio.open(scene.path) as source:
+            chip = source.read(indexes, window=window, boundless=True, fill_value=NODATA)
+        if not unobserved(chip, nodata=NODATA).all():
+            chips.append(chip)
+    if not chips:
+        raise SceneError(
+            f"none of {min(count, len(places))} chips of {scenes[0].path.parent} has an observation",
+            fix="name a scene with valid pixels, or more --chips",
+        )
+    return np.stack(chips)
+
+
+def _measure(
+    bundle: Bundle, reference: BundlePredictor, model: Path, digest: str, chips: Chips, *, batch_size: int
+) -> dict[str, Parity]:
+    expected = _probability(reference, chips, batch_size=batch_size)
+    measured = {RUNTIMES[0]: Parity(max_dp=0, class_changes=0, images_per_s=_speed(reference, chips, batch_size))}
+    observed = ~unobserved(chips, nodata=NODATA)
+    for runtime in RUNTIMES[1:]:
+        try:
+            if runtime == "torch-bf16":
+                predictor: BundlePredictor = TorchPredictor(bundle, device="cpu", precision="bfloat16")
+            else:
+                predictor = exported_predictor(bundle, runtime, model, digest=digest)
+        except ConfigError as error:
+            logger.warning("runtime %s is left out: %s", runtime, error)
+            continue
+        answer = _probability(predictor, chips, batch_size=batch_size)
+        if not np.isfinite(answer[observed]).all():
+            raise CheckpointError(f"the model on {runtime} answers with NaN", fix="predict with --runtime torch")
+        threshold = bundle.info.threshold
+        changes = ((answer >= threshold) != (expected >= threshold))[observed]
+        measured[runtime] = Parity(
+            max_dp=float(np.abs(answer - expected)[observed].max()),
+            class_changes=float(changes.mean()),
+            images_per_s=_speed(predictor, chips, batch_size),
+        )
+    return measured
+
+
+def _probability(predictor: BundlePredictor, chips: Chips, *, batch_size: int) -> npt.NDArray[np.float64]:
+    """(chips, rows, columns). The first chip goes alone: a batch dimension that is fixed in secret shows."""
+    edges = [0, *range(1, len(chips), batch_size), len(chips)]
+    odds = [predictor(chips[begin:end]) for begin, end in itertools.pairwise(edges)]
+    return np.asarray(1 / (1 + np.exp(-np.concatenate(odds).astype(np.float64))))
+
+
+def _speed(predictor: BundlePredictor, chips: Chips, batch_size: int) -> float:
+    """Chips a second of the fastest pass."""
+    seconds = []
+    for _ in range(_ROUNDS):
+        begin = time.perf_counter()
+        for first in range(0, len(chips), batch_size):
+            predictor(chips[first : first + batch_size])
+        seconds.append(time.perf_counter() - begin)
+    return len(chips) / min(seconds)
+
+
+def parity_table(record: ExportRecord) -> Table:
+    """A table for the screen: one row a runtime."""
+    table = Table(
+        caption=f"{record.chips} chips of {', '.join(record.scenes)} on {record.machine['processor']}",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for name in ("Runtime", "max |dp|", "class changes", f"within {100 * CLASS_CHANGES:g} %", "images/s", "x torch"):
+        table.add_column(name, justify="left" if name == "Runtime" else "right", no_wrap=True)
+    for name, parity in record.runtimes.items():
+        table.add_row(
+            name,
+            f"{parity.max_dp:.1e}",
+            f"{100 * parity.class_changes:.4f} %",
+            "yes" if parity.passed else "no",
+            f"{parity.images_per_s:.1f}",
+            f"{parity.images_per_s / record.runtimes[RUNTIMES[0]].images_per_s:.1f}",
+        )
+    return table

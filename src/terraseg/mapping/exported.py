@@ -1,0 +1,114 @@
+"""ONNX Runtime and OpenVINO: run the model that `terraseg export` wrote into a bundle, on the CPU."""
+
+from abc import abstractmethod
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import openvino
+import torch
+from torch import Tensor
+
+from terraseg.errors import ConfigError
+from terraseg.mapping.bundle import Bundle
+from terraseg.mapping.runtime import BundlePredictor, Precision
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class _ExportedPredictor(BundlePredictor):
+    """Batches for a model of a fixed crop, and where its exporter allowed no other, of a fixed batch.
+
+    Args:
+        bundle: statistics, classes and temperature; its model is not loaded.
+        runtime: name and version.
+        precision: what the model computes in.
+        digest: SHA-256 of the exported file.
+    """
+
+    def __init__(self, bundle: Bundle, *, runtime: str, precision: Precision, digest: str) -> None:
+        facts = {"runtime": runtime, "device": "cpu", "precision": precision, "export": digest}
+        super().__init__(bundle, runtime=facts)
+
+    @property
+    @abstractmethod
+    def _fixed_batch(self) -> int | None:
+        """The one batch size that the model takes, or None: any."""
+
+    @abstractmethod
+    def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Inputs of a batch and crop that the model takes to logits."""
+
+    def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
+        crop = self._info.tile_size
+        if inputs.shape[2:] != (crop, crop):
+            raise ValueError(f"exported for {crop} px, --runtime torch takes other sizes")
+        size = self._fixed_batch
+        if size is None:
+            return torch.from_numpy(self._run(inputs))
+        parts = []
+        for begin in range(0, len(inputs), size):
+            part = inputs[begin : begin + size]
+            filled = np.zeros((size, *inputs.shape[1:]), np.float32)
+            filled[: len(part)] = part
+            parts.append(self._run(filled)[: len(part)])
+        return torch.from_numpy(np.concatenate(parts))
+
+
+class OnnxPredictor(_ExportedPredictor):
+    """ONNX Runtime, in single precision.
+
+    Args:
+        bundle: statistics, classes and temperature.
+        model: the exported file.
+        digest: its SHA-256.
+    """
+
+    def __init__(self, bundle: Bundle, model: Path, *, digest: str) -> None:
+        runtime = f"onnxruntime {onnxruntime.__version__}"
+        super().__init__(bundle, runtime=runtime, precision="float32", digest=digest)
+        self._session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0]
+
+    @property
+    def _fixed_batch(self) -> int | None:
+        size = self._input.shape[0]  # the name of the dimension where it is dynamic
+        return size if isinstance(size, int) else None
+
+    def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self._session.run(None, {self._input.name: inputs})[0]
+        return logits
+
+
+class OpenVinoPredictor(_ExportedPredictor):
+    """OpenVINO.
+
+    Args:
+        bundle: statistics, classes and temperature.
+        model: the exported file.
+        digest: its SHA-256.
+        precision: the inference precision that OpenVINO is told.
+
+    Raises:
+        ConfigError: this processor has no such precision; OpenVINO would fall back without a word.
+    """
+
+    def __init__(self, bundle: Bundle, model: Path, *, digest: str, precision: Precision = "float32") -> None:
+        runtime = f"openvino {openvino.__version__}"
+        super().__init__(bundle, runtime=runtime, precision=precision, digest=digest)
+        hint = _HINTS[precision]
+        settings = {"INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        used = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != hint:
+            raise ConfigError(f"OpenVINO computes in {used} on this processor, not in {hint}", fix="--runtime openvino")
+
+    @property
+    def _fixed_batch(self) -> int | None:
+        size = self._compiled.input(0).partial_shape[0]
+        return None if size.is_dynamic else int(size.get_length())
+
+    def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self._compiled(inputs)[0]
+        return logits
