@@ -3,6 +3,8 @@
 Nothing of it is on disk: every fold and fraction reads the same chips, and the test split is never touched.
 """
 
+from collections.abc import Sequence
+
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
@@ -12,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from terraseg.dataset import ChipDataset, Split
 from terraseg.errors import ConfigError, SplitError
+from terraseg.separation import closer_than
 
 _STRATA = 10
 """Groups of like building fraction, from each of which a label fraction takes its share."""
@@ -42,13 +45,15 @@ def chosen_chips(
                 expected=f"0 to {folds - 1}" if folds else "a dataset that was prepared with split.folds",
                 fix="correct the fold, or set prepare.split.folds and run the preparation again",
             )
-        parts = fold_chips(dataset.tiles, fold=fold, folds=folds, seed=rule["seed"], gap_m=rule["gap_m"], gsd=info.gsd)
+        parts = fold_chips(
+            dataset.tiles, fold=fold, folds=folds, seed=rule["seed"], gap_m=rule["gap_m"], gsd=info.gsd, zones=info.crs
+        )
         rows = parts[0 if split == "train" else 1]
     return label_fraction(rows, fraction=fraction, seed=seed, tile_size=info.tile_size) if split == "train" else rows
 
 
 def fold_chips(
-    tiles: gpd.GeoDataFrame, *, fold: int, folds: int, seed: int, gap_m: float, gsd: float
+    tiles: gpd.GeoDataFrame, *, fold: int, folds: int, seed: int, gap_m: float, gsd: float, zones: Sequence[str] = ()
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Train and val chips of one fold of a cross-validation over the blocks of train and val.
 
@@ -61,6 +66,7 @@ def fold_chips(
         fold: from 0 to ``folds`` - 1.
         gap_m: least distance between train and val, in metres.
         gsd: pixel size in metres.
+        zones: CRSs of the chips' pixels, in which the gap is measured (`separation`).
 
     Returns:
         train, val: sorted as ``tiles``.
@@ -72,11 +78,7 @@ def fold_chips(
     number = _fold_of_chips(learned, folds=folds, seed=seed, gsd=gsd)
     val = _without_repetition(learned[number == fold])
     rest = learned[number != fold]
-    # A millimetre less: corners of chips from projected coordinates carry floating-point noise.
-    near, _ = shapely.STRtree(val.geometry.to_numpy()).query(
-        rest.geometry.to_numpy(), predicate="dwithin", distance=gap_m - 1e-3
-    )
-    train = rest[~np.isin(np.arange(len(rest)), near)]
+    train = rest[~closer_than(rest.geometry, val.geometry, gap_m=gap_m, zones=zones)]
     for name, part in (("train", train), ("val", val)):
         held = (part["building_fraction"] > 0).any() and (part["building_fraction"] < 1).any()
         if not held:
@@ -126,12 +128,6 @@ def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_
         reached += tile_size**2 - int(windows[chip].sum())
         windows[chip][...] = True
     return train[[bool(window.all()) for window in windows]].reset_index(drop=True)
-
-
-def least_distance(first: npt.NDArray[np.object_], second: npt.NDArray[np.object_]) -> float:
-    """Metres between the nearest chips of two sets; touching chips are 0 apart."""
-    _, distances = shapely.STRtree(second).query_nearest(first, return_distance=True, all_matches=False)
-    return float(distances.min())
 
 
 def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float) -> npt.NDArray[np.intp]:

@@ -42,7 +42,7 @@ def _config(root, *, data=None, model=None):
 
 
 def _lines(root, **changes):
-    return [f"{finding.severity}: {finding}" for finding in check_data(_config(root, **changes))[1]]
+    return [f"{finding.severity}: {finding}" for finding in check_data(_config(root, **changes))[-1]]
 
 
 def _change_stats(root, change):
@@ -69,8 +69,9 @@ def _rewrite(path, change, **profile):
 
 
 def test_a_sound_dataset_has_no_findings(sound):
-    dataset, findings = check_data(_config(sound))
+    dataset, chips, findings = check_data(_config(sound))
     assert isinstance(dataset, ChipDataset)
+    assert chips == len(dataset.split("train"))
     assert findings == []
 
 
@@ -208,6 +209,8 @@ def _move(tiles: gpd.GeoDataFrame, split: str, **by: float) -> None:
     ("change", "line"),
     [
         (lambda tiles: _move(tiles, "test", xoff=-320), "val and test are 0 m apart; expected 320 m"),
+        (lambda tiles: _move(tiles, "test", xoff=-4), "val and test are 316 m apart; expected 320 m"),
+        (lambda tiles: _move(tiles, "test", xoff=-0.002), "val and test are 319.998 m apart; expected 320 m"),
         (lambda tiles: _move(tiles, "test", xoff=-330), "val and test share 12800 m² of ground"),
         (lambda tiles: _set(tiles, "block", "val", "test"), "1 blocks in two splits, such as test"),
         (lambda tiles: _set(tiles, "split", "val", "dev"), "splits ['dev']; expected train, val, test"),

@@ -21,7 +21,7 @@ from terraseg.normalise import normalise
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.run import preprocess
 from terraseg.sample.city import make_city_scene
-from terraseg.subsets import least_distance
+from terraseg.separation import separation
 
 
 @pytest.fixture(scope="module")
@@ -235,8 +235,8 @@ def test_a_fold_reads_chips_of_train_and_val_and_keeps_the_test(prepared):
     for fold in (0, 1):
         module = _module(prepared, fold=fold, batch_size=2)
         train, val = (module.chips_of(split) for split in ("train", "val"))
-        distance = least_distance(train.geometry.to_numpy(), val.geometry.to_numpy())
-        assert distance >= dataset.info.split_rule["gap_m"]
+        distance = separation(train.geometry, val.geometry)
+        assert distance.holds(dataset.info.split_rule["gap_m"])
         for batch in module.val_dataloader():
             for image, mask, tile in zip(batch["image"], batch["mask"], batch["filename"], strict=True):
                 split = learned.loc[tile, "split"]

@@ -145,7 +145,7 @@ def test_another_disk_gets_relative_links(tmp_path, monkeypatch):
 def test_splits_by_location_share_no_ground_and_keep_the_gap(tmp_path, seed):
     dataset = _imported_flat(_flat(tmp_path / "given", chips=8), tmp_path / "set", block_chips=2, seed=seed)
     assert dataset.info.split_rule["kind"] == "location"
-    assert min(pair["least_distance_m"] for pair in dataset.audit["between"].values()) >= _SIDE * 10 - 5
+    assert min(pair["least_distance_m"] for pair in dataset.audit["between"].values()) >= _SIDE * 10 - 1e-3
     assert all(len(dataset.split(split)) for split in SPLITS)
     assert not check_splits(dataset)
     assert (dataset.tiles.groupby("block")["split"].nunique() == 1).all()
@@ -314,5 +314,5 @@ def test_a_real_chip_of_sen1floods11(tmp_path, shared_data):
     assert len(dataset.info.bands) == 13
     assert not check_sample(dataset) + check_splits(dataset) + check_statistics(dataset)
     held = json.loads((tmp_path / "set/audit.json").read_text())
-    assert all(pair["least_distance_m"] >= 635 for pair in held["between"].values())
+    assert all(pair["least_distance_m"] >= 640 - 1e-3 for pair in held["between"].values())
     assert open_dataset(tmp_path / "set").info.crs == ("EPSG:4326",)

@@ -8,7 +8,8 @@ from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 from terraseg.errors import SplitError
-from terraseg.subsets import fold_chips, label_fraction, least_distance
+from terraseg.separation import separation
+from terraseg.subsets import fold_chips, label_fraction
 
 SIZE, GSD = 32, 10
 
@@ -49,7 +50,7 @@ def test_every_fold_keeps_the_gap_and_leaves_the_test_alone(folds, seed, stride,
             reject()  # too little ground for the gap
         assert "test" not in {*train["split"], *val["split"]}
         assert not set(train["tile"]) & set(val["tile"])
-        assert least_distance(train.geometry.to_numpy(), val.geometry.to_numpy()) >= gap * GSD
+        assert separation(train.geometry, val.geometry).least_m >= gap * GSD
         ground += _shown(val)
     learned = _shown(tiles[tiles["split"] != "test"]) > 0
     assert (ground[learned] == 1).all()  # each pixel is val once

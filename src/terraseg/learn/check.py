@@ -1,12 +1,11 @@
 """`terraseg check`: everything that a training would get wrong, found before it begins, each fault with its fix."""
 
-from functools import partial
 from pathlib import Path
 
 from terraseg.bands import band
 from terraseg.learn.check_config import check_config, read_config
-from terraseg.learn.check_data import check_data, train_chips
-from terraseg.learn.finding import Finding, attempt
+from terraseg.learn.check_data import check_data
+from terraseg.learn.finding import Finding
 
 
 def check(config: str | Path, *, root: str | Path | None = None, model: bool = True) -> list[Finding]:
@@ -23,9 +22,8 @@ def check(config: str | Path, *, root: str | Path | None = None, model: bool = T
     values, findings = read_config(config)
     if root is not None:
         values["data"].setdefault("init_args", {})["root"] = str(root)
-    dataset, faults = check_data(values)
-    chosen = attempt("", partial(train_chips, dataset, values["data"]["init_args"]))[0] if dataset else None
-    findings += faults + check_config(values, chips=None if chosen is None else len(chosen))
+    dataset, chips, faults = check_data(values)
+    findings += faults + check_config(values, chips=chips)
     if not model:
         return findings
     from terraseg.learn.check_model import check_model

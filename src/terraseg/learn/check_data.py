@@ -19,6 +19,7 @@ from terraseg.bands import UNIT, band, band_indices
 from terraseg.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset, pairs_on_disk
 from terraseg.learn.finding import Finding, attempt, error, warning
 from terraseg.learn.pack import read_chip
+from terraseg.separation import in_metres, separation
 from terraseg.subsets import chosen_chips
 
 _DATA, _MODEL = "data.init_args", "model.init_args"
@@ -33,21 +34,21 @@ _OFFSET = 1000
 """If no band has darker ground than this many DN, the offset of processing baseline 04.00 was hardly removed."""
 
 
-def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, list[Finding]]:
+def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | None, list[Finding]]:
     """All of the data part.
 
     Args:
         config: an experiment's YAML, parsed.
 
     Returns:
-        The dataset, where it can be opened, and all findings.
+        The dataset and the number of its chips that a training learns from, where they can be told; and all findings.
     """
     data, model = _arguments(config, "data"), _arguments(config, "model")
     if not isinstance(data.get("root"), str):
-        return None, [error(f"{_DATA}.root", "missing", expected="the folder of a dataset")]
+        return None, None, [error(f"{_DATA}.root", "missing", expected="the folder of a dataset")]
     dataset, findings = attempt(f"{_DATA}.root", lambda: open_dataset(data["root"]))
     if dataset is None:
-        return None, findings
+        return None, None, findings
     whole: list[Finding] = []
     for split in SPLITS:
         _, faults = attempt(f"{_DATA}.root", partial(pairs_on_disk, dataset, [split]))
@@ -66,7 +67,8 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, list[Find
         positive_class=model.get("positive_class", 1),
         class_weights=model.get("class_weights"),
     )
-    return dataset, findings + ([] if whole else check_sample(dataset))
+    findings += [] if whole else check_sample(dataset)
+    return dataset, None if chips is None else len(chips), findings
 
 
 def check_held(dataset: ChipDataset) -> list[Finding]:
@@ -165,22 +167,15 @@ def check_splits(dataset: ChipDataset) -> list[Finding]:
         found = "chips without a place on earth: nobody can tell whether the splits share ground"
         return [*findings, warning(where, found, expected="georeferenced chips", fix="say so beside each score")]
     promised = float((audit or {}).get("gap_m", 0))
-    slack = dataset.info.gsd / 2  # corners of chips from projected coordinates carry floating-point noise
     for first, second in combinations(SPLITS, 2):
-        mine, theirs = (shapes[(tiles["split"] == split).to_numpy()] for split in (first, second))
-        if len(mine) == 0 or len(theirs) == 0:
-            continue
-        tree = shapely.STRtree(theirs)
-        _, distances = tree.query_nearest(mine, return_distance=True, all_matches=False)
-        left, right = tree.query(mine, predicate="intersects")
-        area = shapely.area(shapely.intersection(mine[left], theirs[right])).sum()
-        if area > slack**2:
-            findings.append(
-                error(where, f"{first} and {second} share {area:.0f} m² of ground", expected="none", fix=_PREPARE)
-            )
-        elif distances.min() < promised - slack:
-            found = f"{first} and {second} are {distances.min():.0f} m apart"
-            findings.append(error(where, found, expected=f"{promised:.0f} m, as audit.json says", fix=_PREPARE))
+        mine, theirs = (tiles.geometry[tiles["split"] == split] for split in (first, second))
+        measured = separation(mine, theirs, zones=dataset.info.crs)
+        if measured.shared_m2 > 0:
+            found = f"{first} and {second} share {measured.shared_m2:.0f} m² of ground"
+            findings.append(error(where, found, expected="none", fix=_PREPARE))
+        elif not measured.holds(promised):
+            found = f"{first} and {second} are {in_metres(measured.least_m)} m apart"
+            findings.append(error(where, found, expected=f"{in_metres(promised)} m, as audit.json says", fix=_PREPARE))
     return findings
 
 

@@ -1,16 +1,16 @@
 """The audit of the splits: measured on the chips as written, not on the plan that placed them."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 import geopandas as gpd
-import numpy as np
-import shapely
 
 from terraseg.dataset import SPLITS
 from terraseg.errors import SplitError
-from terraseg.subsets import fold_chips, least_distance
+from terraseg.separation import in_metres, separation
+from terraseg.subsets import fold_chips
 
 
 def audit_splits(
@@ -20,6 +20,7 @@ def audit_splits(
     ground: int,
     gap_m: float,
     gsd: float,
+    zones: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure distances and shared ground between the splits, and what each split holds.
 
@@ -29,6 +30,7 @@ def audit_splits(
         ground: pixels of all scenes.
         gap_m: least distance that was promised, in metres.
         gsd: pixel size in metres.
+        zones: CRSs of the chips' pixels, in which the distances are measured (`separation`).
 
     Returns:
         What goes to audit.json.
@@ -37,21 +39,18 @@ def audit_splits(
         SplitError: pixels are shared between splits, the gap is not held, or a split lacks the class or the
             background, so that nothing could be learned or tested on it.
     """
-    shapes = {split: tiles.geometry[tiles["split"] == split].to_numpy() for split in SPLITS}
+    shapes = {split: tiles.geometry[tiles["split"] == split] for split in SPLITS}
     splits = audit_contents(tiles, pixels)
     between: dict[str, dict[str, float]] = {}
     for first, second in combinations(SPLITS, 2):
-        between[f"{first}-{second}"] = {
-            "least_distance_m": least_distance(shapes[first], shapes[second]),
-            "shared_pixels": round(_shared_area(shapes[first], shapes[second]) / gsd**2),
-        }
-    for pair, measured in between.items():
-        # Half a pixel: corners of chips from projected coordinates carry floating-point noise.
-        if measured["shared_pixels"] > 0 or measured["least_distance_m"] < gap_m - gsd / 2:
+        measured = separation(shapes[first], shapes[second], zones=zones)
+        pixels_shared = math.ceil(round(measured.shared_m2 / gsd**2, 3))
+        between[f"{first}-{second}"] = {"least_distance_m": measured.least_m, "shared_pixels": pixels_shared}
+        if not measured.holds(gap_m):
             raise SplitError(
-                f"the splits {pair} are {measured['least_distance_m']:.0f} m apart and share "
-                f"{measured['shared_pixels']:.0f} pixels",
-                expected=f"a gap of {gap_m:.0f} m and no shared pixel",
+                f"the splits {first}-{second} are {in_metres(measured.least_m)} m apart and share "
+                f"{pixels_shared} pixels",
+                expected=f"a gap of {in_metres(gap_m)} m and no shared pixel",
                 fix="scenes that overlap or touch must be one scene: mosaic them before the preparation",
             )
     used = sum(sum(pixels[split][kind] for kind in ("class", "background", "ignored")) for split in SPLITS)
@@ -86,7 +85,9 @@ def audit_contents(tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, in
     }
 
 
-def audit_folds(tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float, gsd: float) -> list[dict[str, float]]:
+def audit_folds(
+    tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float, gsd: float, zones: Sequence[str] = ()
+) -> list[dict[str, float]]:
     """Measure each fold of the cross-validation as a training will read it.
 
     Args:
@@ -95,6 +96,7 @@ def audit_folds(tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float,
         seed: that they are drawn with.
         gap_m: least distance between train and val of a fold, and of both to the test, in metres.
         gsd: pixel size in metres.
+        zones: CRSs of the chips' pixels, in which the distances are measured (`separation`).
 
     Returns:
         For each fold the chips of train and val, those that the gap takes from train, and the least distance of train
@@ -103,17 +105,18 @@ def audit_folds(tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float,
     Raises:
         SplitError: the gap is not held, there are fewer blocks than folds, or a fold lacks the class.
     """
-    test = tiles.geometry[tiles["split"] == "test"].to_numpy()
+    test = tiles.geometry[tiles["split"] == "test"]
     learned = int((tiles["split"] != "test").sum())
     measured = []
     for fold in range(folds):
-        train, val = fold_chips(tiles, fold=fold, folds=folds, seed=seed, gap_m=gap_m, gsd=gsd)
-        between = least_distance(train.geometry.to_numpy(), val.geometry.to_numpy())
-        to_test = min(least_distance(part.geometry.to_numpy(), test) for part in (train, val))
-        if min(between, to_test) < gap_m - gsd / 2:
+        train, val = fold_chips(tiles, fold=fold, folds=folds, seed=seed, gap_m=gap_m, gsd=gsd, zones=zones)
+        between = separation(train.geometry, val.geometry, zones=zones)
+        to_test = [separation(part.geometry, test, zones=zones) for part in (train, val)]
+        if not all(measure.holds(gap_m) for measure in (between, *to_test)):
             raise SplitError(
-                f"fold {fold}: train and val are {between:.0f} m apart, and {to_test:.0f} m from the test",
-                expected=f"a gap of {gap_m:.0f} m",
+                f"fold {fold}: train and val are {in_metres(between.least_m)} m apart, and "
+                f"{in_metres(min(measure.least_m for measure in to_test))} m from the test",
+                expected=f"a gap of {in_metres(gap_m)} m",
                 fix="scenes that overlap or touch must be one scene: mosaic them before the preparation",
             )
         measured.append(
@@ -121,8 +124,8 @@ def audit_folds(tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float,
                 "train_chips": len(train),
                 "val_chips": len(val),
                 "left_out_chips": learned - len(train) - len(val),
-                "least_distance_m": between,
-                "least_distance_to_test_m": to_test,
+                "least_distance_m": between.least_m,
+                "least_distance_to_test_m": min(measure.least_m for measure in to_test),
             }
         )
     return measured
@@ -137,11 +140,3 @@ def _check_content(split: str, counts: Mapping[str, int]) -> None:
                 fix="choose another split seed, smaller blocks (block_chips, tile_size) or a larger area; "
                 "check that the labels lie in the scene",
             )
-
-
-def _shared_area(first: np.ndarray, second: np.ndarray) -> float:
-    mine, theirs = shapely.STRtree(second).query(first, predicate="intersects")
-    if len(mine) == 0:
-        return 0.0
-    overlaps = shapely.intersection(first[mine], second[theirs])
-    return float(shapely.area(shapely.union_all(overlaps)))

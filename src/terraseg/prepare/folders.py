@@ -50,6 +50,7 @@ from terraseg.prepare.given import (
 )
 from terraseg.prepare.statistics import TrainHistogram
 from terraseg.scene import NODATA
+from terraseg.separation import closer_than
 
 _log = logging.getLogger(__name__)
 
@@ -109,7 +110,8 @@ def import_folders(
     of_name = dict(zip((pair.name for pair in pairs), headers, strict=True))
     frames = _frames(chips, of_name, size=size)
     gap = 0.0 if pairs[0].split else size * gsd if options.gap_m is None else options.gap_m
-    splits, blocks = _split(chips, frames, gsd=gsd, gap=gap, options=options)
+    zones = tuple(sorted({header.crs for header in headers} - {""}))
+    splits, blocks = _split(chips, frames, gsd=gsd, gap=gap, zones=zones, options=options)
     if left_out := splits.count(None):
         _log.info("%d of %d chips are given up to the gap between splits", left_out, len(chips))
 
@@ -123,13 +125,13 @@ def import_folders(
             counts=counts,
         )  # fmt: skip
         tiles = gpd.GeoDataFrame(pd.DataFrame(rows), geometry="geometry", crs=frames.crs)
-        audit = _audit(tiles, counts, gap=gap, gsd=gsd, given=pairs[0].split is not None)
+        audit = _audit(tiles, counts, gap=gap, gsd=gsd, zones=zones, given=pairs[0].split is not None)
         info = DatasetInfo(
             bands=headers[0].bands,
             unit=UNIT,
             nodata=NODATA,
             gsd=gsd,
-            crs=tuple(sorted({header.crs for header in headers} - {""})),
+            crs=zones,
             tile_size=size,
             classes=dict(enumerate(options.classes)),
             label_rule="given masks",
@@ -250,7 +252,13 @@ def _footprint(transform: Affine, chip: _Chip, size: int) -> shapely.Polygon:
 
 
 def _split(
-    chips: Sequence[_Chip], frames: gpd.GeoSeries, *, gsd: float, gap: float, options: FolderOptions
+    chips: Sequence[_Chip],
+    frames: gpd.GeoSeries,
+    *,
+    gsd: float,
+    gap: float,
+    zones: Sequence[str],
+    options: FolderOptions,
 ) -> tuple[list[Split | None], list[str]]:
     """Split and block of each chip; no split for those that the gap takes."""
     if not frames.crs:
@@ -283,18 +291,16 @@ def _split(
     rule = SplitRule(block_chips=options.block_chips, seed=options.seed)
     of_cell = assign(rects, density, rule=rule, gap=pixels, near=near)
     splits: list[Split | None] = [of_cell[cell] for cell in cells]
-    return (_kept(splits, frames, gap=gap, gsd=gsd) if frames.crs else splits), blocks
+    return (_kept(splits, frames, gap=gap, zones=zones) if frames.crs else splits), blocks
 
 
-def _kept(splits: list[Split | None], frames: gpd.GeoSeries, *, gap: float, gsd: float) -> list[Split | None]:
+def _kept(splits: list[Split | None], frames: gpd.GeoSeries, *, gap: float, zones: Sequence[str]) -> list[Split | None]:
     """Leave out val chips within ``gap`` metres of test, then train chips within it of either."""
-    # Shrunk by half a pixel: neighbours only touch, whatever noise reprojection left in their corners.
-    shapes = shapely.buffer(frames.to_numpy(), -gsd / 2, join_style="mitre")
     kept = np.array(splits, dtype=object)
     for split, others in (("val", ["test"]), ("train", ["val", "test"])):
         mine, theirs = np.flatnonzero(kept == split), np.isin(kept, others)
-        close, _ = shapely.STRtree(shapes[theirs]).query(shapes[mine], predicate="dwithin", distance=gap + gsd / 2)
-        kept[mine[np.unique(close)]] = None
+        close = closer_than(frames.iloc[mine], frames[theirs], gap_m=gap, zones=zones)
+        kept[mine[close]] = None
     return list(kept)
 
 
@@ -401,13 +407,19 @@ def _write_chip(
 
 
 def _audit(
-    tiles: gpd.GeoDataFrame, counts: Mapping[str, Mapping[str, int]], *, gap: float, gsd: float, given: bool
+    tiles: gpd.GeoDataFrame,
+    counts: Mapping[str, Mapping[str, int]],
+    *,
+    gap: float,
+    gsd: float,
+    zones: Sequence[str],
+    given: bool,
 ) -> dict[str, Any]:
     if tiles.crs is None:
         return {"gap_m": 0.0, "between": {}, "splits": audit_contents(tiles, counts), "ground_in_gaps_share": 0.0}
     ground = sum(sum(held[kind] for kind in ("class", "background", "ignored")) for held in counts.values())
     try:
-        return audit_splits(tiles, pixels=counts, ground=ground, gap_m=gap, gsd=gsd)
+        return audit_splits(tiles, pixels=counts, ground=ground, gap_m=gap, gsd=gsd, zones=zones)
     except SplitError as error:
         if not given:
             raise

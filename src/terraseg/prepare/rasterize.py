@@ -139,7 +139,9 @@ def _within(
 
 def _polygons(geometries: shapely.Geometry | Sequence[shapely.Geometry] | npt.NDArray[np.object_]) -> npt.NDArray[Any]:
     """The polygons of geometries; lines and points are left out, as only area counts."""
-    parts = shapely.get_parts(shapely.get_parts(geometries))  # multipolygons may lie in collections
+    parts = np.atleast_1d(np.asarray(geometries, dtype=object))
+    if (shapely.get_type_id(parts) != shapely.GeometryType.POLYGON).any():
+        parts = shapely.get_parts(shapely.get_parts(parts))  # multipolygons may lie in collections
     return np.asarray(parts[shapely.area(parts) > 0])
 
 

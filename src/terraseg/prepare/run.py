@@ -101,17 +101,20 @@ def preprocess(
                 rows += result.tiles
             tables.append(gpd.GeoDataFrame(rows, crs=str(scene.geobox.crs)))
         tiles = _one_table(tables)
+        zones = tuple(sorted({str(scene.geobox.crs) for scene in found}))
         audit = audit_splits(
             tiles,
             pixels=counts,
             ground=sum(scene.geobox.shape[0] * scene.geobox.shape[1] for scene in found),
             gap_m=gap * found[0].gsd,
             gsd=found[0].gsd,
+            zones=zones,
         )
         if config.split.folds:
             audit["folds"] = audit_folds(
-                tiles, folds=config.split.folds, seed=config.split.seed, gap_m=gap * found[0].gsd, gsd=found[0].gsd
-            )
+                tiles, folds=config.split.folds, seed=config.split.seed, gap_m=gap * found[0].gsd, gsd=found[0].gsd,
+                zones=zones,
+            )  # fmt: skip
         if shifts:
             audit["label_shift"] = {
                 name: {**shift.as_record(), "applied": config.label_shift == "apply"} for name, shift in shifts.items()
@@ -121,7 +124,7 @@ def preprocess(
             unit=UNIT,
             nodata=NODATA,
             gsd=found[0].gsd,
-            crs=tuple(sorted({str(scene.geobox.crs) for scene in found})),
+            crs=zones,
             tile_size=config.tile_size,
             classes=classes,
             label_rule=config.label_rule_in_words(),
@@ -292,7 +295,7 @@ def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fin
 
 
 def _one_table(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
-    """All chips in the CRS of the first scene, which the distances are measured in."""
+    """All chips in the CRS of the first scene."""
     if not any(len(table) for table in tables):
         raise SplitError(
             "no chip holds a single labelled pixel", fix="check that labels and scenes show the same place"
