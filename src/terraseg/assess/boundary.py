@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.assess.bootstrap import intervals
+from terraseg.assess.bootstrap import Metric, intervals
 from terraseg.assess.pairs import Patch, spans
 from terraseg.assess.pixels import Counts, Values, byte_histogram, iou
 from terraseg.assess.record import Estimate
@@ -146,8 +146,11 @@ _FIGURES = _figures()
 
 def boundary_figures(counts: npt.NDArray[np.int64], *, draws: int, seed: int) -> dict[str, Estimate]:
     """``boundary_iou`` and ``boundary_f1`` of (units, 2, 4) counts, with their intervals."""
-    bands = intervals(counts[:, 0], {"boundary_iou": iou}, draws=draws, seed=seed)
-    return bands | intervals(counts[:, 1], {"boundary_f1": edge_f1}, draws=draws, seed=seed)
+    metrics: dict[str, Metric] = {
+        "boundary_iou": lambda both: iou(both[..., 0, :]),
+        "boundary_f1": lambda both: edge_f1(both[..., 1, :]),
+    }
+    return intervals(counts, metrics, draws=draws, seed=seed)
 
 
 @dataclass(frozen=True)
