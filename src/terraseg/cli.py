@@ -54,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     _predict(verbs)
     _export(verbs)
     _evaluate(verbs)
+    _compare(verbs)
     _visualize(verbs)
     _models(verbs)
     _demo(verbs)
@@ -285,6 +286,34 @@ def _evaluate(verbs: _Verbs) -> None:
     )
     parser.add_argument("--boundary-tolerance", type=float, default=20.0, help="of outlines, in metres")
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+
+
+def _compare(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Train, predict and score experiments x label fractions x seeds; run again, it goes on where it was."""
+        from rich.console import Console
+
+        from terraseg.compare.run import compare
+        from terraseg.compare.screen import answers, by_fraction_table
+
+        tables = compare(options.comparison, cells=options.cells, output=options.output, overrides=options.set)
+        console = Console()
+        console.print(by_fraction_table(tables))
+        for line in answers(tables):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    parser = _verb(verbs, "compare", run, "experiments over label fractions and seeds")
+    default = Path("configs/compare_demo.yaml")
+    parser.add_argument(
+        "comparison", type=Path, nargs="?", metavar="CONFIG", default=default, help="docs/comparison.md"
+    )
+    parser.add_argument(
+        "--cells", type=Path, default=Path("outputs/compare"), help="folder of the cells, may be shared"
+    )
+    parser.add_argument("--output", type=Path, default=Path("results"), help="folder of comparison.csv")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="[EXPERIMENT:]KEY=VALUE", help="change experiments' configs"
+    )
 
 
 def _visualize(verbs: _Verbs) -> None:

@@ -1,7 +1,8 @@
 """The error tree.
 
 Every message is one line that says what was found, what was expected and what to do about it. The
-command line prints it and exits with status 2; nothing else of terraseg catches these errors.
+command line prints it and exits with status 2; nothing else of terraseg catches these errors, but for a
+comparison, which goes on with its other cells.
 """
 
 
@@ -66,3 +67,7 @@ class TrainingError(TerrasegError):
 
 class OutputError(TerrasegError):
     """An output can't be written: disk full, not writable, or in use by another run."""
+
+
+class BusyError(OutputError):
+    """An output is being written by another run right now."""

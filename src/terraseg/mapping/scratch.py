@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.errors import OutputError
+from terraseg.errors import BusyError
 from terraseg.files import atomic_path, output_error, write_json
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,8 @@ def output_lock(root: Path) -> Iterator[None]:
     """Hold a product's folder for this run; the kernel lets go of the lock however the run ends.
 
     Raises:
-        OutputError: another run holds it, or the folder can't be written.
+        BusyError: another run holds it.
+        OutputError: the folder can't be written.
     """
     path = root / ".lock"
     try:
@@ -46,12 +47,12 @@ def output_lock(root: Path) -> Iterator[None]:
             if os.fstat(handle.fileno()).st_nlink == 0:
                 raise BlockingIOError
         except BlockingIOError:
-            raise OutputError(
+            raise BusyError(
                 f"{root} is being written by another run", fix="wait for it, or choose another --output"
             ) from None
         try:
             for stale in root.glob(".*.part*"):  # of killed runs: nobody else writes here now
-                stale.unlink()
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             yield
         finally:
             path.unlink()

@@ -1,0 +1,1 @@
+"""Compare: experiments x label fractions x seeds as one resumable matrix, and what it says."""

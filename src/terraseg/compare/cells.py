@@ -1,0 +1,246 @@
+"""The cells of a comparison: trained, predicted, scored; each in its folder, each once.
+
+::
+
+    config.yaml      of the training
+    fit.log          what `terratorch fit` said
+    metrics.csv, timings.json, checkpoints/, bundle/      what it left
+    training.json    `Training`: that it ended well
+    predictions/     of the scenes with test chips
+    test.json        contract 6, on the test split
+    cell.json        `CellResult`, written last: the cell is finished
+"""
+
+import csv
+import json
+import logging
+import math
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from terraseg.assess.evaluate import evaluate
+from terraseg.assess.record import FORMAT as METRICS_FORMAT
+from terraseg.compare.matrix import Cell, Matrix, placed
+from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
+from terraseg.files import write_json
+from terraseg.mapping.scratch import output_lock
+from terraseg.subsets import chosen_chips
+
+_log = logging.getLogger(__name__)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Training(_Strict):
+    """training.json: of which identity, and the most memory that its process held, in GB (10^9 bytes)."""
+
+    identity: str
+    peak_memory_gb: float
+
+
+class CellResult(_Strict):
+    """cell.json: beside test.json all that the tables need.
+
+    Attributes:
+        identity: of the cell that made it, `Cell.identity`.
+        evaluation: how it was scored, `evaluation_of`.
+        labelled_chips: chips of train that it learned from.
+        parameters: of the model.
+        trainable_parameters: those that were trained.
+        epochs: of the training.
+        steps: of the optimizer.
+        best_epoch: of the checkpoint with the best validation IoU, which was tested.
+        best_step: likewise.
+        hours: of the training, with its validations.
+        images_per_second: of the training steps.
+        peak_memory_gb: main memory of the training's process, 10^9 bytes.
+        device: that it trained on.
+    """
+
+    identity: str
+    evaluation: dict[str, Any]
+    labelled_chips: int
+    parameters: int
+    trainable_parameters: int
+    epochs: int
+    steps: int
+    best_epoch: int
+    best_step: int
+    hours: float
+    images_per_second: float
+    peak_memory_gb: float
+    device: str
+
+
+def metrics_of(cell: Cell) -> Path:
+    """Where the cell's scores on test lie."""
+    return cell.folder / "test.json"
+
+
+def evaluation_of(matrix: Matrix) -> dict[str, Any]:
+    """How cells are scored: with another evaluation they are scored again, and not trained again."""
+    return {"format": METRICS_FORMAT, "cell": matrix.config.cell, "draws": matrix.config.draws}
+
+
+def finished(cell: Cell, evaluation: dict[str, Any]) -> CellResult | None:
+    """The cell's result; None where it is not there, or another config, dataset or weights' file made it.
+
+    Raises:
+        DatasetError: cell.json was changed by hand.
+    """
+    path = cell.folder / "cell.json"
+    if not path.is_file():
+        return None
+    try:
+        result = CellResult.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise DatasetError(f"{path} can't be read ({error.errors()[0]['msg']})", fix="delete this file") from error
+    return result if (result.identity, result.evaluation) == (cell.identity, evaluation) else None
+
+
+def run_cells(matrix: Matrix, work: Callable[[Cell, Matrix], None] | None = None) -> None:
+    """Run the cells that are not finished. Those that another run holds are left to it.
+
+    A cell that fails doesn't keep the others from running.
+
+    Args:
+        work: what makes a cell's result, `run_cell` unless given.
+
+    Raises:
+        TrainingError: cells failed; the first one's reason.
+    """
+    work, evaluation = work or run_cell, evaluation_of(matrix)
+    failed: list[tuple[str, TerrasegError]] = []
+    for number, cell in enumerate(matrix.cells, start=1):
+        if finished(cell, evaluation):
+            continue
+        try:
+            with output_lock(cell.folder):
+                if finished(cell, evaluation):  # by another run, since we looked
+                    continue
+                _log.info("cell %d of %d: %s", number, len(matrix.cells), cell.name)
+                work(cell, matrix)
+        except BusyError:
+            _log.info("cell %d of %d: %s is another run's", number, len(matrix.cells), cell.name)
+        except TerrasegError as error:
+            _log.error("cell %d of %d: %s failed: %s", number, len(matrix.cells), cell.name, error)
+            failed.append((cell.name, error))
+    if failed:
+        name, reason = failed[0]
+        raise TrainingError(
+            f"{len(failed)} of {len(matrix.cells)} cells failed, the first, {name}: {reason}",
+            fix="mend it and run the same command again; finished cells are kept",
+        ) from reason
+
+
+def run_cell(cell: Cell, matrix: Matrix) -> None:
+    """Train, predict and score a cell. A training that was stopped begins anew; one that ended well is kept.
+
+    Raises:
+        TrainingError: the training failed.
+        OutputError: the folder holds what no comparison wrote.
+        TerrasegError: what `predict` and `evaluate` raise.
+    """
+    from terraseg.mapping.run import predict  # imports torch, which the tables don't need
+
+    (cell.folder / "cell.json").unlink(missing_ok=True)
+    training = _trained(cell) or _train(cell)
+    for scene in matrix.scenes:
+        predict(bundle=cell.folder / "bundle", input=scene, output=cell.folder / "predictions")
+    evaluate(
+        predictions=cell.folder / "predictions",
+        ground_truth=matrix.dataset.root,
+        output=metrics_of(cell),
+        experiment=cell.experiment,
+        split="test",
+        cell=matrix.config.cell,
+        draws=matrix.config.draws,
+    )
+    timings = json.loads((cell.folder / "timings.json").read_text(encoding="utf-8"))
+    epoch, step = _best_checkpoint(cell.folder / "metrics.csv")
+    chips = chosen_chips(
+        matrix.dataset,
+        "train",
+        fold=cell.config["data"]["init_args"].get("fold"),
+        fraction=cell.fraction,
+        seed=cell.seed,
+    )
+    result = CellResult(
+        identity=cell.identity,
+        evaluation=evaluation_of(matrix),
+        labelled_chips=len(chips),
+        best_epoch=epoch,
+        best_step=step,
+        peak_memory_gb=training.peak_memory_gb,
+        **{key: timings[key] for key in (
+            "parameters", "trainable_parameters", "epochs", "steps", "hours", "images_per_second", "device",
+        )},
+    )  # fmt: skip
+    write_json(cell.folder / "cell.json", result.model_dump())
+
+
+def _trained(cell: Cell) -> Training | None:
+    path = cell.folder / "training.json"
+    if not path.is_file():
+        return None
+    training = Training.model_validate_json(path.read_text(encoding="utf-8"))
+    return training if training.identity == cell.identity else None
+
+
+def _train(cell: Cell) -> Training:
+    _clear(cell.folder)
+    config, log = cell.folder / "config.yaml", cell.folder / "fit.log"
+    config.write_text(yaml.safe_dump(placed(cell.config, cell.folder), sort_keys=False), encoding="utf-8")
+    command = [sys.executable, "-m", "terratorch", "fit", "--config", str(config)]
+    code, peak = _run(command, log)
+    if code or not (cell.folder / "bundle" / "bundle.json").is_file():
+        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+        said = [line for line in lines if line.strip()]
+        reason = next(
+            (line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "nothing said"
+        )
+        raise TrainingError(f"`terratorch fit` ended with exit code {code}: {reason}", fix=f"see {log}")
+    training = Training(identity=cell.identity, peak_memory_gb=round(peak / 1e9, 3))
+    write_json(cell.folder / "training.json", training.model_dump())
+    return training
+
+
+def _clear(folder: Path) -> None:
+    """Remove an unfinished or outdated cell, all but the lock."""
+    found = [path for path in folder.iterdir() if path.name != ".lock"]
+    if found and not (folder / "config.yaml").is_file():
+        raise OutputError(f"{folder} holds files that no comparison wrote", fix="choose another folder for the cells")
+    # config.yaml goes last: a removal that is stopped can be taken up again.
+    for path in sorted(found, key=lambda path: path.name == "config.yaml"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _run(command: list[str], log: Path) -> tuple[int, int]:
+    """Exit code and peak resident bytes of a program; killed where we are stopped."""
+    with open(log, "wb") as said, subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process:
+        try:
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            raise
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _best_checkpoint(table: Path) -> tuple[int, int]:
+    """Epoch and step of the first validation with the best IoU."""
+    with open(table, encoding="utf-8", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    scores = [float(row["val/iou"]) for row in rows]
+    best = rows[max(range(len(rows)), key=lambda index: -1 if math.isnan(scores[index]) else scores[index])]
+    return int(best["epoch"]), int(best["step"])

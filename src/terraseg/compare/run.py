@@ -1,0 +1,53 @@
+"""The step as the command line calls it: a comparison's YAML in, its cells run, its tables out."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from terraseg.assess.record import read_metrics
+from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cells
+from terraseg.compare.matrix import load_matrix
+from terraseg.compare.tables import Tables, make_tables
+from terraseg.errors import TrainingError
+from terraseg.files import atomic_path
+
+_log = logging.getLogger(__name__)
+
+
+def compare(config: Path, *, cells: Path, output: Path, overrides: Sequence[str] = ()) -> Tables:
+    """Run the cells that are not finished, and write comparison.csv and its two summaries.
+
+    Args:
+        config: the YAML.
+        cells: folder of all comparisons' cells; runs of several machines may share it.
+        output: folder of ``comparison.csv``, ``comparison_by_fraction.csv`` and ``comparison_labels.csv``.
+        overrides: ``[EXPERIMENT:]KEY=VALUE`` each.
+
+    Raises:
+        TrainingError: cells failed, or all of them are other runs' still.
+        TerrasegError: what `load_matrix` and `make_tables` raise.
+    """
+    matrix = load_matrix(config, output=cells, overrides=overrides)
+    run_cells(matrix)
+    evaluation = evaluation_of(matrix)
+    results = [
+        (cell, result, read_metrics(metrics_of(cell)))
+        for cell in matrix.cells
+        if (result := finished(cell, evaluation)) is not None
+    ]
+    if not results:
+        raise TrainingError("no cell is finished: other runs hold all of them", fix="run this again after them")
+    unfinished = len(matrix.cells) - len(results)
+    tables = make_tables(matrix.config, results, budget=matrix.budget, unfinished=unfinished)
+    for name, table in (("", tables.cells), ("_by_fraction", tables.by_fraction), ("_labels", tables.labels)):
+        _write(output / f"comparison{name}.csv", table)
+    if unfinished:
+        _log.warning("%d of %d cells are other runs' still: run this again after them", unfinished, len(matrix.cells))
+    return tables
+
+
+def _write(path: Path, table: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        table.to_csv(temporary, index=False, float_format="%.6g")

@@ -1,0 +1,56 @@
+"""The tables on the screen, and the question that a comparison answers: how many labels are enough."""
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from terraseg.compare.tables import Tables
+
+
+def by_fraction_table(tables: Tables) -> Table:
+    """One row an experiment and fraction."""
+    table = Table(title="Comparison", caption=tables.words, caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Experiment", overflow="fold", min_width=8)
+    for heading in ("Labels", "Chips", "IoU", "by seed", "Gain", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in tables.by_fraction.to_dict("records"):
+        table.add_row(
+            str(row["experiment"]),
+            f"{row['fraction']:.4g}",
+            f"{row['labelled_chips']:.0f}",
+            _with_interval(row, "iou"),
+            f"{_number(row['iou_least_seed'])}–{_number(row['iou_most_seed'])}",
+            _with_interval(row, "versus_baseline", sign="+"),
+            _number(row["p_holm"]),
+        )
+    return table
+
+
+def answers(tables: Tables) -> list[str]:
+    """A sentence an experiment: with how many labels it reaches what the baseline has with all of them."""
+    return [_answer(row) for row in tables.labels.to_dict("records")]
+
+
+def _answer(row: dict[str, object]) -> str:
+    target = f"{row['baseline']} at fraction {row['baseline_fraction']:.4g}"
+    return (
+        f"{row['experiment']} reaches the IoU of {target}: at {_labels(row, 'reached')} "
+        f"(95 %: possibly at {_labels(row, 'possibly')}, surely at {_labels(row, 'surely')})"
+    )
+
+
+def _labels(row: dict[str, object], word: str) -> str:
+    fraction = row[f"{word}_fraction"]
+    return "none" if pd.isna(fraction) else f"fraction {fraction:.4g}, {row[f'{word}_chips']:.0f} chips"
+
+
+def _number(value: object, sign: str = "") -> str:
+    return "–" if pd.isna(value) else f"{value:{sign}.3f}"
+
+
+def _with_interval(row: dict[str, object], name: str, sign: str = "") -> str:
+    if pd.isna(row[name]):
+        return "–"
+    if pd.isna(row[f"{name}_low"]):
+        return f"{_number(row[name], sign)}\nno interval"
+    return f"{_number(row[name], sign)}\n{_number(row[f'{name}_low'], sign)} to {_number(row[f'{name}_high'], sign)}"

@@ -1,0 +1,84 @@
+"""A comparison from its YAML to its tables, by the stock `terratorch fit`."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from factories import make_dataset, make_scene, make_truth
+from terraseg.assess.record import read_metrics
+from terraseg.cli import main
+from terraseg.mapping.bundle import open_bundle
+
+_CONFIG = Path(__file__).parents[2] / "configs" / "demo_unet.yaml"
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    """A comparison of two learning rates on a tiny dataset, in the working folder."""
+    truth = make_truth((256, 512))
+    make_dataset(tmp_path / "processed", make_scene(tmp_path / "raw", (256, 512), truth=truth), truth, tile_size=64)
+    path = tmp_path / "tiny.yaml"
+    values = {
+        "name": "tiny",
+        "baseline": "slow",
+        "scenes": "raw",
+        "experiments": {
+            "slow": {"config": str(_CONFIG), "overrides": {"model.init_args.lr": 1e-6}},
+            "quick": {"config": str(_CONFIG)},
+        },
+        "fractions": [0.5],
+        "seeds": [3],
+        "draws": 1000,
+        "overrides": {
+            "data.init_args.root": "processed",
+            "data.init_args.batch_size": 4,
+            "model.init_args.weights": "random",
+            "model.init_args.model_args.decoder_channels": [16, 16, 8, 8, 8],
+            "trainer.accelerator": "cpu",
+            "trainer.max_steps": 4,
+            "trainer.val_check_interval": 2,
+        },
+    }
+    path.write_text(yaml.safe_dump(values, sort_keys=False))
+    return path
+
+
+def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
+    comparison: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = comparison.parent
+    monkeypatch.chdir(home)
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(_CONFIG.parents[1] / "src"), os.environ.get("PYTHONPATH", "")])
+    )
+    assert main(["compare", str(comparison)]) == 0
+    cells = pd.read_csv("results/comparison.csv").set_index("experiment")
+    assert list(cells.index) == ["slow", "quick"]
+    assert (cells["steps"] == 4).all()
+    assert set(cells["best_step"]) <= {2, 4}
+    assert (cells["labelled_chips"] == 8).all()  # half of 4 x 4 train chips
+    assert (cells["peak_memory_gb"] > 0.2).all()
+    assert cells.loc["slow", "dataset_hash"] == cells.loc["quick", "dataset_hash"]
+    for name in ("slow", "quick"):
+        folder = home / "outputs/compare/tiny/0.5/3" / name
+        metrics = read_metrics(folder / "test.json")
+        assert (metrics.experiment, metrics.split) == (name, "test")
+        assert cells.loc[name, "iou"] == pytest.approx(metrics.figures["iou"].value, abs=1e-5)
+        assert open_bundle(folder / "bundle").info.experiment == name
+        assert not (folder / ".lock").exists()
+    summary = pd.read_csv("results/comparison_by_fraction.csv").set_index("experiment")
+    gain = cells.loc["quick", "iou"] - cells.loc["slow", "iou"]
+    assert summary.loc["quick", "versus_baseline"] == pytest.approx(gain, abs=1e-5)
+    assert np.isnan(summary.loc["slow", "versus_baseline"])
+    assert (
+        "slow reaches the IoU of slow at fraction 0.5: at fraction 0.5, 8 chips (95 %: possibly at"
+        in capsys.readouterr().out
+    )
+
+    written = {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()}
+    assert main(["compare", str(comparison)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()} == written
