@@ -33,6 +33,7 @@ from terraseg.mapping.bundle import Bundle, BundleInfo
 from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.runtime import TorchPredictor
+from terraseg.mapping.stream import even_batches
 from terraseg.mapping.windows import WindowAxis
 from terraseg.products import PROBABILITY_NODATA, Product
 from terraseg.raster import cog_writer
@@ -144,7 +145,7 @@ def bench_conv(scene: Scene, folder: Path, crop: int, overlap: int) -> dict[str,
     """Seconds of the whole, and of the parts that can't be saved."""
     side = scene.geobox.shape.y
     windows = len(WindowAxis(side, crop, overlap).offsets)
-    per_row = [min(BATCH, windows - first) for first in range(0, windows, BATCH)]
+    per_row = [len(batch) for batch in even_batches(range(windows), BATCH)]
     options = {"crop": crop, "overlap": overlap, "batch_size": BATCH, "threshold": 0.5}
     conv = predictor("pointwise", crop)
     times: dict[str, float] = {}

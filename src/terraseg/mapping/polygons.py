@@ -32,6 +32,9 @@ EQUAL_AREA = "EPSG:6933"
 
 _LAYER = "buildings"
 
+_STRIP_PIXELS = 1 << 20
+"""Pixels that are outlined at a time."""
+
 
 def vectorise(
     mask: Path,
@@ -43,12 +46,12 @@ def vectorise(
     min_area_m2: float,
     attribution: str,
     model_licence: str,
-    strip_rows: int = 512,
+    strip_rows: int | None = None,
 ) -> int:
     """Write the regions of one class as polygons, to ``output.polygons`` and ``output.geopackage``.
 
     A region is 4-connected: pixels that meet at a corner only are two polygons. Holes are kept. Memory depends on
-    the raster's width, ``strip_rows`` and the regions that are still open at a strip's end, not on its height.
+    ``strip_rows``, the raster's width and the regions that are still open at a strip's end, not on its height.
 
     Columns: ``area_m2``, of the region's pixels and before simplification, in `EQUAL_AREA`, so that the areas sum
     to the mask's; ``mean_probability``, over the region's pixels; ``geometry``, in the raster's CRS.
@@ -61,7 +64,7 @@ def vectorise(
             then the polygons rasterise (pixel centre) to exactly the mask.
         min_area_m2: regions with less ``area_m2`` are left out.
         attribution: kept in the metadata of both files, as are the model's licence and the rules above.
-        strip_rows: rows that are in memory at a time.
+        strip_rows: rows that are in memory at a time; the fewer the wider the raster is unless given.
 
     Returns:
         How many polygons were written.
@@ -81,6 +84,7 @@ def vectorise(
     count = 0
     with rasterio.open(mask) as source:
         crs, grid = pyproj.CRS(source.crs), source.transform
+        strip_rows = strip_rows or min(512, max(64, _STRIP_PIXELS // source.width))
     with _polygon_files(output, crs, metadata) as files:
         for regions in _regions(mask, probability, class_value=class_value, strip_rows=strip_rows):
             geometry = gpd.GeoSeries(_to_crs(regions.geometry, grid), crs=crs)

@@ -30,12 +30,12 @@ from terraseg.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 """Version of how pixels are made; a change of the arithmetic counts it up, so that no run resumes on older rows."""
 
 _FINGERPRINT = "TERRASEG_FINGERPRINT"
 
-_CACHE_BYTES = 32 << 20
+_CACHE_BYTES = 16 << 20
 """GDAL's block cache for the outputs; a row of the scene's blocks comes on top."""
 
 

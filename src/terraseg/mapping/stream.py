@@ -1,9 +1,11 @@
 """The stream through one scene: read ahead, forward in batches, blend; only the open rows are in memory."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,11 @@ from terraseg.mapping.windows import WindowAxis
 from terraseg.scene import NODATA, Scene
 
 Probability = npt.NDArray[np.float32]
+
+_Item = TypeVar("_Item")
+
+_AHEAD = 2
+"""Batches that are read while one is predicted: the memory of the stream does not depend on a row's windows."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +45,18 @@ class FinishedRows:
 
 
 @dataclass(frozen=True)
-class _WindowRow:
-    """All windows at one row offset: batches of (indexes of their columns, pixels), wholly empty ones left out."""
+class _Batch:
+    """Windows of one row offset: indexes of their columns, and their pixels (windows, bands, crop, crop)."""
 
-    batches: list[tuple[list[int], npt.NDArray[np.uint16]]]
+    columns: list[int]
+    pixels: npt.NDArray[np.uint16]
+
+
+@dataclass(frozen=True)
+class _EndOfRow:
+    """What comes after the batches of a row of windows: where each band has an observation, (crop, width)."""
+
+    index: int
     valid: npt.NDArray[np.bool_]
 
 
@@ -73,25 +88,40 @@ def predict_rows(
     first = rows.finished(start)[0]
     indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
     open_rows = np.zeros((rows.crop, columns.padded), np.float32)
-    with rasterio.open(scene.path) as source, ThreadPoolExecutor(1, "read-ahead") as reader:
+    blended = np.zeros_like(open_rows)
+    with rasterio.open(scene.path) as source:
         read = _Reader(source, indexes, rows=rows, columns=columns, batch_size=batch_size)
-        begin = rows.first_touching(first)
-        ahead = reader.submit(read, begin)
-        for index in range(begin, len(rows.offsets)):
-            window_row = ahead.result()
-            if index + 1 < len(rows.offsets):
-                ahead = reader.submit(read, index + 1)
-            blended = _blend(window_row, predictor, columns=columns, tta=tta)
-            blended *= rows.weights[index][:, None]
+        for item in read_ahead(read(rows.first_touching(first)), depth=_AHEAD):
+            if isinstance(item, _Batch):
+                _blend(item, predictor, blended, columns=columns, tta=tta)
+                continue
+            blended *= rows.weights[item.index][:, None]
             open_rows += blended
-            top, end = rows.finished(index)
-            if np.isnan(open_rows).any():
+            top, end = rows.finished(item.index)
+            if np.isnan(blended.max()):  # the largest of numbers with a NaN among them is NaN
                 raise CheckpointError(f"the model answers with NaN at rows {top} to {end} of {scene.path}")
-            if index >= start:
+            if item.index >= start:
                 finished = open_rows[: end - top, : columns.size].copy()
-                yield FinishedRows(index, top, finished, window_row.valid[: end - top])
+                yield FinishedRows(item.index, top, finished, item.valid[: end - top])
             open_rows[: top - end] = open_rows[end - top :]
             open_rows[top - end :] = 0
+            blended[:] = 0
+
+
+def even_batches(windows: Sequence[int], most: int) -> list[list[int]]:
+    """As few batches as possible of up to ``most`` windows, of even size: the largest sets the memory."""
+    count = -(-len(windows) // most)
+    return [[int(k) for k in batch] for batch in np.array_split(windows, count)] if count else []
+
+
+def read_ahead(items: Iterator[_Item], *, depth: int) -> Iterator[_Item]:
+    """The same items, each made by another thread while those before it are used; at most ``depth`` of them wait."""
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        end = object()
+        waiting = deque(reader.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(reader.submit(next, items, end))
+            yield cast("_Item", item)
 
 
 class _Reader:
@@ -108,36 +138,42 @@ class _Reader:
         self._pixels = np.full((len(indexes), rows.crop, columns.padded), NODATA, np.uint16)
         self._read_to = 0
 
-    def __call__(self, index: int) -> _WindowRow:
-        rows, columns, pixels = self._rows, self._columns, self._pixels
+    def __call__(self, begin: int) -> Iterator[_Batch | _EndOfRow]:
+        """The batches of each row of windows from ``begin`` on, wholly empty windows left out, and each row's end."""
+        columns, pixels, crop = self._columns, self._pixels, self._columns.crop
+        for index in range(begin, len(self._rows.offsets)):
+            height = self._advance(index)
+            valid: npt.NDArray[np.bool_] = np.ones(pixels.shape[1:], np.bool_)
+            for band in pixels:
+                np.logical_and(valid, band != NODATA, out=valid)
+            any_valid = np.asarray(valid.any(axis=0))
+            wanted = [k for k, left in enumerate(columns.offsets) if any_valid[left : left + crop].any()]
+            for chosen in even_batches(wanted, self._batch_size):
+                yield _Batch(chosen, np.stack([pixels[:, :, columns.offsets[k] :][:, :, :crop] for k in chosen]))
+            yield _EndOfRow(index, valid[:height, : columns.size])
+
+    def _advance(self, index: int) -> int:
+        """Have ``_pixels`` hold a row of windows; returns its height within the scene."""
+        rows, pixels = self._rows, self._pixels
         top, height = rows.offsets[index], min(rows.crop, rows.size)
         kept = max(self._read_to - top, 0)
         pixels[:, :kept] = pixels[:, height - kept : height]
-        window = Window(0, top + kept, columns.size, height - kept)
+        window = Window(0, top + kept, self._columns.size, height - kept)
         with readable(Path(self._source.name)):
-            pixels[:, kept:height, : columns.size] = self._source.read(self._indexes, window=window)
+            # Band by band: nothing but one band's rows is copied on the way.
+            for band, layer in zip(self._indexes, pixels, strict=True):
+                self._source.read(band, window=window, out=layer[kept:height, : self._columns.size])
         self._read_to = top + height
-        valid = np.logical_and.reduce([band != NODATA for band in pixels])
-        crop = columns.crop
-        any_valid = valid.any(axis=0)
-        wanted = [k for k, left in enumerate(columns.offsets) if any_valid[left : left + crop].any()]
-        batches = []
-        for begin in range(0, len(wanted), self._batch_size):
-            chosen = wanted[begin : begin + self._batch_size]
-            batches.append((chosen, np.stack([pixels[:, :, columns.offsets[k] :][:, :, :crop] for k in chosen])))
-        return _WindowRow(batches, valid[:height, : columns.size])
+        return height
 
 
-def _blend(window_row: _WindowRow, predictor: Predictor, *, columns: WindowAxis, tta: bool) -> Probability:
-    """(crop, padded columns): the windows of one row, blended across columns."""
-    blended = np.zeros((columns.crop, columns.padded), np.float32)
-    for chosen, pixels in window_row.batches:
-        probability = _d4_mean(predictor, pixels) if tta else _sigmoid(predictor(pixels))
-        probability *= columns.weights[chosen][:, None, :]
-        for k, window in zip(chosen, probability, strict=True):
-            left = columns.offsets[k]
-            blended[:, left : left + columns.crop] += window
-    return blended
+def _blend(batch: _Batch, predictor: Predictor, blended: Probability, *, columns: WindowAxis, tta: bool) -> None:
+    """Add a batch to the row of windows (crop, padded columns) that it belongs to."""
+    probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
+    probability *= columns.weights[batch.columns][:, None, :]
+    for k, window in zip(batch.columns, probability, strict=True):
+        left = columns.offsets[k]
+        blended[:, left : left + columns.crop] += window
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
