@@ -56,13 +56,13 @@ def open_pack(dataset: ChipDataset, split: Split) -> Pack:
         DatasetError: files missing, foreign, changed or corrupt; a packed copy that fails its checksum.
     """
     pairs_on_disk(dataset, [split])
-    folder = dataset.root / _FOLDER / dataset.info.content_hash[:16] / split
+    folder = pack_folder(dataset) / split
     index = _read_index(folder)
     if index is None:
         _drop_stale(dataset)
         index = _build(dataset, split, folder)
     for name in ("images.npy", "masks.npy"):
-        _verify(folder / name, index, folder / "index.json")
+        verify(folder / name, index, folder / "index.json")
     return Pack(
         tiles=tuple(index["tiles"]),
         images=np.load(folder / "images.npy", mmap_mode="r").view(np.ndarray),
@@ -70,6 +70,11 @@ def open_pack(dataset: ChipDataset, split: Split) -> Pack:
         has_class=np.asarray(index["has_class"], dtype=bool),
         observed=np.asarray(index["observed"], dtype=bool),
     )
+
+
+def pack_folder(dataset: ChipDataset) -> Path:
+    """Where everything lies that is derived from the dataset as it is now; removed when it changes."""
+    return dataset.root / _FOLDER / dataset.info.content_hash[:16]
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
@@ -104,7 +109,7 @@ def _build(dataset: ChipDataset, split: Split, folder: Path) -> dict[str, Any]:
         }
         for name in ("images.npy", "masks.npy"):
             path = temporary / name
-            index["files"][name] = {**_signature(path), "crc32": _crc32(path)}
+            index["files"][name] = file_record(path)
         write_json(temporary / "index.json", index)
     return index
 
@@ -175,6 +180,11 @@ def read_chip(
     return image, mask
 
 
+def file_record(path: Path) -> dict[str, int]:
+    """What an index says of a file under ``files``, for `verify`: size, time and CRC-32."""
+    return {**_signature(path), "crc32": _crc32(path)}
+
+
 def _signature(path: Path) -> dict[str, int]:
     stat = path.stat()
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
@@ -188,8 +198,12 @@ def _crc32(path: Path) -> int:
     return value
 
 
-def _verify(path: Path, index: dict[str, Any], index_path: Path) -> None:
-    """Compare with the index; the bytes are read again only where size or time differ from when they were last seen."""
+def verify(path: Path, index: dict[str, Any], index_path: Path) -> None:
+    """Compare with the index; the bytes are read again only where size or time differ from when they were last seen.
+
+    Raises:
+        DatasetError: the file is missing, or not the one that was recorded.
+    """
     recorded = index["files"][path.name]
     if path.is_file() and _signature(path) == {key: recorded[key] for key in ("size", "mtime_ns")}:
         return
