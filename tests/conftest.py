@@ -1,5 +1,7 @@
 """What every test shares: no network but loopback, and the real data beside the project where it is there."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,3 +15,14 @@ def shared_data() -> Path:
     if not _SHARED.is_dir():
         pytest.skip(f"needs real data that is not part of the project: no {_SHARED.name}/ beside it")
     return _SHARED
+
+
+@pytest.fixture
+def without_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Models are built in no time and without memory: shapes and names alone."""
+    import torch
+
+    # Drop-path rates are read out while a model is built, so these numbers have to be real.
+    monkeypatch.setattr(torch, "linspace", partial(torch.linspace, device="cpu"))
+    with torch.device("meta"):
+        yield

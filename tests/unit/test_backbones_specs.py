@@ -46,16 +46,30 @@ def test_parameter_counts_of_the_small_ones(name: str) -> None:
     assert _parameters(BACKBONE_REGISTRY.build(name, pretrained=False, **_SMALL[name])) == SPECS[name].parameters
 
 
-@pytest.mark.parametrize("name", _PRITHVI)
-def test_parameter_counts_of_prithvi_without_its_memory(name: str) -> None:
-    with torch.device("meta"):
-        model = BACKBONE_REGISTRY.build(name, pretrained=False, bands=_TERRATORCH_BANDS, num_frames=1)
+@pytest.mark.parametrize("name", [name for name in SPECS if name not in _SMALL])
+@pytest.mark.usefixtures("without_memory")
+def test_parameter_counts_of_the_others_without_their_memory(name: str) -> None:
+    options: dict[str, object] = {}
+    if name.startswith("prithvi"):
+        options = {"bands": _TERRATORCH_BANDS, "num_frames": 1}
+    elif name.startswith("terramind"):
+        options = {"modalities": ["S2L2A"]}
+    elif name.startswith("dofa"):
+        options = {"model_bands": _TERRATORCH_BANDS}
+    if _is_smp(name):
+        model = smp.encoders.get_encoder(name, weights=None)
+    else:
+        model = BACKBONE_REGISTRY.build(name, pretrained=False, **options)
     assert _parameters(model) == SPECS[name].parameters
+
+
+def _is_smp(name: str) -> bool:
+    return name in smp.encoders.encoders or name.startswith("tu-")
 
 
 @pytest.mark.parametrize("name", SPECS)
 def test_each_is_known_to_the_factories(name: str) -> None:
-    assert name in BACKBONE_REGISTRY or name in smp.encoders.encoders
+    assert name in BACKBONE_REGISTRY or _is_smp(name)
 
 
 @pytest.mark.parametrize("name", _PRITHVI)

@@ -40,7 +40,7 @@ def _attached(task: SegmentationTask, **chips: Any) -> SegmentationTask:
     """With a trainer that has data, without Lightning's loops."""
     data = SimpleNamespace(
         dataset=None, bands=("B03", "B04"), means=torch.ones(2).numpy(), stds=torch.ones(2).numpy(), nodata=0,
-        class_names=("background", "building"), **chips,
+        class_names=("background", "building"), superpixels=None, **chips,
     )  # fmt: skip
     task._trainer = Mock(datamodule=data, callbacks=[], out_dtype="int16", ckpt_path="x.ckpt", global_step=3)
     task._fabric = None
@@ -78,7 +78,7 @@ def test_a_loss_that_would_count_ignored_pixels_is_refused(options: dict[str, An
 def test_the_state_is_that_of_the_model_alone() -> None:
     task = _task(loss={"ce": 1.0, "dice": 1.0}, class_weights=[1.0, 3.0])
     assert {key.split(".")[0] for key in task.state_dict()} == {"model"}
-    assert torch.equal(task.criterion.losses["ce"].weight, torch.tensor([1.0, 3.0]))
+    assert torch.equal(task.criterion.class_weights, torch.tensor([1.0, 3.0]))
 
 
 def test_setup_raises_the_matmul_precision_that_terratorch_lowered() -> None:

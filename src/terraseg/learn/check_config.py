@@ -11,10 +11,13 @@ import yaml
 from terraseg.dataset import IGNORE
 from terraseg.errors import ConfigError
 from terraseg.learn.finding import Finding, error, warning
+from terraseg.learn.specs import SPECS
 
 _MODEL = "model.init_args"
 _SOURCES = ("hub", "hub-or-random", "random")
-_LOSSES = ("ce", "dice", "focal", "lovasz")
+_LOSSES = ("ce", "dice", "focal", "lovasz", "focal_tversky", "boundary")
+"""Those of `terraseg.learn.losses`, which imports torch."""
+
 _LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
 """How schedules call the number of steps (or epochs) that they span."""
 
@@ -112,6 +115,11 @@ def check_loss(model: Mapping[str, Any]) -> list[Finding]:
     for name in [loss] if isinstance(loss, str) else loss:
         if name not in _LOSSES:
             findings.append(error(f"{_MODEL}.loss", f"{name!r}", expected="one or several of " + ", ".join(_LOSSES)))
+    weights = model.get("class_weights")
+    if weights is not None and "ce" not in ([loss] if isinstance(loss, str) else loss):
+        findings.append(error(f"{_MODEL}.class_weights", "no ce in loss", expected="ce, in which alone they count"))
+    if isinstance(weights, str) and weights != "from_data":
+        findings.append(error(f"{_MODEL}.class_weights", repr(weights), expected="from_data, or a list"))
     return findings
 
 
@@ -169,7 +177,8 @@ def check_licence(config: Mapping[str, Any]) -> list[Finding]:
         return [warning(key, "no BundleWriter: the training leaves nothing to predict with", fix="add the callback")]
     if not licence:
         return [error("trainer.callbacks.BundleWriter.licence", "missing", expected="an SPDX name, as Apache-2.0")]
-    if "NC" in licence.upper().split("-"):
+    forbidden = {spec.licence.lower() for spec in SPECS.values() if not spec.commercial}
+    if "NC" in licence.upper().split("-") or licence.lower() in forbidden:
         found = f"{licence}: the weights are not for commercial use"
         return [
             warning("trainer.callbacks.BundleWriter.licence", found, fix="choose another backbone where that matters")

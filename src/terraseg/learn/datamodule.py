@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from terraseg.bands import UNIT, band_indices
 from terraseg.dataset import ChipDataset, Split, open_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
+from terraseg.learn.graph.cache import open_superpixels
+from terraseg.learn.graph.superpixels import SuperpixelRule
+from terraseg.learn.loader import ResumableLoader
 from terraseg.learn.pack import Pack, open_pack
 from terraseg.normalise import normalise
 from terraseg.subsets import chosen_chips
@@ -36,7 +40,8 @@ class ChipDataModule(LightningDataModule):
     """Batches of normalised chips.
 
     A batch is ``image``: float32 (batch, bands, rows, columns), standardised with the statistics of train, pixels
-    without observation at 0; ``mask``: int64 (batch, rows, columns), -1 = ignore; ``filename``: tile ids.
+    without observation at 0; ``mask``: int64 (batch, rows, columns), -1 = ignore; ``filename``: tile ids. For a model
+    of superpixels also ``superpixels``: int64 (batch, rows, columns), those of the chip, turned as its image is.
 
     Args:
         root: the dataset's folder.
@@ -48,6 +53,8 @@ class ChipDataModule(LightningDataModule):
         fold: val is this fold of the cross-validation that the dataset was prepared for (`split.folds`), train the rest
             of train and val but the gap; the prepared splits where absent. The test split is the same for all.
         fraction: share of the ground of train that is shown: a smaller one is part of a larger one of the same seed.
+        overfit: train and val are both this number of train chips that hold the class, from all over train: to see
+            whether an experiment can learn anything at all. Its scores say nothing of other ground.
         seed: of the fraction, the order and the augmentation; they depend on it and on the epoch alone, not on the
             workers.
         predict_data_root: folder of GeoTIFFs for ``terratorch predict``.
@@ -69,6 +76,7 @@ class ChipDataModule(LightningDataModule):
         class_share: float | None = None,
         fold: int | None = None,
         fraction: float = 1.0,
+        overfit: int | None = None,
         seed: int = 0,
         predict_data_root: str | None = None,
     ) -> None:
@@ -78,7 +86,7 @@ class ChipDataModule(LightningDataModule):
                 f"batch_size {batch_size}, class_share {class_share}", expected="batch_size >= 1, 0 < class_share < 1"
             )
         self.root = Path(root)
-        self.fold, self.fraction = fold, fraction
+        self.fold, self.fraction, self.overfit = fold, fraction, overfit
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.class_share, self.seed = augment, class_share, seed
         self.predict_data_root = predict_data_root
@@ -101,6 +109,7 @@ class ChipDataModule(LightningDataModule):
             raise DatasetError(f"band {', '.join(flat)} is constant over train", fix="leave it out of the bands")
         self.nodata = info.nodata
         self.class_names: tuple[str, ...] = tuple(info.classes[key] for key in sorted(info.classes))
+        self.superpixels: SuperpixelRule | None = None  # what the model wants; its task says it before any loader
         self._chips: dict[Split, Chips] = {}
 
     def setup(self, stage: str) -> None:
@@ -121,7 +130,11 @@ class ChipDataModule(LightningDataModule):
 
     def chips_of(self, split: Split) -> gpd.GeoDataFrame:
         """Rows of tiles.parquet that are read as ``split``; their own column says in which folder they are."""
-        return chosen_chips(self.dataset, split, fold=self.fold, fraction=self.fraction, seed=self.seed)
+        debug = self.overfit is not None and split == "val"
+        rows = chosen_chips(
+            self.dataset, "train" if debug else split, fold=self.fold, fraction=self.fraction, seed=self.seed
+        )
+        return rows if self.overfit is None or split == "test" else _spread(rows, self.overfit, where=self.root)
 
     def train_dataloader(self) -> "DataLoader[Batch]":
         """Shuffled, augmented; an incomplete last batch is left out, as batch statistics of few chips mislead."""
@@ -171,7 +184,9 @@ class ChipDataModule(LightningDataModule):
     def _loader(
         self, chips: "Chips", *, sampler: "ChipSampler | None" = None, drop_last: bool = False
     ) -> "DataLoader[Batch]":
-        return DataLoader(
+        chips.divide(self.superpixels)
+        kind = DataLoader if sampler is None else ResumableLoader
+        return kind(
             chips,
             batch_size=self.batch_size,
             sampler=sampler,
@@ -199,6 +214,27 @@ class Chips(Dataset[Batch]):
             (packs[split], position[split][tile]) for split, tile in zip(rows["split"], self.tiles, strict=True)
         ]
         self.has_class = np.array([pack.has_class[index] for pack, index in self.places], dtype=bool)
+        self.superpixels: list[npt.NDArray[np.uint16]] = []
+        self._splits: list[Split] = rows["split"].tolist()
+        self._packs = packs
+
+    def divide(self, rule: SuperpixelRule | None) -> None:
+        """Show superpixels too: those of the chip as it is, so that all its turns share them."""
+        self.superpixels = []
+        if rule is None:
+            return
+        module = self.module
+        said: dict[str, object] = {
+            "bands": module.bands, "means": module.means.tolist(), "stds": module.stds.tolist(),
+            "nodata": module.nodata,
+        }  # fmt: skip
+        kept = {
+            split: open_superpixels(
+                module.dataset, split, self._packs[split], rule=rule, said=said, to_input=module.to_input
+            )
+            for split in set(self._splits)
+        }
+        self.superpixels = [kept[split][index] for split, (_, index) in zip(self._splits, self.places, strict=True)]
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -219,11 +255,15 @@ class Chips(Dataset[Batch]):
         # The threads that torch may use: one in a worker process, so that workers don't get in each other's way.
         with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads(), len(pairs))) as pool:
             list(pool.map(show, range(len(pairs))))
-        return {
+        batch = {
             "image": torch.from_numpy(images),
             "mask": torch.from_numpy(masks),
             "filename": [self.tiles[chip] for chip, _ in pairs],
         }
+        if self.superpixels:
+            turned = [_turned(self.superpixels[chip], turn).astype(np.int64) for chip, turn in pairs]
+            batch["superpixels"] = torch.from_numpy(np.stack(turned))
+        return batch
 
 
 class Files(Dataset[Batch]):
@@ -256,6 +296,9 @@ class ChipSampler(DistributedSampler[Draw]):
     Args:
         has_class: (chips,) which chips hold the class.
         class_share: share of draws from those; None: each chip once an epoch.
+
+    Attributes:
+        first: draw at which an epoch begins; more than 0 where one is resumed amid it.
     """
 
     def __init__(
@@ -270,6 +313,7 @@ class ChipSampler(DistributedSampler[Draw]):
     ) -> None:
         super().__init__(has_class, num_replicas=replicas, rank=rank, seed=seed, drop_last=True)  # type: ignore[arg-type]
         self.has_class, self.augment, self.class_share = has_class, augment, class_share
+        self.first = 0
 
     def __iter__(self) -> Iterator[Draw]:
         random = np.random.default_rng((self.seed, self.epoch))
@@ -285,7 +329,18 @@ class ChipSampler(DistributedSampler[Draw]):
                 order = np.where(wanted, random.choice(with_class, count), random.choice(without, count))
         turns = random.integers(0, 8, count) if self.augment else np.zeros(count, dtype=np.int64)
         mine = slice(self.rank, self.num_samples * self.num_replicas, self.num_replicas)
-        yield from zip(order[mine].tolist(), turns[mine].tolist(), strict=True)
+        draws = zip(order[mine].tolist(), turns[mine].tolist(), strict=True)
+        yield from islice(draws, self.first, None)
+
+
+def _spread(rows: gpd.GeoDataFrame, count: int, *, where: Path) -> gpd.GeoDataFrame:
+    """A few of the chips that hold the class, at equal distances in the table."""
+    held = rows[rows["building_fraction"] > 0]
+    if not 1 <= count <= len(held):
+        raise ConfigError(
+            f"overfit {count}", expected=f"1 to {len(held)}, the train chips of {where} that hold the class"
+        )
+    return held.iloc[np.linspace(0, len(held) - 1, count).round().astype(int)]
 
 
 def _turned(pixels: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:

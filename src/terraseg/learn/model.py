@@ -1,18 +1,24 @@
 """The model of an experiment, built from its YAML section by TerraTorch's factories, always without weights."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from peft import PeftModel
 from terratorch.registry import MODEL_FACTORY_REGISTRY
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from terraseg.bands import band
 from terraseg.errors import ConfigError
+from terraseg.learn import necks  # noqa: F401  # registers them
 from terraseg.learn.backbones import galileo, satmae, scalemae  # noqa: F401  # registers their models
 from terraseg.learn.backbones.base import Backbone
+from terraseg.learn.graph.graphsage import GraphSage
+from terraseg.learn.graph.superpixels import SuperpixelRule
 from terraseg.learn.specs import SPECS
 
 _PRETRAINED_KEY = {"EncoderDecoderFactory": "backbone_pretrained", "SMPModelFactory": "pretrained"}
@@ -41,9 +47,11 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
         )
     arguments = {**deepcopy(dict(model_args)), key: False}  # the factories change what they get
     try:
-        model: nn.Module = MODEL_FACTORY_REGISTRY.build(model_factory).build_model(
-            "segmentation", aux_decoders=None, **arguments
-        )
+        with warnings.catch_warnings():  # the weights come later, and frozen random ones are said by `load_weights`
+            warnings.filterwarnings("ignore", message="You are using PEFT without a pretrained backbone")
+            model: nn.Module = MODEL_FACTORY_REGISTRY.build(model_factory).build_model(
+                "segmentation", aux_decoders=None, **arguments
+            )
     except Exception as error:
         reason = " ".join(map(str, error.args)) or type(error).__name__  # str(KeyError) would add quotes
         raise ConfigError(
@@ -53,8 +61,19 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
-    """The backbone inside of a model of either factory."""
+    """The backbone inside of a model of either factory, with its adapters where `peft_config` gives it some."""
     return _inner(model).get_submodule("encoder")
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether the backbone stays as it is and adapters are trained beside it (LoRA, by `peft_config`)."""
+    return isinstance(encoder_of(model), PeftModel)
+
+
+def backbone_of(model: nn.Module) -> nn.Module:
+    """The backbone inside of a model of either factory, without the wrapper that adapters put around it."""
+    encoder = encoder_of(model)
+    return encoder.get_base_model() if isinstance(encoder, PeftModel) else encoder
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
@@ -71,6 +90,20 @@ def _inner(model: nn.Module) -> nn.Module:
     return model.get_submodule("smp_model") if is_smp(model) else model
 
 
+def pad_to_stride(model: nn.Module, image: Tensor) -> Tensor:
+    """Repeat the last rows and columns up to a size that the model takes.
+
+    Models of ``SMPModelFactory`` take multiples of their stride alone; TerraTorch's own pad by themselves.
+
+    Args:
+        image: (B, C, H, W) of any size.
+    """
+    encoder: Any = encoder_of(model)
+    stride = int(encoder.output_stride) if is_smp(model) else 1
+    height, width = image.shape[-2:]
+    return functional.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
+
+
 def set_statistics(model: nn.Module, *, means: npt.NDArray[np.float32], stds: npt.NDArray[np.float32]) -> None:
     """Tell a backbone that applies the constants of its pretraining what its input is standardised with.
 
@@ -78,8 +111,14 @@ def set_statistics(model: nn.Module, *, means: npt.NDArray[np.float32], stds: np
         means: of each band, in DN.
         stds: of each band, in DN.
     """
-    if isinstance(encoder := encoder_of(model), Backbone):
+    if isinstance(encoder := backbone_of(model), Backbone):
         encoder.set_statistics(means=means, stds=stds)
+
+
+def superpixel_rule(model: nn.Module) -> SuperpixelRule | None:
+    """How the model divides an image into superpixels, where it does: the datamodule can do it once a chip."""
+    encoder = backbone_of(model)
+    return encoder.superpixels if isinstance(encoder, GraphSage) else None
 
 
 def check_inputs(model_args: Mapping[str, Any], *, bands: Sequence[str], classes: Sequence[str]) -> None:

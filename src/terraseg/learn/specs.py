@@ -224,6 +224,8 @@ SPECS = _by_name(
         _dofa("large", 337_151_533),
         _imagenet("timm_resnet50", 23_508_032, "Apache-2.0", "timm resnet50.a1_in1k",
                   "He et al. 2015, arXiv:1512.03385", size=224),
+        _imagenet("tu-resnet50.a1_in1k", 23_508_032, "Apache-2.0", "timm resnet50.a1_in1k",  # in SMPModelFactory's name
+                  "He et al. 2015, arXiv:1512.03385", size=224),
         _imagenet("timm_tf_efficientnet_lite0", 2_958_848, "Apache-2.0", "timm tf_efficientnet_lite0.in1k",
                   "Tan and Le 2019, arXiv:1905.11946", size=224),
         _imagenet("mit_b2", 24_196_288, "NVIDIA Source Code License", "Hugging Face smp-hub/mit_b2.imagenet",

@@ -13,9 +13,7 @@ import torch
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from terratorch.tasks.base_task import TerraTorchTask
-from terratorch.tasks.loss_handler import CombinedLoss
 from terratorch.tasks.optimizer_factory import optimizer_factory
-from terratorch.tasks.segmentation_tasks import init_loss
 from terratorch.tasks.tiled_inference import tiled_inference
 from torch import Tensor, nn
 
@@ -24,10 +22,24 @@ from terraseg.errors import CheckpointError, ConfigError, TrainingError
 from terraseg.learn.check_config import check_schedule
 from terraseg.learn.check_data import check_held
 from terraseg.learn.finding import Finding, refuse
+from terraseg.learn.graph.superpixels import SuperpixelRule
+from terraseg.learn.losses import SegmentationLoss, balanced_class_weights
 from terraseg.learn.metrics import SegmentationScores
-from terraseg.learn.model import build_model, check_inputs, decoder_of, encoder_of, set_statistics
+from terraseg.learn.model import (
+    build_model,
+    check_inputs,
+    decoder_of,
+    encoder_of,
+    is_adapted,
+    pad_to_stride,
+    set_statistics,
+    superpixel_rule,
+)
 from terraseg.learn.runtime import one_line_errors
 from terraseg.learn.weights import load_weights
+
+FROM_DATA = "from_data"
+"""Value of ``class_weights``: those of `balanced_class_weights`."""
 
 _RECORD = "terraseg"
 """Key of a checkpoint under which it says what it was trained as."""
@@ -43,6 +55,7 @@ class ChipSource(Protocol):
     stds: npt.NDArray[np.float32]
     nodata: float
     class_names: tuple[str, ...]
+    superpixels: SuperpixelRule | None
 
 
 class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
@@ -61,8 +74,9 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         model_factory: ``EncoderDecoderFactory`` or ``SMPModelFactory``.
         model_args: the factory's arguments, without ``pretrained``.
         weights: ``hub``, ``hub-or-random``, ``random`` or a file, see `terraseg.learn.weights`.
-        loss: ``ce``, ``dice``, ``focal`` or ``lovasz``; a list adds several, a mapping adds them with factors.
-        class_weights: factor of each class in ``ce``.
+        loss: one of `terraseg.learn.losses.LOSSES`: ``ce``, ``dice``, ``focal``, ``lovasz``, ``focal_tversky`` or
+            ``boundary``; a list adds several, a mapping adds them with factors.
+        class_weights: factor of each class in ``ce``, or ``from_data``: `balanced_class_weights` of the dataset.
         ignore_index: -1, the only value that the masks use.
         positive_class: id of the class that ``val/iou`` and ``val/f1`` speak of.
         lr: (highest) learning rate.
@@ -71,7 +85,8 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         scheduler: a class of ``torch.optim.lr_scheduler``; ``OneCycleLR`` spans the whole training by itself.
         scheduler_hparams: its arguments, and ``interval`` (``epoch`` or ``step``).
         lr_overrides: learning rate by a part of the parameters' names.
-        freeze_backbone: train the decoder and head alone.
+        freeze_backbone: train the decoder and head alone. With adapters (`peft_config` in ``model_args``) leave it out:
+            they freeze the backbone, and are trained.
         freeze_decoder: leave the decoder as it is.
         plot_on_val: draw samples into the logger every so many epochs; 0 never.
         output_on_inference: what `predict` writes: the class (``prediction``), ``probabilities`` or ``logits``.
@@ -87,7 +102,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         model_args: dict[str, Any],
         weights: str = "hub",
         loss: str | list[str] | dict[str, float] = "ce",
-        class_weights: list[float] | None = None,
+        class_weights: list[float] | Literal["from_data"] | None = None,
         ignore_index: int = IGNORE,
         positive_class: int = 1,
         lr: float = 1e-3,
@@ -116,41 +131,38 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         """Build the architecture; weights follow in `setup`, and only where a training starts."""
         self.model = build_model(self.hparams["model_factory"], self.hparams["model_args"])
         self.model.register_load_state_dict_post_hook(self._weights_loaded)  # type: ignore[no-untyped-call]
+        if self.hparams["freeze_backbone"] and is_adapted(self.model):
+            raise ConfigError(
+                "freeze_backbone would freeze the adapters too", fix="leave it out: peft_config freezes the backbone"
+            )
         if self.hparams["freeze_backbone"]:
             encoder_of(self.model).requires_grad_(False)
         if self.hparams["freeze_decoder"]:
             decoder_of(self.model).requires_grad_(False)
 
     def configure_losses(self) -> None:
-        """Build the loss. Its factors are no state: a checkpoint holds the model alone and loads anywhere."""
+        """Build the loss; class weights from the data follow in `setup`."""
         if self.hparams["ignore_index"] != IGNORE:
             raise ConfigError(f"ignore_index is {self.hparams['ignore_index']}", expected=f"{IGNORE}, as in the masks")
         loss, class_weights = self.hparams["loss"], self.hparams["class_weights"]
         factors = loss if isinstance(loss, Mapping) else dict.fromkeys([loss] if isinstance(loss, str) else loss, 1.0)
-        weight = None if class_weights is None else torch.tensor(class_weights)
-        try:
-            parts = {name: init_loss(name, ignore_index=IGNORE, class_weights=weight) for name in factors}
-        except (ValueError, RuntimeError) as error:
-            raise ConfigError(f"loss is {loss!r}: {error}") from error
-        self.criterion = CombinedLoss(parts, weight=list(factors.values()))
-        for module in self.criterion.modules():
-            for name, buffer in list(module.named_buffers(recurse=False)):
-                module.register_buffer(name, buffer, persistent=False)
+        self.criterion = SegmentationLoss(factors, class_weights=[] if class_weights == FROM_DATA else class_weights)
 
     def configure_metrics(self) -> None:
         """Nothing yet: the names of the classes come with the data, in `setup`."""
 
     def configure_optimizers(self) -> object:
         """Optimizer and schedule, as TerraTorch makes them from their names."""
-        options = dict(self.hparams["scheduler_hparams"] or {})
+        options, groups = dict(self.hparams["scheduler_hparams"] or {}), self._parameter_groups()
         if self.hparams["scheduler"] == "OneCycleLR":
             steps = int(self.trainer.estimated_stepping_batches)
-            options = {"max_lr": self.hparams["lr"], "total_steps": steps, "interval": "step", **options}
+            top = [group.get("lr", self.hparams["lr"]) for group in groups]  # one number would void lr_overrides
+            options = {"max_lr": top, "total_steps": steps, "interval": "step", **options}
         try:
             return optimizer_factory(
                 self.hparams["optimizer"],
                 self.hparams["lr"],
-                self._parameter_groups(),
+                groups,
                 self.hparams["optimizer_hparams"],
                 self.hparams["scheduler"],
                 self.monitor,
@@ -196,12 +208,26 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         torch.set_float32_matmul_precision(self.hparams["matmul_precision"])
         check_inputs(self.hparams["model_args"], bands=self.chips.bands, classes=self.chips.class_names)
         set_statistics(self.model, means=self.chips.means, stds=self.chips.stds)
+        self.chips.superpixels = superpixel_rule(self.model)
+        self._set_class_weights()
         self._check_command(stage)
         for split in ("train", "val", "test"):
             scores = SegmentationScores(
                 prefix=f"{split}/", classes=self.chips.class_names, positive=self.hparams["positive_class"]
             )
             setattr(self, f"{split}_metrics", scores if split != "test" else nn.ModuleList([scores]))
+
+    def _set_class_weights(self) -> None:
+        weights = self.hparams["class_weights"]
+        if weights is None:
+            return
+        if weights == FROM_DATA:
+            weights = balanced_class_weights(self.chips.dataset)
+            rank_zero_info("Class weights from the data: " + ", ".join(f"{weight:.3g}" for weight in weights))
+        names = self.chips.class_names
+        if len(weights) != len(names):
+            raise ConfigError(f"class_weights has {len(weights)}", expected=f"{len(names)} ({', '.join(names)})")
+        self.criterion.class_weights = torch.tensor(weights, dtype=torch.float32)
 
     def _check_command(self, stage: str) -> None:
         if "configure_optimizers" in vars(self):
@@ -225,6 +251,11 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
             )
 
     # --- the steps ---
+
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Let dropout depend on seed, batch and process alone: a resumed training goes on as the unbroken one would."""
+        key = (self._seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -258,8 +289,9 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         """What TerraTorch's writer expects: ((values, suffix of the file), paths of the images)."""
 
         def logits_of(image: Tensor) -> Tensor:
-            logits: Tensor = self(image).output
-            return logits
+            height, width = image.shape[-2:]
+            logits: Tensor = self(pad_to_stride(self.model, image)).output
+            return logits[..., :height, :width]
 
         if self.tiled_inference_parameters:
             logits = tiled_inference(logits_of, batch["image"], **self.tiled_inference_parameters)
@@ -271,7 +303,8 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         return (values[output](), "pred" if output == "prediction" else output), batch["filename"]
 
     def _loss(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
-        logits = self(batch["image"]).output
+        known = {"superpixels": batch["superpixels"]} if "superpixels" in batch else {}
+        logits = self(batch["image"], **known).output
         loss: Tensor = self.criterion(logits, batch["mask"])["loss"]
         self.log(
             f"{split}/loss", loss, on_step=split == "train", on_epoch=True, prog_bar=split == "train", sync_dist=True,
@@ -295,6 +328,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
             ConfigError: the dataset's splits, labels or statistics, or the schedule, are not sound.
             WeightsError: see `load_weights`.
         """
+        self._seed = torch.initial_seed()  # that of seed_everything
         findings = check_held(self.chips.dataset) + self._check_schedule()
         refuse(findings)
         for finding in findings:

@@ -34,7 +34,7 @@ from terraseg.bands import band
 from terraseg.errors import WeightsError
 from terraseg.files import sha256_of_file
 from terraseg.learn.backbones.base import Backbone, State
-from terraseg.learn.model import encoder_of, is_smp
+from terraseg.learn.model import backbone_of, is_adapted, is_smp
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,12 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
     Raises:
         WeightsError: the hub can't be reached, the file is missing, or keys or shapes don't fit.
     """
-    encoder, backbone = encoder_of(model), str(model_args["backbone"])
+    encoder, backbone = backbone_of(model), str(model_args["backbone"])
     if weights == RANDOM:
+        if is_adapted(model):
+            logger.warning(
+                "The RANDOM weights of %s stay as they are: peft_config trains its adapters alone.", backbone
+            )
         return "random"
     if weights in (HUB, HUB_OR_RANDOM):
         try:
@@ -81,7 +85,9 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
     else:
         state, statement = _from_file(Path(weights), encoder)
         source = weights
-    encoder.load_state_dict(_fitted(state, encoder, backbone=backbone, bands=bands, source=source))
+    own_names = _own_names(encoder)
+    fitted = _fitted(state, encoder, backbone=backbone, bands=bands, source=source)
+    encoder.load_state_dict({**encoder.state_dict(), **{own_names[key]: value for key, value in fitted.items()}})
     return statement
 
 
@@ -103,13 +109,15 @@ def expand_rgb_stem(kernel: Tensor, bands: Sequence[str]) -> Tensor:
 
 def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) -> tuple[State, str]:
     if is_smp(model):
-        encoder = smp.encoders.get_encoder(backbone, in_channels=3, weights="imagenet")
-        return encoder.state_dict(), f"ImageNet (segmentation-models-pytorch {backbone})"
-    if isinstance(encoder_of(model), TimmBackboneWrapper):
+        donor = smp.encoders.get_encoder(backbone, in_channels=3, weights="imagenet")
+        name = f"timm {backbone[3:]}" if backbone.startswith("tu-") else f"segmentation-models-pytorch {backbone}"
+        return donor.state_dict(), f"ImageNet ({name})"
+    encoder = backbone_of(model)
+    if isinstance(encoder, TimmBackboneWrapper):
         donor = timm.create_model(_timm_name(backbone), pretrained=True)
         config: Any = donor.pretrained_cfg
         return donor.state_dict(), f"ImageNet (timm {config['architecture']}.{config['tag']})"
-    if isinstance(encoder := encoder_of(model), Backbone):
+    if isinstance(encoder, Backbone):
         return encoder.from_published(encoder.download()), f"pretrained ({backbone})"
     prefix = "backbone_"
     arguments = {key.removeprefix(prefix): value for key, value in model_args.items() if key.startswith(prefix)}
@@ -147,7 +155,9 @@ def _trained_on(path: Path) -> str:
 
 def _fitted(state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[str], source: str) -> State:
     """The state that loads strictly: the classifier's keys dropped, an RGB stem expanded, all else checked."""
-    expected = encoder.state_dict()
+    parameters = encoder.state_dict()
+    expected = {key: parameters[name] for key, name in _own_names(encoder).items()}
+    state = _split_qkv(state, expected)
     head = _head_keys(encoder, backbone, expected)
     state = {key: value for key, value in state.items() if key not in head}
     missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
@@ -164,6 +174,23 @@ def _fitted(state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[
     if wrong:
         raise WeightsError(f"{source} doesn't fit {backbone}: {_some('wrong shapes', wrong)}")
     return state
+
+
+def _own_names(encoder: nn.Module) -> dict[str, str]:
+    """Keys of a backbone's state by their published names: adapters are not published, and wrap what they adapt."""
+    return {name.replace(".base_layer.", "."): name for name in encoder.state_dict() if ".lora_" not in name}
+
+
+def _split_qkv(state: State, expected: Mapping[str, Tensor]) -> State:
+    """Published queries, keys and values are one matrix; ``replace_qkv`` of peft_config makes them three."""
+    split: State = {}
+    for key, value in state.items():
+        stem, _, kind = key.rpartition(".")
+        if f"{stem}.q_linear.{kind}" in expected:
+            split |= {f"{stem}.{part}_linear.{kind}": each for part, each in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            split[key] = value
+    return split
 
 
 def _head_keys(encoder: nn.Module, backbone: str, expected: Mapping[str, Tensor]) -> set[str]:
