@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _preprocess(data)
     _import(data)
     _check(verbs)
+    _tune(verbs)
     _predict(verbs)
     _export(verbs)
     _evaluate(verbs)
@@ -191,6 +192,20 @@ def _check(verbs: _Verbs) -> None:
     parser.add_argument("experiment", type=Path, metavar="CONFIG", help="one of configs/")
     parser.add_argument("--root", type=Path, help="another dataset than the config's")
     parser.add_argument("--no-model", action="store_true", help="leave out what needs TerraTorch: 2 s instead of 20 s")
+
+
+def _tune(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Search hyperparameters by short trainings, scored on validation; run again, it goes on where it was."""
+        from terraseg.learn.tune import tune
+
+        tune(options.experiment, search=options.search, root=options.root, output=options.output)
+
+    parser = _verb(verbs, "tune", run, "search hyperparameters")
+    parser.add_argument("experiment", type=Path, metavar="CONFIG", help="one of configs/")
+    parser.add_argument("--search", type=Path, default=Path("configs/tune.yaml"), help="budget and search space")
+    parser.add_argument("--root", type=Path, help="another dataset than the config's")
+    parser.add_argument("--output", type=Path, help="folder of the study; outputs/<experiment>/tune where absent")
 
 
 def _predict(verbs: _Verbs) -> None:

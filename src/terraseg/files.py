@@ -84,14 +84,15 @@ def _sweep(target: Path, temporary: Path) -> None:
     pattern = glob.escape(temporary.name).replace(f"{_HOST}-{os.getpid()}", f"{_HOST}-*")
     for path in target.parent.glob(pattern):
         found = re.search(rf"{re.escape(_HOST)}-(\d+)", path.name)
-        if found and not _is_alive(int(found[1])):
+        if found and not is_alive(int(found[1])):
             if path.is_dir():
                 shutil.rmtree(path)
             else:
                 path.unlink()
 
 
-def _is_alive(process: int) -> bool:
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
