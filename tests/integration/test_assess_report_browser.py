@@ -120,7 +120,7 @@ def test_layers_toggle(open_report):
 
 def test_the_best_model_is_shown_first_and_another_can_be_chosen(open_report):
     page = open_report()
-    model = page.get_by_label("Model")
+    model = page.locator("#map-model")
     assert model.input_value() == 'the "strong" <one>'
     page.get_by_label("Error", exact=True).check()
     page.get_by_label("Swipe").fill("100")

@@ -34,7 +34,10 @@ def place(tmp_path_factory, ground):
     dataset = make_dataset(root / "processed", scene, ground)
     for name, skill in (("weak", 0.2), ("<b>strong</b>", 0.8)):
         probability = make_probability(ground, skill=skill)
-        make_product(root / "results/predictions" / name.strip("</b>"), scene, probability, experiment=name)
+        make_product(
+            root / "results/predictions" / name.strip("</b>"), scene, probability, experiment=name,
+            model_licence=f"{name.strip('</b>')}-licence", bands=["B02", "B8A"],
+        )  # fmt: skip
         evaluate(
             predictions=root / "results/predictions", ground_truth=root / "processed", experiment=name, draws=200,
             output=root / "results/metrics" / f"{name.strip('</b>')}.json",
@@ -141,6 +144,14 @@ def test_report_says_the_numbers_and_what_they_depend_on(place, drawn):
     assert f"{rows[0]} maps the class building with an IoU of" in text
 
 
+def test_report_has_a_card_of_each_model_with_its_licence(drawn):
+    text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
+    card = re.search(r"Models <b>strong</b> (.*?) weak (.*?) Limits", text)
+    for model, said in zip(("strong", "weak"), card.groups(), strict=True):
+        assert f"licence of model and weights {model}-licence" in said
+        assert 'bands ["B02", "B8A"]' in said
+
+
 def test_report_escapes_what_files_say(drawn):
     assert "<b>strong</b>" not in (drawn[0] / "report.html").read_text()
 
@@ -149,14 +160,17 @@ def test_report_refuses_a_result_of_another_dataset(place, ground, tmp_path):
     scene = find_scenes(place / "raw")[0]
     other = make_dataset(tmp_path, scene, ground, stride=16)
     files = sorted((place / "results/metrics").glob("*.json"))
+    given = {
+        "figures": [],
+        "layered": None,
+        "predictions": [],
+        "scenes": [scene],
+        "output": tmp_path / "report.html",
+    }
     with pytest.raises(DatasetError, match="measured on another version"):
-        write_report(
-            metrics=files, figures=[], layered=None, dataset=other, scenes=[scene], output=tmp_path / "report.html"
-        )
+        write_report(metrics=files, dataset=other, **given)
     with pytest.raises(DatasetError, match="no results"):
-        write_report(
-            metrics=[], figures=[], layered=None, dataset=other, scenes=[scene], output=tmp_path / "report.html"
-        )
+        write_report(metrics=[], dataset=other, **given)
     assert not (tmp_path / "report.html").exists()
 
 

@@ -17,6 +17,7 @@ from terraseg.assess.bootstrap import Difference, holm, paired_difference
 from terraseg.assess.evaluate import HEADLINE, WITH_INTERVAL, by_iou
 from terraseg.assess.layers import LABEL, LayeredMap
 from terraseg.assess.pixels import iou
+from terraseg.assess.predictions import Prediction
 from terraseg.assess.record import Estimate, Metrics, read_metrics
 from terraseg.assess.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE
 from terraseg.dataset import ChipDataset
@@ -84,6 +85,7 @@ def write_report(
     metrics: Sequence[Path],
     figures: Sequence[Path],
     layered: LayeredMap | None,
+    predictions: Sequence[Prediction],
     dataset: ChipDataset,
     scenes: Sequence[Scene],
     output: Path,
@@ -94,6 +96,7 @@ def write_report(
         metrics: result files (contract 6), at least one.
         figures: PNG and SVG files; where a figure has both, the SVG is shown.
         layered: the map with layers and a swipe; the best result's model is shown first. None: a report without it.
+        predictions: their items say what the card of each model holds.
         dataset: what was trained and tested on.
         scenes: the scenes that were mapped, for their provenance.
         output: the HTML file.
@@ -133,6 +136,7 @@ def write_report(
         ],
         split_rule=_flat(dataset.info.split_rule),
         labels=[_flat(label) for label in dataset.info.provenance.get("labels", [])],
+        cards={one.experiment: _flat(_card(one)) for one in predictions},
         attribution=list(dict.fromkeys(line for result in results if (line := result.attribution))),
     )  # fmt: skip
     with atomic_path(output) as temporary:
@@ -157,6 +161,15 @@ def _best_first(layered: LayeredMap, results: Sequence[Metrics]) -> LayeredMap:
     return replace(
         layered, models=tuple(sorted(layered.models, key=lambda one: rank.get(one.experiment, len(results))))
     )
+
+
+def _card(prediction: Prediction) -> dict[str, Any]:
+    """What a model is and may be used for, as far as its map says."""
+    keys = ("weights", "model_factory", "model_args", "bands", "unit", "gsd", "tile_size", "threshold", "temperature")
+    return {
+        "licence of model and weights": prediction.get("model_licence"),
+        **{key.replace("_", " "): prediction.properties.get(f"terraseg:{key}") for key in (*keys, "versions")},
+    }
 
 
 def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:

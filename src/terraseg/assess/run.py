@@ -98,6 +98,9 @@ def visualize(*, results: Path, ground_truth: Path, scenes: Path, output: Path, 
     layered = layered_map(scene=scene, dataset=dataset, predictions=predictions)
     files = sorted((results / "metrics").glob("*.json"))
     used = [found[name] for name in sorted(set(dataset.tiles["scene"])) if name in found]
-    write_report(metrics=files, figures=drawn, layered=layered, dataset=dataset, scenes=used, output=report)
+    write_report(
+        metrics=files, figures=drawn, layered=layered, predictions=predictions, dataset=dataset, scenes=used,
+        output=report,
+    )  # fmt: skip
     _log.info("%d figures in %s, report in %s", len(drawn), output, report)
     return drawn
