@@ -233,7 +233,7 @@ def check_classes(
     *,
     num_classes: int | None,
     positive_class: int,
-    class_weights: Sequence[float] | None,
+    class_weights: Sequence[float] | str | None,
 ) -> list[Finding]:
     """The model has one output a class of the dataset."""
     classes = dataset.info.classes
@@ -244,7 +244,7 @@ def check_classes(
         )
     if positive_class not in classes:
         findings.append(error(f"{_MODEL}.positive_class", f"{positive_class}", expected=f"one of {sorted(classes)}"))
-    if class_weights is not None and len(class_weights) != len(classes):
+    if class_weights is not None and not isinstance(class_weights, str) and len(class_weights) != len(classes):
         findings.append(
             error(f"{_MODEL}.class_weights", f"{len(class_weights)} factors", expected=f"{len(classes)} ({named})")
         )
