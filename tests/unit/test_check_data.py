@@ -113,6 +113,10 @@ def test_keys_that_do_not_fit_the_dataset(sound, changes, line):
     assert line in found
 
 
+def test_class_weights_may_come_from_the_data(sound):
+    assert _lines(sound, model={"class_weights": "from_data"}) == []
+
+
 def test_all_faults_are_said_at_once(root):
     shutil.rmtree(root / "val" / "masks")
     lines = _lines(root, data={"batch_size": 99, "bands": ["B05"]}, model={"positive_class": 7})
