@@ -9,7 +9,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +24,8 @@ from factories import make_dataset, make_scene, make_truth
 from terraseg.bands import PRITHVI_BANDS
 from terraseg.errors import CheckpointError, ConfigError, TerrasegError, WeightsError
 from terraseg.mapping.bundle import open_bundle
+
+pytestmark = pytest.mark.usefixtures("in_home")
 
 _CONFIGS = Path(__file__).parents[2] / "configs"
 _CONFIG = str(_CONFIGS / "demo_prithvi_tiny.yaml")
@@ -69,14 +70,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(home)
         _fit()
     return home
-
-
-@pytest.fixture(autouse=True)
-def _in_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(home)
-    hook = sys.excepthook
-    yield
-    sys.excepthook = hook
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,8 @@ from terraseg.cli import main
 from terraseg.errors import ConfigError, OutputError, TrainingError
 from terraseg.learn import tune as module
 from terraseg.learn.tune import tune
+
+pytestmark = pytest.mark.usefixtures("in_home")
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "urban_graphsage.yaml"  # the fastest one
 _SEARCH: dict[str, Any] = {
@@ -52,14 +54,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(home)
         assert main(["tune", str(_CONFIG), "--search", "tune.yaml"]) == 0
     return home
-
-
-@pytest.fixture(autouse=True)
-def _in_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.chdir(home)
-    hook = sys.excepthook
-    yield
-    sys.excepthook = hook
 
 
 _FOLDER = Path("outputs/urban_graphsage/tune")
