@@ -13,6 +13,7 @@ import torch
 from rasterio.windows import Window
 from rich import box
 from rich.table import Table
+from scipy.special import expit
 from torch import nn
 
 from terraseg.bands import band_indices
@@ -188,7 +189,7 @@ def _probability(predictor: BundlePredictor, chips: Chips, *, batch_size: int) -
     """(chips, rows, columns). The first chip goes alone: a batch dimension that is fixed in secret shows."""
     edges = [0, *range(1, len(chips), batch_size), len(chips)]
     odds = [predictor(chips[begin:end]) for begin, end in itertools.pairwise(edges)]
-    return np.asarray(1 / (1 + np.exp(-np.concatenate(odds).astype(np.float64))))
+    return np.asarray(expit(np.concatenate(odds).astype(np.float64)))
 
 
 def _speed(predictor: BundlePredictor, chips: Chips, batch_size: int) -> float:
