@@ -83,7 +83,8 @@ class Metrics(_Strict):
         figures: by name: iou, f1, precision, recall, average_precision, ece, temperature, miou, accuracy,
             boundary_iou, boundary_f1, built_up_bias, built_up_error; where footprints are known those of
             `object_figures` too.
-        groups: figures by block (or scene) or by the place that was asked for: iou, f1, precision, recall.
+        groups: figures by block (or scene) or by the place that was asked for: iou, f1, precision, recall,
+            built_up_bias, built_up_error.
         units: confusion counts [tp, fp, fn, tn] by bootstrap unit: what a paired comparison needs.
         positives: pixels of the class by DN of probability (0 to 250), from which every curve follows.
         negatives: the other pixels likewise.
