@@ -127,8 +127,11 @@ def test_a_full_disk_leaves_nothing_under_the_final_name_and_the_next_run_finish
 
 
 def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_finishes(city, tmp_path):
+    def listen():  # a test that runs in a shell's background inherits that Ctrl-C is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
     command = _preprocess(city, tmp_path / "set", config="slow.yaml")
-    process = subprocess.Popen(_command(*command), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(_command(*command), stderr=subprocess.PIPE, text=True, preexec_fn=listen)
     while not list(tmp_path.glob(".set.*.part/train/images/*.tif")) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
