@@ -29,6 +29,7 @@ from rasterio.windows import Window
 from torch import nn
 
 from terraseg.bands import PRITHVI_BANDS, UNIT
+from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, BundleInfo
 from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predict import predict_scene
@@ -236,6 +237,7 @@ def main() -> None:
     parser.add_argument("--overlap", type=int, default=56)
     parser.add_argument("--map", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
+    reuse_freed_memory()  # as `terraseg predict` does
     side, crop, overlap = given.side, given.crop, given.overlap
     if given.map:
         map_and_report(given.map, side, crop, overlap)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import open_bundle
 from terraseg.mapping.parity import open_predictor
 from terraseg.mapping.predict import predict_scene
@@ -46,6 +47,7 @@ def predict(
     Raises:
         TerrasegError: what `predict_scene`, `open_bundle`, `open_predictor` and `find_scenes` raise.
     """
+    reuse_freed_memory()
     scenes = find_scenes(input)
     model = open_bundle(bundle)
     crop = crop or model.info.tile_size

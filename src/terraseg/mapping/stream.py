@@ -160,9 +160,8 @@ class _Reader:
         pixels[:, :kept] = pixels[:, height - kept : height]
         window = Window(0, top + kept, self._columns.size, height - kept)
         with readable(Path(self._source.name)):
-            # Band by band: nothing but one band's rows is copied on the way.
-            for band, layer in zip(self._indexes, pixels, strict=True):
-                self._source.read(band, window=window, out=layer[kept:height, : self._columns.size])
+            # All bands at once: one by one, the blocks of a scene that interleaves them are decoded once a band.
+            self._source.read(self._indexes, window=window, out=pixels[:, kept:height, : self._columns.size])
         self._read_to = top + height
         return height
 

@@ -1,0 +1,27 @@
+"""The C library's allocator, told that a stream of equal batches is coming."""
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Names of the options in glibc's malloc.h (mallopt(3))."""
+
+_LARGEST = 32 << 20
+"""Bytes of an allocation that is reused; glibc takes no more. Larger ones are mapped afresh."""
+
+_KEPT = 128 << 20
+"""Bytes that may lie free before they are given back."""
+
+
+def reuse_freed_memory() -> None:
+    """Let the process keep what one batch frees for the next one; without glibc this does nothing.
+
+    By itself glibc gives a batch's arrays back to the kernel, which has to clear each page again for the next batch:
+    with a small model that costs more than the model. It is for a program that maps scenes, not for an import.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _LARGEST)
+        mallopt(_TRIM_THRESHOLD, _KEPT)

@@ -1,0 +1,31 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_FAULTS = """
+import resource, sys
+import numpy as np
+from terraseg.mapping.allocator import reuse_freed_memory
+
+if sys.argv[1] == "reuse":
+    reuse_freed_memory()
+def batch():
+    np.ones(13 << 20, np.uint8)
+batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults(mode: str) -> int:
+    done = subprocess.run([sys.executable, "-c", _FAULTS, mode], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of another C library has no such option")
+def test_a_batch_takes_the_memory_of_the_one_before() -> None:
+    assert 10 * _faults("reuse") < _faults("none")
