@@ -210,11 +210,13 @@ def _tune(verbs: _Verbs) -> None:
 
 def _predict(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
-        """Map whole scenes with a bundle: probability, mask, polygons and a STAC item for each."""
+        """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each."""
         from terraseg.mapping.run import predict
 
         predict(
             bundle=options.bundle,
+            config=options.config,
+            ckpt_path=options.ckpt_path,
             input=options.input,
             output=options.output,
             crop=options.crop,
@@ -224,11 +226,18 @@ def _predict(verbs: _Verbs) -> None:
             tta=options.tta,
             device=options.device,
             runtime=options.runtime,
+            simplify_m=options.simplify,
+            min_area_m2=options.min_area,
         )
 
     parser = _verb(verbs, "predict", run, "map whole scenes")
-    parser.add_argument("--bundle", type=Path, required=True, help="outputs/<experiment>/bundle")
-    parser.add_argument("--input", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes")
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--bundle", type=Path, help="outputs/<experiment>/bundle")
+    model.add_argument("--config", type=Path, help="an experiment's YAML: its bundle, or the checkpoint of --ckpt_path")
+    parser.add_argument("--ckpt_path", type=Path, help="with --config: a checkpoint instead of the bundle")
+    parser.add_argument(
+        "--input", "--predict_data_root", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes"
+    )
     parser.add_argument("--output", type=Path, default=Path("results/predictions"), help="a folder each scene")
     parser.add_argument("--crop", type=int, help="side of a window in pixels; the bundle's chip size where absent")
     parser.add_argument("--overlap", type=int, help="of windows, in pixels; a quarter of the crop where absent")
@@ -241,6 +250,8 @@ def _predict(verbs: _Verbs) -> None:
         default="auto",
         help="torch, torch-bf16, onnx, openvino, openvino-bf16; on a CPU the fastest of `terraseg export` where absent",
     )
+    parser.add_argument("--simplify", type=float, help="tolerance of the polygons in metres; half a pixel where absent")
+    parser.add_argument("--min-area", type=float, default=0.0, help="least area of a polygon in square metres")
 
 
 def _export(verbs: _Verbs) -> None:

@@ -17,13 +17,20 @@ import rasterio
 import torch
 import yaml
 from huggingface_hub import constants
+from odc.geo.geobox import GeoBox
+from rasterio.windows import Window
 from terratorch.__main__ import main
 from terratorch.cli_tools import LightningInferenceModel
 
 from factories import make_dataset, make_scene, make_truth
 from terraseg.bands import PRITHVI_BANDS
+from terraseg.cli import main as terraseg
 from terraseg.errors import CheckpointError, ConfigError, TerrasegError, WeightsError
+from terraseg.learn.bundling import bundle_of_checkpoint
 from terraseg.mapping.bundle import open_bundle
+from terraseg.mapping.run import predict
+from terraseg.mapping.runtime import TorchPredictor
+from terraseg.scene import open_scene, scene_writer
 
 pytestmark = pytest.mark.usefixtures("in_home")
 
@@ -193,6 +200,131 @@ def test_a_checkpoint_of_a_stock_task_is_refused(tmp_path: Path) -> None:
     torch.save(stock, tmp_path / "stock.ckpt")
     with pytest.raises(TerrasegError, match=r"SemanticSegmentationTask.*SegmentationTask"):
         _terratorch("test", "-c", _CONFIG, "--ckpt_path", str(tmp_path / "stock.ckpt"))
+
+
+@pytest.fixture
+def chips(tmp_path: Path) -> Path:
+    """Three scenes of one chip's size, cut out of raw/scene.tif."""
+    scene = open_scene("raw/scene.tif")
+    with rasterio.open(scene.path) as source:
+        for place in (0, 100, 400):
+            window = Window(place, place // 4, 64, 64)
+            box = GeoBox((64, 64), source.window_transform(window), str(source.crs))
+            with scene_writer(
+                tmp_path / "chips" / f"chip{place}.tif", geobox=box, bands=scene.bands, item=scene.item
+            ) as target:
+                target.write(source.read(window=window))
+    return tmp_path / "chips"
+
+
+def _read(path: Path | str) -> np.ndarray:
+    with rasterio.open(path) as source:
+        return source.read(1)
+
+
+@pytest.fixture
+def undecided(chips: Path, tmp_path: Path) -> str:
+    """The best checkpoint, its head moved so far that half of the chips' pixels are of the class."""
+    bundle = open_bundle(_OUTPUTS / "bundle")
+    pixels = [rasterio.open(path).read([1, 2, 3, 4, 5, 6]) for path in sorted(chips.glob("*.tif"))]
+    odds = np.median(TorchPredictor(bundle, device="cpu")(np.stack(pixels))) * bundle.info.temperature
+    checkpoint = torch.load(_BEST, weights_only=True)
+    (bias,) = (value for name, value in checkpoint["state_dict"].items() if "head" in name and value.shape == (2,))
+    bias[1] -= odds
+    torch.save(checkpoint, tmp_path / "undecided.ckpt")
+    return str(tmp_path / "undecided.ckpt")
+
+
+def test_whole_scene_prediction_gives_the_mask_of_terratorch_on_single_chips(
+    chips: Path, undecided: str, tmp_path: Path
+) -> None:
+    arguments = ("predict", "-c", _CONFIG, "--ckpt_path", undecided, "--predict_output_dir", str(tmp_path / "stock"))
+    _terratorch(*arguments, "--data.init_args.predict_data_root", str(chips))
+    # The class of highest probability is that of 0.5 and more, at any temperature.
+    settings = {"input": chips, "output": tmp_path / "ours", "threshold": 0.5, "device": "cpu"}
+    products = predict(config=_OUTPUTS / "config.yaml", ckpt_path=Path(undecided), **settings)
+    assert len(products) == 3
+    masks = [_read(product.mask) for product in products]
+    for product, mask in zip(products, masks, strict=True):
+        np.testing.assert_array_equal(mask, _read(tmp_path / "stock" / f"{product.root.name}_pred.tif"))
+    assert 0.3 < np.mean(masks) < 0.7
+
+
+# --- config and checkpoint instead of a bundle ---
+
+
+def test_config_and_checkpoint_map_as_the_bundle_of_the_same_training(chips: Path, tmp_path: Path) -> None:
+    by_bundle = predict(bundle=_OUTPUTS / "bundle", input=chips, output=tmp_path / "bundle", device="cpu")
+    config = _OUTPUTS / "config.yaml"  # the command line of the training was more than the YAML
+    by_checkpoint = ["predict", "--config", str(config), "--ckpt_path", _BEST, "--predict_data_root", str(chips)]
+    assert terraseg([*by_checkpoint, "--output", str(tmp_path / "checkpoint"), "--device", "cpu"]) == 0
+    by_config = predict(config=config, input=chips, output=tmp_path / "config", device="cpu")
+    for product in by_bundle:
+        for other in ("checkpoint", "config"):
+            for name in ("probability.tif", "mask.tif"):
+                twin = tmp_path / other / product.root.name / name
+                np.testing.assert_array_equal(_read(product.root / name), _read(twin))
+    made, written = open_bundle(Path(_BEST).with_suffix(".bundle")).info, open_bundle(_OUTPUTS / "bundle").info
+    assert made == written.model_copy(update={"config_hash": made.config_hash})
+    assert len(by_config) == 3
+
+
+def test_the_bundle_of_a_checkpoint_is_made_once_and_again_when_the_checkpoint_is_another(tmp_path: Path) -> None:
+    config, checkpoint = _OUTPUTS / "config.yaml", tmp_path / "some.ckpt"
+    shutil.copy(_BEST, checkpoint)
+    cpu = torch.device("cpu")
+    weights = bundle_of_checkpoint(config, checkpoint, device=cpu).root / "weights.safetensors"
+    first = weights.stat().st_mtime_ns
+    assert bundle_of_checkpoint(config, checkpoint, device=cpu).root == tmp_path / "some.bundle"
+    assert weights.stat().st_mtime_ns == first
+    changed = torch.load(checkpoint, weights_only=True)
+    changed["state_dict"] = {name: value * 1.5 for name, value in changed["state_dict"].items()}
+    torch.save(changed, checkpoint)
+    before = open_bundle(_OUTPUTS / "bundle").info.weights_hash
+    assert bundle_of_checkpoint(config, checkpoint, device=cpu).info.weights_hash != before
+
+
+def _without(text: str, key: str) -> str:
+    config = yaml.safe_load(text)
+    callbacks = [entry for entry in config["trainer"]["callbacks"] if "BundleWriter" not in entry["class_path"]]
+    changes = {
+        "licence": lambda: config["trainer"].update(callbacks=callbacks),
+        "dataset": lambda: config["data"]["init_args"].update(root="nowhere"),
+        "bands": lambda: config["data"]["init_args"].update(bands=["B04", "B03", "B02", "B8A", "B11", "B12"]),
+        "decoder": lambda: config["model"]["init_args"]["model_args"].update(decoder_channels=16),
+        "task": lambda: config["model"].update(class_path="terratorch.tasks.SemanticSegmentationTask"),
+        "key": lambda: config["data"]["init_args"].update(colour="red"),
+        "bundle": lambda: config["trainer"].update(default_root_dir="outputs/never_trained"),
+    }
+    changes[key]()
+    return yaml.safe_dump(config)
+
+
+@pytest.mark.parametrize(
+    ("lost", "checkpoint", "line"),
+    [
+        ("licence", _BEST, "doesn't say the licence of the weights"),
+        ("dataset", _BEST, "come with its dataset, which can't be had (nowhere is no dataset"),
+        ("bands", _BEST, "the model is declared for B02"),
+        ("decoder", _BEST, "decoder_channels is 64 there, 16 here"),
+        ("decoder", None, "decoder_channels is 64 there, 16 here"),
+        ("task", _BEST, "model is terratorch.tasks.SemanticSegmentationTask; expected terraseg.learn.task"),
+        ("key", _BEST, "unexpected keyword argument 'colour'"),
+        ("bundle", None, "outputs/never_trained/bundle is missing"),
+        ("bundle", "nowhere.ckpt", "no checkpoint at nowhere.ckpt"),
+        ("bundle", "raw/scene.tif", "raw/scene.tif can't be read as a checkpoint"),
+    ],
+)
+def test_what_a_checkpoint_can_not_say_is_one_line(
+    lost: str, checkpoint: str | None, line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(_without((_OUTPUTS / "config.yaml").read_text(), lost))
+    arguments = ["predict", "--config", str(config), "--input", "raw", "--output", str(tmp_path / "out")]
+    assert terraseg([*arguments, *(["--ckpt_path", checkpoint] if checkpoint else [])]) == 2
+    complaint = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line in complaint, complaint
+    assert not (tmp_path / "out").exists()
 
 
 # --- what is refused before it trains ---

@@ -5,7 +5,6 @@ The folder is ``trainer.default_root_dir``, and its name is the experiment's.
 
 import csv
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,10 @@ from rich.progress import track
 
 from terraseg.errors import ConfigError, TrainingError
 from terraseg.files import atomic_path, write_json
-from terraseg.learn.calibration import Calibration, CalibrationCounts
+from terraseg.learn.bundling import bundle_info, calibrate
+from terraseg.learn.calibration import Calibration
 from terraseg.learn.task import SegmentationTask
-from terraseg.mapping.bundle import BundleInfo, write_bundle
-
-_PACKAGES = ("terraseg", "torch", "lightning", "terratorch", "timm", "segmentation-models-pytorch")
+from terraseg.mapping.bundle import write_bundle
 
 
 class MetricsTable(Callback):
@@ -172,7 +170,14 @@ class BundleWriter(Callback):
         root = Path(trainer.default_root_dir)
         write_bundle(
             root / "bundle",
-            info=_info(pl_module, calibration, experiment=root.resolve().name, licence=self.licence),
+            info=bundle_info(
+                pl_module.chips,
+                calibration,
+                experiment=root.resolve().name,
+                weights=pl_module.weights_statement,
+                licence=self.licence,
+                **{key: pl_module.hparams[key] for key in ("model_factory", "model_args", "positive_class")},
+            ),
             model=pl_module.model,
             config=_config(pl_module),
         )
@@ -196,42 +201,18 @@ def _best_by_iou(trainer: Trainer) -> ModelCheckpoint:
     )
 
 
-@torch.inference_mode()
 def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:
-    counts = CalibrationCounts(positive=task.hparams["positive_class"], device=task.device)
     was_training = task.training
     task.eval()
-    loader = task.trainer.datamodule.val_dataloader()
-    for batch in track(loader, "Threshold and temperature", disable=not trainer.progress_bar_callback):
-        counts.update(task(batch["image"].to(task.device)).output, batch["mask"].to(task.device))
-    task.train(was_training)
-    return counts.fit()
-
-
-def _info(task: SegmentationTask, calibration: Calibration, *, experiment: str, licence: str) -> BundleInfo:
-    chips = task.chips
-    dataset = chips.dataset.info
-    return BundleInfo(
-        experiment=experiment,
-        model_factory=task.hparams["model_factory"],
-        model_args=task.hparams["model_args"],
-        bands=tuple(chips.bands),
-        unit=dataset.unit,
-        nodata=chips.nodata,
-        means=tuple(map(float, chips.means)),
-        stds=tuple(map(float, chips.stds)),
-        classes=dict(enumerate(chips.class_names)),
-        positive_class=task.hparams["positive_class"],
-        threshold=calibration.threshold,
-        temperature=calibration.temperature,
-        tile_size=dataset.tile_size,
-        gsd=dataset.gsd,
-        weights=task.weights_statement,
-        dataset_hash=dataset.content_hash,
-        licence=licence,
-        attribution=dataset.attribution,
-        versions={name: version(name) for name in _PACKAGES},
+    batches = track(
+        task.trainer.datamodule.val_dataloader(),
+        "Threshold and temperature",
+        disable=not trainer.progress_bar_callback,
     )
+    positive = task.hparams["positive_class"]
+    calibration = calibrate(lambda image: task(image).output, batches, positive=positive, device=task.device)
+    task.train(was_training)
+    return calibration
 
 
 def _config(task: SegmentationTask) -> str:

@@ -2,13 +2,11 @@
 
 # ruff: noqa: ARG002  # Lightning reads the constructor's arguments from its frame, and fixes the steps' signatures
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -17,8 +15,9 @@ from terratorch.tasks.optimizer_factory import optimizer_factory
 from terratorch.tasks.tiled_inference import tiled_inference
 from torch import Tensor, nn
 
-from terraseg.dataset import IGNORE, ChipDataset
+from terraseg.dataset import IGNORE
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
+from terraseg.learn.bundling import RECORD, TrainedOn, check_record, record_of
 from terraseg.learn.check_config import check_schedule
 from terraseg.learn.check_data import check_held
 from terraseg.learn.finding import Finding, refuse
@@ -41,20 +40,11 @@ from terraseg.learn.weights import load_weights
 FROM_DATA = "from_data"
 """Value of ``class_weights``: those of `balanced_class_weights`."""
 
-_RECORD = "terraseg"
-"""Key of a checkpoint under which it says what it was trained as."""
-
 
 @runtime_checkable
-class ChipSource(Protocol):
+class ChipSource(TrainedOn, Protocol):
     """What the task needs of a datamodule after its setup; `terraseg.learn.datamodule.ChipDataModule` has it."""
 
-    dataset: ChipDataset
-    bands: tuple[str, ...]
-    means: npt.NDArray[np.float32]
-    stds: npt.NDArray[np.float32]
-    nodata: float
-    class_names: tuple[str, ...]
     superpixels: SuperpixelRule | None
 
 
@@ -369,7 +359,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record what was trained, in place of the hyperparameters by which Lightning would overrule the config."""
         checkpoint.pop("hyper_parameters", None)
-        checkpoint[_RECORD] = {**self._record(), "weights_statement": self.weights_statement}
+        checkpoint[RECORD] = {**self._record(), "weights_statement": self.weights_statement}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another model or other data.
@@ -377,35 +367,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         Raises:
             CheckpointError: naming what differs.
         """
-        record = checkpoint.get(_RECORD)
-        if record is None:
-            raise CheckpointError(
-                f"{self.trainer.ckpt_path} was not written by terraseg", fix="train with this config first"
-            )
-        for key, value in self._record().items():
-            if record.get(key) != value:
-                raise CheckpointError(
-                    f"{self.trainer.ckpt_path} was trained with another {key}: {_difference(record.get(key), value)}",
-                    fix="take the config and the dataset that the checkpoint was trained with",
-                )
-        self.weights_statement = record["weights_statement"]
+        self.weights_statement = check_record(checkpoint, self._record(), where=self.trainer.ckpt_path)
 
     def _record(self) -> dict[str, Any]:
-        """What a checkpoint must share with config and data, in plain values that load without pickle."""
-        record = {
-            "model_factory": self.hparams["model_factory"],
-            "model_args": self.hparams["model_args"],
-            "bands": list(self.chips.bands),
-            "classes": list(self.chips.class_names),
-            "means": [float(value) for value in self.chips.means],
-            "stds": [float(value) for value in self.chips.stds],
-        }
-        plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
-        return plain
-
-
-def _difference(there: object, here: object) -> str:
-    if isinstance(there, Mapping) and isinstance(here, Mapping):
-        keys = sorted(key for key in {**there, **here} if there.get(key) != here.get(key))
-        return "; ".join(f"{key} is {there.get(key)!r} there, {here.get(key)!r} here" for key in keys)
-    return f"{there!r} there, {here!r} here"
+        return record_of(self.chips, model_factory=self.hparams["model_factory"], model_args=self.hparams["model_args"])
