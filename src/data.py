@@ -1,4 +1,4 @@
-"""Download scenes and labels, and prepare the dataset: download, labels, preprocess."""
+"""Get scenes and labels, and prepare the dataset: download, labels, city, preprocess, import."""
 
 import sys
 

@@ -43,11 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("-v", "--verbose", action="store_true", help="log what the libraries say, too")
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    data = verbs.add_parser("data", help="download, labels, preprocess, import").add_subparsers(
+    data = verbs.add_parser("data", help="download, labels, city, preprocess, import").add_subparsers(
         required=True, metavar="STEP"
     )
     _download(data)
     _labels(data)
+    _city(data)
     _preprocess(data)
     _import(data)
     _check(verbs)
@@ -114,6 +115,19 @@ def _labels(verbs: _Verbs) -> None:
     parser.add_argument("--aoi", type=Path, required=True, help="polygon file of the area of interest")
     parser.add_argument("--output", type=Path, default=Path("data/osm_buildings"), help="folder of the footprints")
     parser.add_argument("--config", type=Path, default=_DATA_CONFIG, help="its section labels is read")
+
+
+def _city(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Make a synthetic city: a clear Sentinel-2 scene in raw, and in footprints every building that it shows."""
+        from terraseg.sample.city import make_city_scene
+
+        make_city_scene(options.output, size=options.size, seed=options.seed)
+
+    parser = _verb(verbs, "city", run, "a synthetic city, whose buildings are all known")
+    parser.add_argument("--output", type=Path, default=Path("data/city"), help="gets the folders raw and footprints")
+    parser.add_argument("--size", type=int, default=1536, help="side in pixels of 10 m")
+    parser.add_argument("--seed", type=int, default=0, help="of the city")
 
 
 def _preprocess(verbs: _Verbs) -> None:

@@ -3,10 +3,12 @@
 import os
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from shapely.geometry import box
 
 from factories import make_dataset, make_scene, make_truth
 from terraseg.assess.record import read_metrics
@@ -21,11 +23,14 @@ def comparison(tmp_path: Path) -> Path:
     """A comparison of two learning rates on a tiny dataset, in the working folder."""
     truth = make_truth((256, 512))
     make_dataset(tmp_path / "processed", make_scene(tmp_path / "raw", (256, 512), truth=truth), truth, tile_size=64)
+    squares = [box(500_000 + 40 * x, 3_997_600, 500_020 + 40 * x, 3_997_620) for x in range(0, 120, 5)]
+    gpd.GeoDataFrame(geometry=squares, crs="EPSG:32631").to_file(tmp_path / "known.gpkg")
     path = tmp_path / "tiny.yaml"
     values = {
         "name": "tiny",
         "baseline": "slow",
         "scenes": "raw",
+        "footprints": "known.gpkg",
         "experiments": {
             "slow": {"config": str(_CONFIG), "overrides": {"model.init_args.lr": 1e-6}},
             "quick": {"config": str(_CONFIG)},
@@ -62,6 +67,7 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
     assert set(cells["best_step"]) <= {2, 4}
     assert (cells["labelled_chips"] == 8).all()  # half of 4 x 4 train chips
     assert (cells["peak_memory_gb"] > 0.2).all()
+    assert cells["object_recall_0.5"].between(0, 1).all()
     assert cells.loc["slow", "dataset_hash"] == cells.loc["quick", "dataset_hash"]
     for name in ("slow", "quick"):
         folder = home / "outputs/compare/tiny/0.5/3" / name

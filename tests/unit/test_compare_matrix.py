@@ -11,7 +11,7 @@ from factories import make_dataset, make_scene, make_truth
 from terraseg.cli import _parser
 from terraseg.compare.cells import CellResult, evaluation_of, finished, run_cells
 from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix, placed
-from terraseg.errors import ConfigError, SceneError, TerrasegError, TrainingError, WeightsError
+from terraseg.errors import ConfigError, LabelError, SceneError, TerrasegError, TrainingError, WeightsError
 from terraseg.files import write_json
 from terraseg.mapping.scratch import output_lock
 
@@ -143,6 +143,11 @@ def test_a_scene_with_test_chips_must_be_there(given: dict[str, Any], tmp_path: 
         _load({**given, "scenes": str(tmp_path / "raw")}, tmp_path)
 
 
+def test_footprints_that_are_named_must_be_there(given: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(LabelError, match="no footprints at .*lost"):
+        _load({**given, "footprints": str(tmp_path / "lost.gpkg")}, tmp_path)
+
+
 def test_finished_cells_are_not_run_again(given: dict[str, Any], tmp_path: Path) -> None:
     matrix, ran = _load(given, tmp_path), list[str]()
 
@@ -177,6 +182,13 @@ def test_a_change_runs_those_cells_again_that_it_concerns(given: dict[str, Any],
     ]
     assert len(again(_load(given, tmp_path, f"data.init_args.root={home / 'other'}"))) == 8
     assert len(again(_load({**given, "draws": 2000}, tmp_path))) == 8
+    known = tmp_path / "known.gpkg"
+    known.write_bytes(b"buildings")
+    run_cells(_load({**given, "footprints": str(known)}, tmp_path), _finish)
+    assert again(_load({**given, "footprints": str(known)}, tmp_path)) == []
+    known.write_bytes(b"other buildings")
+    assert len(again(_load({**given, "footprints": str(known)}, tmp_path))) == 8
+    run_cells(_load(given, tmp_path), _finish)
     (tmp_path / "weights.pt").write_bytes(b"other weights")
     assert {name.rpartition("/")[2] for name in again(_load(given, tmp_path))} == {"file"}
 
@@ -236,12 +248,13 @@ def test_a_folder_of_other_files_is_not_emptied(given: dict[str, Any], tmp_path:
     assert all((cell.folder / "thesis.txt").is_file() for cell in matrix.cells)
 
 
-def test_the_comparison_of_the_demo_is_a_sound_one(
-    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["demo", "city"])
+def test_the_comparisons_of_demo_and_city_are_sound(
+    name: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(_ROOT)
-    demo = yaml.safe_load((_ROOT / "configs/compare_demo.yaml").read_text(encoding="utf-8"))
-    here = {"scenes": given["scenes"], "overrides": given["overrides"]}
+    demo = yaml.safe_load((_ROOT / f"configs/compare_{name}.yaml").read_text(encoding="utf-8"))
+    here = {"scenes": given["scenes"], "footprints": None, "overrides": given["overrides"]}
     demo["experiments"]["imagenet"]["overrides"] = given["experiments"]["file"]["overrides"]  # the weights' file
     matrix = _load({**demo, **here}, tmp_path)
     assert len(matrix.cells) == 12
@@ -254,7 +267,7 @@ def test_the_manual_lists_every_key_and_its_commands_are_understood() -> None:
     text = (_ROOT / "docs/comparison.md").read_text(encoding="utf-8")
     assert [key for key in MatrixConfig.model_fields if f"| `{key}` |" not in text] == []
     commands = [line for line in text.splitlines() if line.startswith("python src/compare.py")]
-    assert len(commands) == 2
+    assert len(commands) == 3
     for command in commands:
         options = _parser().parse_args(["compare", *shlex.split(command)[2:]])
         assert (_ROOT / options.comparison).is_file()

@@ -23,8 +23,9 @@ _COMPARISON = (
 _OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "scalemae_upernet")
 """Beside the comparison: their pretraining saw other bands than the six of Prithvi."""
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
+_CITY = ("city_unet",)
 _DEBUG = ("debug_overfit",)
-_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DEMO + _DEBUG
+_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DEMO + _CITY + _DEBUG
 _GRAPH = ("urban_graphsage",)
 """In the comparison too. Its model has no weights and no pretraining to describe; test_graph_terratorch runs it."""
 _TRAINING = Path(__file__).parents[2] / "docs" / "training.md"
@@ -125,6 +126,16 @@ def test_debugging_differs_from_the_demo_in_its_chips_weights_and_rate_alone() -
     assert (demo["data"]["init_args"].pop("augment"), debug["data"]["init_args"].pop("augment")) == (True, False)
     assert (demo["model"]["init_args"].pop("lr"), debug["model"]["init_args"].pop("lr")) == (1e-3, 3e-3)
     assert debug == demo
+
+
+def test_the_city_differs_from_the_demo_in_its_dataset_and_budget_alone() -> None:
+    demo, city = (_without_what_may_differ(name) for name in ("demo_unet", "city_unet"))
+    assert (demo["trainer"].pop("max_steps"), city["trainer"].pop("max_steps")) == (200, 120)
+    assert (demo["data"]["init_args"].pop("root"), city["data"]["init_args"].pop("root")) == (
+        "data/demo/processed", "data/city/processed",
+    )  # fmt: skip
+    assert city == demo
+    assert _read("city_unet")["model"] == _read("demo_unet")["model"]
 
 
 def test_the_demo_differs_from_the_comparison_in_its_data_and_budget_alone() -> None:

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from terraseg.bands import band
+from terraseg.cli import main
 from terraseg.footprints import known_extent, read_footprints
+from terraseg.sample import city as city_module
 from terraseg.sample import city_imagery
 from terraseg.sample.city import City, make_city, make_city_scene
 from terraseg.sample.city_imagery import CITY_BANDS, SPECTRA, strips
@@ -168,6 +170,25 @@ def test_optics_keep_the_mean_and_blur_with_the_pixel_size() -> None:
     for values in strip.reflectance.values():
         assert low * 0.8 <= values.min()
         assert values.max() <= high * 1.2
+
+
+def test_the_command_writes_a_city_over_another_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["data", "city", "--output", str(tmp_path), "--size", "24", "--seed", "2"]) == 0
+    buildings = tmp_path / "footprints" / "buildings.parquet"
+    first = read_footprints(buildings)[0]
+    assert len(first) == len(lay_out(size=24, seed=2).buildings)
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(city_module, "_stack", killed)
+        assert main(["data", "city", "--output", str(tmp_path), "--size", "24", "--seed", "3"]) == 130
+    assert not buildings.exists()
+    assert main(["data", "city", "--output", str(tmp_path), "--size", "24", "--seed", "3"]) == 0
+    assert len(read_footprints(buildings)[0]) == len(lay_out(size=24, seed=3).buildings)
 
 
 def test_clear_scene_is_contract_1_and_2(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ def metrics_of(cell: Cell) -> Path:
 
 def evaluation_of(matrix: Matrix) -> dict[str, Any]:
     """How cells are scored: with another evaluation they are scored again, and not trained again."""
-    return {"format": METRICS_FORMAT, "cell": matrix.config.cell, "draws": matrix.config.draws}
+    how = {"format": METRICS_FORMAT, "cell": matrix.config.cell, "draws": matrix.config.draws}
+    return how if matrix.footprints_hash is None else {**how, "footprints": matrix.footprints_hash}
 
 
 def finished(cell: Cell, evaluation: dict[str, Any]) -> CellResult | None:
@@ -163,6 +164,7 @@ def run_cell(cell: Cell, matrix: Matrix) -> None:
         output=metrics_of(cell),
         experiment=cell.experiment,
         split="test",
+        footprints=matrix.config.footprints,
         cell=matrix.config.cell,
         draws=matrix.config.draws,
     )

@@ -12,8 +12,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terraseg.dataset import ChipDataset, open_dataset
-from terraseg.errors import ConfigError, SceneError
+from terraseg.errors import ConfigError, LabelError, SceneError
 from terraseg.files import sha256_of_file
+from terraseg.footprints import footprint_files
 from terraseg.learn.check_config import check_config, read_config
 from terraseg.scene import find_scenes
 from terraseg.subsets import chosen_chips
@@ -48,6 +49,7 @@ class MatrixConfig(_Strict):
         name: of the comparison; its cells lie in ``<output>/<name>``.
         baseline: the experiment that the others are held against.
         scenes: a scene or a folder of scenes; those with test chips are predicted.
+        footprints: polygons to score objects against on the test split, a file or a folder; pixels alone where absent.
         experiments: by name.
         fractions: shares of the ground of train, above 0, up to 1.
         seeds: of the trainings. A seed draws the labelled chips too, the same ones for every experiment.
@@ -60,6 +62,7 @@ class MatrixConfig(_Strict):
     name: Annotated[str, Field(pattern=r"^[\w-]+$")]
     baseline: str
     scenes: Path
+    footprints: Path | None = None
     experiments: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], ExperimentEntry]
     fractions: list[Annotated[float, Field(gt=0, le=1)]]
     seeds: list[Annotated[int, Field(ge=0)]]
@@ -105,6 +108,7 @@ class Matrix:
         dataset: of all experiments.
         scenes: files of the scenes with test chips.
         budget: in words.
+        footprints_hash: of their files; null where objects are not scored.
     """
 
     config: MatrixConfig
@@ -112,6 +116,7 @@ class Matrix:
     dataset: ChipDataset
     scenes: tuple[Path, ...]
     budget: str
+    footprints_hash: str | None = None
 
 
 def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()) -> Matrix:
@@ -126,6 +131,7 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
         ConfigError: unknown keys, a config that can't train, unlike splits, or unlike budgets that are not declared.
         DatasetError: no such dataset.
         SceneError: a scene with test chips is missing.
+        LabelError: no such footprints.
     """
     config = _read(Path(path))
     given = _parsed(overrides, known=config.experiments)
@@ -150,7 +156,9 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
         for fraction in sorted(config.fractions, reverse=True)
         for name in config.experiments
     )  # fmt: skip
-    return Matrix(config, cells, dataset, _tested_scenes(config.scenes, dataset), budget)
+    return Matrix(
+        config, cells, dataset, _tested_scenes(config.scenes, dataset), budget, _footprints_hash(config.footprints)
+    )
 
 
 def placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -355,6 +363,15 @@ def _tested_scenes(folder: Path, dataset: ChipDataset) -> tuple[Path, ...]:
             fix="name the folder of the scenes that the dataset was made of as `scenes`",
         )
     return tuple(found[name] for name in tested)
+
+
+def _footprints_hash(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    files = footprint_files(path)
+    if lost := [str(file) for file in files if not file.is_file()]:
+        raise LabelError(f"no footprints at {lost[0]}", fix="correct `footprints`")
+    return hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
 
 
 def _weights_hash(values: Mapping[str, Any]) -> str:

@@ -18,7 +18,6 @@ from terraseg.compare.cells import CellResult
 from terraseg.compare.matrix import Cell, MatrixConfig
 from terraseg.errors import DatasetError
 
-_FIGURES = ("iou", "f1", "precision", "recall", "average_precision", "ece", "miou")
 _UNSEEN = ("identity", "evaluation")
 
 Finished = tuple[Cell, CellResult, Metrics]
@@ -65,8 +64,7 @@ def make_tables(config: MatrixConfig, finished: Sequence[Finished], *, budget: s
 def _row(finished: Finished, *, budget: str) -> dict[str, object]:
     cell, result, metrics = finished
     figures: dict[str, float | None] = {}
-    for name in _FIGURES:
-        estimate = metrics.figures[name]
+    for name, estimate in metrics.figures.items():
         figures |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return {
         "experiment": cell.experiment,

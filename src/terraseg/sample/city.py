@@ -2,7 +2,7 @@
 
 `make_city` writes what a catalogue would offer: several dates of Sentinel-2 level 2A with cloud, as Cloud Optimized
 GeoTIFFs with STAC items shaped like those of Earth Search v1, and the truth beside them. `make_city_scene` is the
-short way to a clear scene (contract 1) with its footprints (contract 2).
+short way to a clear scene (contract 1) with its footprints (contract 2), which `python src/data.py city` goes.
 """
 
 from collections import Counter
@@ -103,12 +103,14 @@ def make_city(
 
 
 def make_city_scene(folder: Path, *, size: int = 256, seed: int = 0, noise: float = 15.0) -> tuple[Path, Path]:
-    """Write a cloudless scene ``city.tif`` and its buildings.
+    """Write a cloudless scene ``city.tif`` and its buildings, in place of those of a city that was there.
 
     Returns:
         The folders of the scene and of the footprints, as the download leaves them.
     """
     layout = lay_out(size=size, seed=seed)
+    buildings = folder / "footprints" / "buildings.parquet"
+    buildings.unlink(missing_ok=True)  # written last: a run that is killed leaves no city with another's buildings
     item = scene_item(
         name="city",
         geobox=layout.geobox,
@@ -126,8 +128,7 @@ def make_city_scene(folder: Path, *, size: int = 256, seed: int = 0, noise: floa
         for strip in strips(layout):
             rng = np.random.default_rng([seed, 2, 0, strip.row])
             _write(target, _stack(strip, size, noise=noise, rng=rng), strip.row)
-    footprints = _write_buildings(layout, folder / "footprints" / "buildings.parquet", seed)
-    return folder / "raw", footprints.parent
+    return folder / "raw", _write_buildings(layout, buildings, seed).parent
 
 
 def _acquisition(index: int) -> Acquisition:
