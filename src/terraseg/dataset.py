@@ -41,6 +41,8 @@ IGNORE = -1
 COVERAGE_UNKNOWN = 255
 """Coverage value where the mask is `IGNORE` because nothing is known."""
 
+ChipKind = Literal["images", "masks", "coverage"]
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
@@ -184,7 +186,7 @@ class ChipDataset:
         return chip_path(self.root, split, "coverage", tile)
 
 
-def chip_path(root: Path, split: str, kind: Literal["images", "masks", "coverage"], tile: str) -> Path:
+def chip_path(root: Path, split: str, kind: ChipKind, tile: str) -> Path:
     """Where a chip's raster of one kind lies."""
     return root / split / kind / f"{tile}.tif"
 

@@ -39,7 +39,6 @@ def chip_origins(
         free[top : max(rect.bottom - block.top, 0), left : max(rect.right - block.left, 0)] = False
     if not free.any() or min(free.shape) < tile_size:
         return []
-    fits = _fitting(free, tile_size)
     rows, columns = (np.flatnonzero(free.any(axis=axis)) for axis in (1, 0))
     top, left = int(rows[0]), int(columns[0])  # the grid begins where the free ground begins
     chosen: list[tuple[int, int]] = []
@@ -51,18 +50,10 @@ def chip_origins(
         for row in row_starts:
             for column in column_starts:
                 window = (slice(row, row + tile_size), slice(column, column + tile_size))
-                if fits[row, column] and (regular or not shown[window].all()):
+                if free[window].all() and (regular or not shown[window].all()):
                     shown[window] = True
                     chosen.append((block.top + row, block.left + column))
     return sorted(set(chosen))
-
-
-def _fitting(free: npt.NDArray[np.bool_], size: int) -> npt.NDArray[np.bool_]:
-    """Whether a chip whose upper left pixel is (row, column) lies on free ground only: a summed-area table."""
-    table = np.zeros((free.shape[0] + 1, free.shape[1] + 1), dtype=np.int64)
-    table[1:, 1:] = free.cumsum(axis=0).cumsum(axis=1)
-    area = table[size:, size:] - table[:-size, size:] - table[size:, :-size] + table[:-size, :-size]
-    return np.asarray(area == size * size)
 
 
 def _edges(block: Rect, keep_out: Sequence[Rect]) -> tuple[list[int], list[int]]:

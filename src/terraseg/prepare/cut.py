@@ -1,5 +1,6 @@
 """One block: read it, label it, cut its chips. A pure function of its job."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,9 @@ import shapely
 from affine import Affine
 from rasterio.windows import Window
 
-from terraseg.bands import REFLECTANCE_SCALE, UNIT
-from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE, Split, chip_checksum, chip_path
+from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE, ChipKind, Split, chip_checksum, chip_path
 from terraseg.prepare.blocks import Rect
+from terraseg.prepare.chip_file import ChipFormat
 from terraseg.prepare.config import LabelRule
 from terraseg.prepare.rasterize import centres, coverage, inside_area, make_mask
 from terraseg.prepare.statistics import TrainHistogram
@@ -37,6 +38,7 @@ class BlockJob:
         completeness: cells that touch the block, with the share of the built-up area that the labels cover.
         least_share: cells below it are unknown.
         rule: the label rule.
+        formats: of its files, see `chip_formats`.
         folder: root of the dataset.
     """
 
@@ -52,6 +54,7 @@ class BlockJob:
     completeness: tuple[tuple[shapely.Geometry, float], ...]
     least_share: float
     rule: LabelRule
+    formats: Mapping[ChipKind, ChipFormat]
     folder: Path
 
 
@@ -92,7 +95,13 @@ def cut_block(job: BlockJob) -> BlockResult:
         shown[window] = True
         tile = f"{job.scene.name}_{row:05d}_{column:05d}"
         moved = transform @ Affine.translation(column, row)
-        _write_chip(job, tile, moved, image=image[:, *window], mask=mask[window], percent=percent[window])
+        # The dataset's folder appears as a whole, so that its files need no temporary names.
+        layers: dict[ChipKind, npt.NDArray[Any]] = {
+            "images": image[:, *window], "masks": mask[None, *window], "coverage": percent[None, *window],
+        }  # fmt: skip
+        for kind, pixels in layers.items():
+            path = chip_path(job.folder, job.split, kind, tile)
+            job.formats[kind].write(path, pixels, left=moved.c, top=moved.f)
         tiles.append(
             {
                 "tile": tile,
@@ -126,39 +135,12 @@ def cut_block(job: BlockJob) -> BlockResult:
     )
 
 
-def _write_chip(
-    job: BlockJob,
-    tile: str,
-    transform: Affine,
-    *,
-    image: npt.NDArray[np.uint16],
-    mask: npt.NDArray[np.int8],
-    percent: npt.NDArray[np.uint8],
-) -> None:
-    """The three rasters of a chip. The dataset's folder appears as a whole, so they need no temporary names."""
-    grid = {
-        "driver": "GTiff",
-        "width": job.tile_size,
-        "height": job.tile_size,
-        "crs": str(job.scene.geobox.crs),
-        "transform": transform,
-        "compress": "zstd",
-        "zstd_level": 1,
+def chip_formats(scene: Scene, indices: Sequence[int], *, tile_size: int) -> dict[ChipKind, ChipFormat]:
+    """The formats of a scene's chips."""
+    crs = str(scene.geobox.crs)
+    names = [scene.bands[index] for index in indices]
+    return {
+        "images": ChipFormat(crs=crs, gsd=scene.gsd, side=tile_size, dtype="uint16", nodata=NODATA, bands=names),
+        "masks": ChipFormat(crs=crs, gsd=scene.gsd, side=tile_size, dtype="int8", nodata=IGNORE),
+        "coverage": ChipFormat(crs=crs, gsd=scene.gsd, side=tile_size, dtype="uint8", nodata=COVERAGE_UNKNOWN),
     }
-    names = [job.scene.bands[index] for index in job.indices]
-    with rasterio.open(
-        chip_path(job.folder, job.split, "images", tile),
-        "w", count=len(image), dtype=image.dtype, nodata=NODATA, predictor=2, interleave="band", **grid,
-    ) as target:  # fmt: skip
-        target.write(image)
-        target.descriptions = names
-        target.scales = [REFLECTANCE_SCALE] * len(names)
-        target.update_tags(UNIT=UNIT)
-    layers: tuple[tuple[Any, npt.NDArray[Any], int], ...] = (
-        ("masks", mask, IGNORE),
-        ("coverage", percent, COVERAGE_UNKNOWN),
-    )
-    for kind, values, nodata in layers:
-        path = chip_path(job.folder, job.split, kind, tile)
-        with rasterio.open(path, "w", count=1, dtype=values.dtype, nodata=nodata, **grid) as target:
-            target.write(values, 1)

@@ -27,7 +27,7 @@ from terraseg.files import atomic_folder, sha256_of_file
 from terraseg.footprints import FootprintSource, find_footprints, footprint_files, known_extent
 from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.config import PrepareConfig
-from terraseg.prepare.cut import BlockJob, BlockResult, cut_block
+from terraseg.prepare.cut import BlockJob, BlockResult, chip_formats, cut_block
 from terraseg.prepare.plan import ground_of, plan_scene
 from terraseg.prepare.shift import LabelShift, measure_shift
 from terraseg.prepare.statistics import TrainHistogram
@@ -159,6 +159,7 @@ def _cut_scene(
 ) -> Iterator[BlockResult]:
     """Plan the blocks of one scene and cut them, several at a time, in order."""
     tree, cell_tree = shapely.STRtree(labels.shapes), shapely.STRtree(labels.cells)
+    formats = chip_formats(scene, indices, tile_size=config.tile_size)
     jobs = []
     for block in plan_scene(scene, labels.shapes, config=config, gap=gap):
         frame = ground_of(scene, block.rect)
@@ -177,6 +178,7 @@ def _cut_scene(
                 completeness=tuple(zip(labels.cells[cells], labels.shares[cells], strict=True)),
                 least_share=config.completeness.least_share if config.completeness else 0.0,
                 rule=config.label_rule,
+                formats=formats,
                 folder=folder,
             )
         )
