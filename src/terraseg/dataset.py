@@ -81,7 +81,7 @@ class DatasetInfo(_Strict):
 
     Attributes:
         format: version of the contract.
-        bands: ESA names in the order of the image files.
+        bands: ESA names in the order of the image files; with several frames of each frame.
         unit: unit of the image values (`terraseg.bands.UNIT`).
         nodata: image value without an observation.
         gsd: pixel size in metres.
@@ -90,6 +90,8 @@ class DatasetInfo(_Strict):
         classes: class id to name, contiguous from 0.
         label_rule: how a pixel got its class, in the words that reports print beside each score.
         split_rule: how blocks went to splits: kind, block side, gap, fractions, seed.
+        frames: how many dates an image file holds, one after the other: frames x bands layers, the first date first.
+        frame_dates: the dates of each place's frames by `tiles.scene`, ISO 8601; empty where ``frames`` is 1.
         provenance: source scenes with their STAC items' ids and dates, label sources with licence and attribution.
         content_hash: over the chips' checksums and all of the above; keys whatever is derived from the dataset.
     """
@@ -104,6 +106,8 @@ class DatasetInfo(_Strict):
     classes: dict[int, str]
     label_rule: str
     split_rule: dict[str, Any]
+    frames: int = 1
+    frame_dates: dict[str, tuple[str, ...]] = {}
     provenance: dict[str, Any]
     content_hash: str = ""
 
@@ -120,7 +124,9 @@ def chip_checksum(image: np.ndarray, mask: np.ndarray) -> int:
 
 def content_hash(info: DatasetInfo, tiles: pd.DataFrame) -> str:
     """Hex SHA-256 over everything that a training run can see of a dataset, independent of the rows' order."""
-    digest = hashlib.sha256(info.model_copy(update={"content_hash": ""}).model_dump_json().encode())
+    later = {"frames", "frame_dates"} if info.frames == 1 else None  # keys younger than most datasets of one date
+    head = info.model_copy(update={"content_hash": ""}).model_dump_json(exclude=later)
+    digest = hashlib.sha256(head.encode())
     rows = tiles[["tile", "split", "block", "checksum"]].sort_values("tile")
     for row in rows.itertuples(index=False):
         digest.update("\t".join(map(str, row)).encode())

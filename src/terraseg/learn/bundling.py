@@ -128,6 +128,7 @@ def bundle_info(
         model_factory=model_factory,
         model_args=model_args,
         bands=tuple(chips.bands),
+        frames=dataset.frames,
         unit=dataset.unit,
         nodata=chips.nodata,
         means=tuple(map(float, chips.means)),

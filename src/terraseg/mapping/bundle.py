@@ -35,7 +35,9 @@ class BundleInfo(BaseModel):
         experiment: its name, that of the folder in outputs/.
         model_factory: TerraTorch's factory that builds the architecture.
         model_args: the factory's arguments.
-        bands: ESA names, in the order of the input channels.
+        bands: ESA names, in the order of the input channels, of one frame.
+        frames: dates of one place that the input shows, the first one first; with several the model takes
+            (B, bands, frames, H, W).
         unit: unit of the raw pixels (`terraseg.bands.UNIT`).
         nodata: raw value without an observation.
         means: of each band, in DN; with ``stds`` what `terraseg.normalise.normalise` needs.
@@ -62,6 +64,7 @@ class BundleInfo(BaseModel):
     model_factory: str
     model_args: dict[str, Any]
     bands: tuple[str, ...]
+    frames: int = 1
     unit: str
     nodata: float
     means: tuple[float, ...]

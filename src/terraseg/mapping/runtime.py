@@ -22,10 +22,19 @@ class BundlePredictor(ABC):
     Args:
         bundle: statistics, classes and temperature.
         runtime: what identifies the runtime: whatever of it may change a pixel.
+
+    Raises:
+        ConfigError: the model takes several dates at once.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: dict[str, Any]) -> None:
         self._info = info = bundle.info
+        if info.frames != 1:
+            raise ConfigError(
+                f"the model takes {info.frames} dates of one place at once",
+                expected="a model of one date: scenes are mapped one by one",
+                fix="predict its folder of scenes by `terratorch predict`",
+            )
         self._means, self._stds = np.asarray(info.means, np.float32), np.asarray(info.stds, np.float32)
         self._others = [index for index in sorted(info.classes) if index != info.positive_class]
         self.bands, self.unit, self.nodata, self.gsd, self.means = (
