@@ -1,8 +1,11 @@
 """Models without weights for the tests of the mapping, written with numpy alone."""
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,3 +52,45 @@ class NumpyPredictor:
         self.windows += len(pixels)
         time.sleep(self.delay)
         return self.function(pixels)
+
+
+@dataclass(frozen=True)
+class NumpySource:
+    """How other processes come by a `NumpyPredictor`."""
+
+    function: Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.float32]] = from_neighbours
+    delay: float = 0.0
+
+    def open(self) -> NumpyPredictor:
+        return NumpyPredictor(self.function, delay=self.delay)
+
+
+POISON = 60_000
+"""DN that `Deadly` and `Failing` stumble over."""
+
+
+@dataclass(frozen=True)
+class Deadly:
+    """`from_neighbours`, which kills its process where it meets `POISON`: always, or once where it has a marker."""
+
+    marker: Path | None = None
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        if (pixels == POISON).any() and (self.marker is None or not self.marker.exists()):
+            if self.marker is not None:
+                self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return from_neighbours(pixels)
+
+
+@dataclass
+class Failing:
+    """`from_neighbours`, which fails the first ``times`` that it meets `POISON`."""
+
+    times: int
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        if (pixels == POISON).any() and self.times > 0:
+            self.times -= 1
+            raise RuntimeError("out of\nluck")
+        return from_neighbours(pixels)

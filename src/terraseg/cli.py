@@ -225,33 +225,46 @@ def _tune(verbs: _Verbs) -> None:
 def _predict(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each."""
+        from rich.console import Console
+
+        from terraseg.mapping.many import FailedScenesError
         from terraseg.mapping.run import predict
 
-        predict(
-            bundle=options.bundle,
-            config=options.config,
-            ckpt_path=options.ckpt_path,
-            input=options.input,
-            output=options.output,
-            crop=options.crop,
-            overlap=options.overlap,
-            batch_size=options.batch_size,
-            threshold=options.threshold,
-            tta=options.tta,
-            device=options.device,
-            runtime=options.runtime,
-            simplify_m=options.simplify,
-            min_area_m2=options.min_area,
-        )
+        try:
+            predict(
+                bundle=options.bundle,
+                config=options.config,
+                ckpt_path=options.ckpt_path,
+                input=options.input,
+                manifest=options.manifest,
+                output=options.output,
+                crop=options.crop,
+                overlap=options.overlap,
+                batch_size=options.batch_size,
+                threshold=options.threshold,
+                tta=options.tta,
+                device=options.device,
+                runtime=options.runtime,
+                simplify_m=options.simplify,
+                min_area_m2=options.min_area,
+                workers=options.workers,
+                scheduler=options.scheduler,
+                retries=options.retries,
+            )
+        except FailedScenesError as error:
+            Console(stderr=True).print(error.table())
+            raise
 
     parser = _verb(verbs, "predict", run, "map whole scenes")
     model = parser.add_mutually_exclusive_group(required=True)
     model.add_argument("--bundle", type=Path, help="outputs/<experiment>/bundle")
     model.add_argument("--config", type=Path, help="an experiment's YAML: its bundle, or the checkpoint of --ckpt_path")
     parser.add_argument("--ckpt_path", type=Path, help="with --config: a checkpoint instead of the bundle")
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
         "--input", "--predict_data_root", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes"
     )
+    what.add_argument("--manifest", type=Path, help="a list of scenes instead: .txt, .csv or .json")
     parser.add_argument("--output", type=Path, default=Path("results/predictions"), help="a folder each scene")
     parser.add_argument("--crop", type=int, help="side of a window in pixels; the bundle's chip size where absent")
     parser.add_argument("--overlap", type=int, help="of windows, in pixels; a quarter of the crop where absent")
@@ -266,6 +279,10 @@ def _predict(verbs: _Verbs) -> None:
     )
     parser.add_argument("--simplify", type=float, help="tolerance of the polygons in metres; half a pixel where absent")
     parser.add_argument("--min-area", type=float, default=0.0, help="least area of a polygon in square metres")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--workers", type=int, help="processes on this machine; one for each GPU where absent")
+    where.add_argument("--scheduler", help="address of a running Dask scheduler instead, tcp://HOST:PORT")
+    parser.add_argument("--retries", type=int, default=2, help="of a scene that fails, after all others")
 
 
 def _export(verbs: _Verbs) -> None:

@@ -1,14 +1,9 @@
 """A composite on a real Dask scheduler with workers as processes of their own."""
 
 import os
-import re
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,32 +13,12 @@ import pytest
 import rasterio
 import shapely
 
+from clusters import dask_cluster
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.run import download
 from terraseg.errors import ConfigError
 from terraseg.sample.city import make_city
 from terraseg.sample.servers import stac_server
-
-_OPTIONS = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-
-
-@contextmanager
-def _cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[str]]]]:
-    """Address of a scheduler, and its workers of one thread."""
-    dask = [sys.executable, "-m", "dask"]
-    start = [*dask, "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    scheduler: subprocess.Popen[str] = subprocess.Popen(start, **_OPTIONS)
-    assert scheduler.stderr is not None
-    address = next(found[0] for line in scheduler.stderr if (found := re.search(r"tcp://127\.0\.0\.1:\d+", line)))
-    threading.Thread(target=scheduler.stderr.read, daemon=True).start()
-    one = [*dask, "worker", address, "--host", "127.0.0.1", "--nthreads", "1", "--no-nanny", "--no-dashboard"]
-    running = [subprocess.Popen(one, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(workers)]
-    try:
-        yield address, running
-    finally:
-        for process in (*running, scheduler):
-            process.kill()
-            process.wait()
 
 
 def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
@@ -64,7 +39,7 @@ def test_a_killed_worker_loses_nothing(tmp_path: Path) -> None:
         )
         (local,) = download(aoi=aoi, output=tmp_path / "local", config=config)
         server.faults.delay = 0.1
-        with _cluster(workers=2) as (address, workers):
+        with dask_cluster(2) as (address, workers):
 
             def kill_one_in_the_middle() -> None:
                 while not list(tmp_path.glob("cluster/.*.blocks/*.npz")):
@@ -84,7 +59,7 @@ def _pixels(path: Path) -> np.ndarray[Any, Any]:
 
 
 def test_an_absent_scheduler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from terraseg.acquire import executor
+    from terraseg import executor
 
     monkeypatch.setattr(executor, "_CONNECT_TIMEOUT", "1s")
     with pytest.raises(ConfigError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):

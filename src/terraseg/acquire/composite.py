@@ -18,10 +18,10 @@ from rich.progress import track
 from terraseg.acquire.blocks import BlockResult, BlockTask, compute_block
 from terraseg.acquire.catalogues import SourceScene, catalogue
 from terraseg.acquire.config import AcquireConfig
-from terraseg.acquire.executor import run_tasks
 from terraseg.acquire.offsets import HISTOGRAM_BINS, dark_values, offset_contradiction
 from terraseg.acquire.provenance import FINGERPRINT, describe_sources, scene_item
 from terraseg.errors import OutputError, SceneError
+from terraseg.executor import run_tasks
 from terraseg.files import atomic_path, output_error
 from terraseg.scene import NODATA, open_scene, scene_writer
 

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,6 @@ import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from terraseg.errors import ConfigError, OutputError
 from terraseg.files import write_json
@@ -23,6 +20,7 @@ from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predictor import Predictor, check_fit
 from terraseg.mapping.scratch import FinishedStrips, fingerprint, output_lock
 from terraseg.mapping.stream import FinishedRows, predict_rows
+from terraseg.mapping.strips import StripWork, reading
 from terraseg.mapping.windows import WindowAxis
 from terraseg.products import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.raster import cog_writer
@@ -34,9 +32,6 @@ _FORMAT = 2
 """Version of how pixels are made; a change of the arithmetic counts it up, so that no run resumes on older rows."""
 
 _FINGERPRINT = "TERRASEG_FINGERPRINT"
-
-_CACHE_BYTES = 16 << 20
-"""GDAL's block cache for the outputs; a row of the scene's blocks comes on top."""
 
 
 def predict_scene(
@@ -51,6 +46,8 @@ def predict_scene(
     tta: bool = False,
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
+    spread: Callable[[StripWork], None] | None = None,
+    progress: bool = True,
 ) -> Product:
     """Map one scene to ``output/<scene name>``: probability and mask as COG, polygons, STAC item.
 
@@ -67,6 +64,8 @@ def predict_scene(
         tta: average over the eight rotations and flips of each window, at eight times the cost.
         simplify_m: Douglas-Peucker tolerance of the polygons in metres; half a pixel unless given, 0 for none.
         min_area_m2: least area of a polygon.
+        spread: has the rows predicted by other processes; this one does it unless given.
+        progress: show it, where standard error is a terminal.
 
     Raises:
         ConfigError: crop, overlap, batch size or threshold can't be, or the model can't take such a crop.
@@ -90,7 +89,7 @@ def predict_scene(
     outline = {"simplify_m": scene.gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
     print_of_run = fingerprint(_identity(scene, predictor, settings))
     product = Product(output / scene.name)
-    with output_lock(product.root), rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + _row_of_blocks(scene)):
+    with output_lock(product.root), reading(scene):
         if _is_finished(product, print_of_run, outline):
             logger.info("%s is finished already: nothing to do", product.root)
             return product
@@ -98,9 +97,13 @@ def predict_scene(
         product.item.unlink(missing_ok=True)  # unfinished from here on
         strips = FinishedStrips(product.root, fingerprint=print_of_run, count=len(rows.offsets))
         if not all(_tag(path) == print_of_run for path in (product.probability, product.mask)):
-            stream = partial(predict_rows, scene, predictor, rows=rows, columns=columns, batch_size=batch_size, tta=tta)
+            stream = partial(predict_rows, scene, rows=rows, columns=columns, batch_size=batch_size, tta=tta)
             encode = partial(_encode, threshold=threshold, class_id=predictor.class_id)
-            _predict_strips(scene.name, stream, strips, encode)
+            work = StripWork(scene, rows, stream, encode, strips)
+            if spread is None:
+                work(predictor, strips.missing(), progress=progress)
+            else:
+                spread(work)
             _write_rasters(scene, predictor, product, strips, rows=rows, tags={_FINGERPRINT: print_of_run, **settings})
         strips.remove()
         count = vectorise(
@@ -130,14 +133,6 @@ def _identity(scene: Scene, predictor: Predictor, settings: dict[str, Any]) -> d
     }
 
 
-def _row_of_blocks(scene: Scene) -> int:
-    """Bytes of the scene's blocks across its width, and a quarter more for what GDAL keeps with them."""
-    with rasterio.open(scene.path) as source:
-        rows, columns = source.block_shapes[0]
-        across = -(-source.width // columns)
-        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
-
-
 def _is_finished(product: Product, print_of_run: str, outline: dict[str, float]) -> bool:
     files = (product.item, product.probability, product.mask, product.polygons, product.geopackage)
     if not all(path.is_file() for path in files):
@@ -155,30 +150,6 @@ def _tag(path: Path) -> str | None:
     with rasterio.open(path) as source:
         tag: str | None = source.tags().get(_FINGERPRINT)
     return tag
-
-
-def _predict_strips(
-    name: str,
-    stream: Callable[..., Iterator[FinishedRows]],
-    strips: FinishedStrips,
-    encode: Callable[[FinishedRows], npt.NDArray[np.uint8]],
-) -> None:
-    """Predict the strips that are not there yet; one is written behind while the next is predicted."""
-    start = strips.done
-    if start == strips.count:
-        return
-    if start:
-        logger.info("%s: goes on after %d of %d rows of windows", name, start, strips.count)
-    written: Future[None] | None = None
-    with _progress() as progress, ThreadPoolExecutor(1, "write-behind") as writer:
-        task = progress.add_task(f"predict {name}", total=strips.count, completed=start)
-        for finished in stream(start=start):
-            if written is not None:
-                written.result()
-            written = writer.submit(lambda done: strips.write(done.index, encode(done)), finished)
-            progress.advance(task)
-        if written is not None:
-            written.result()
 
 
 def _encode(finished: FinishedRows, *, threshold: float, class_id: int) -> npt.NDArray[np.uint8]:
@@ -238,15 +209,3 @@ def _write_rasters(
             f"the rasters of {product.root} can't be written ({error.__cause__ or error})",
             fix="free some space and run the same command again; what was finished is kept",
         ) from error
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows of windows"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )

@@ -1,15 +1,42 @@
 """The step as the command line calls it: a bundle and scenes in, products out."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from terraseg.errors import ConfigError
 from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, open_bundle
+from terraseg.mapping.manifest import read_manifest
+from terraseg.mapping.many import FailedScenesError, Outcome, map_scenes, open_scenes
 from terraseg.mapping.parity import open_predictor
 from terraseg.mapping.predict import predict_scene
+from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.runtime import torch_device
+from terraseg.mapping.workers import open_workers
 from terraseg.products import Product
 from terraseg.scene import find_scenes
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """A bundle on a runtime; see `terraseg.mapping.parity.open_predictor`.
+
+    Attributes:
+        bundle: in a folder that all processes reach.
+        runtime: what runs it.
+        device: where.
+        crop: side of the windows.
+    """
+
+    bundle: Bundle
+    runtime: str
+    device: str
+    crop: int
+
+    def open(self) -> Predictor:
+        """The predictor."""
+        return open_predictor(self.bundle, runtime=self.runtime, device=self.device, crop=self.crop)
 
 
 def predict(
@@ -18,6 +45,7 @@ def predict(
     config: Path | None = None,
     ckpt_path: Path | None = None,
     input: Path,  # noqa: A002 -- the name of the option
+    manifest: Path | None = None,
     output: Path,
     crop: int | None = None,
     overlap: int | None = None,
@@ -28,6 +56,9 @@ def predict(
     runtime: str = "auto",
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    retries: int = 2,
 ) -> list[Product]:
     """Map a scene, or each scene of a folder, with a trained model.
 
@@ -36,6 +67,7 @@ def predict(
         config: YAML of the experiment: its own bundle.
         ckpt_path: with ``config``, a checkpoint of the experiment instead of its bundle.
         input: a scene of contract 1, or a folder of scenes of one kind.
+        manifest: a list of scenes instead of ``input``, see `read_manifest`.
         output: folder of the products; each lies in a folder of its scene's name.
         crop: side of a window in pixels; what the model was trained with unless given.
         overlap: overlap of windows in pixels; a quarter of the crop unless given.
@@ -46,35 +78,47 @@ def predict(
         runtime: what runs the model, see `open_predictor`.
         simplify_m: tolerance of the polygons in metres; half a pixel unless given.
         min_area_m2: least area of a polygon.
+        workers: processes on this machine; one for each GPU unless given.
+        scheduler: address of a Dask scheduler whose workers predict instead, see `open_workers`.
+        retries: how often a scene that failed is tried again, where there are several.
 
     Returns:
         The finished products, sorted by scene.
 
     Raises:
+        FailedScenesError: some of several scenes failed; all others are finished.
         ConfigError: neither bundle nor config, or both.
         TerrasegError: what `predict_scene`, `open_bundle`, `bundle_of_checkpoint`, `open_predictor` and `find_scenes`
             raise.
     """
     reuse_freed_memory()
-    scenes = find_scenes(input)
+    outcomes: list[Outcome] = []
+    if manifest is None:
+        scenes = find_scenes(input)
+    else:
+        scenes, outcomes = open_scenes(read_manifest(manifest), retries=retries)
     model = _model(bundle, config, ckpt_path, device=device)
     crop = crop or model.info.tile_size
-    predictor = open_predictor(model, runtime=runtime, device=device, crop=crop)
-    return [
-        predict_scene(
-            scene,
-            predictor,
-            output,
-            crop=crop,
-            overlap=crop // 4 if overlap is None else overlap,
-            batch_size=batch_size,
-            threshold=model.info.threshold if threshold is None else threshold,
-            tta=tta,
-            simplify_m=simplify_m,
-            min_area_m2=min_area_m2,
-        )
-        for scene in scenes
-    ]
+    source = BundleSource(model, runtime=runtime, device=device, crop=crop)
+    options: dict[str, Any] = {
+        "crop": crop,
+        "overlap": crop // 4 if overlap is None else overlap,
+        "batch_size": batch_size,
+        "threshold": model.info.threshold if threshold is None else threshold,
+        "tta": tta,
+        "simplify_m": simplify_m,
+        "min_area_m2": min_area_m2,
+    }
+    if scheduler is not None:  # its workers may run in other folders
+        scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes]
+        source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
+    with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
+        if manifest is None and len(scenes) == 1 and crew.count == 1:
+            return [predict_scene(scenes[0], source.open(), output, **options)]
+        outcomes += map_scenes(scenes, source, output, workers=crew, retries=retries, options=options)
+    if not all(outcome.product for outcome in outcomes):
+        raise FailedScenesError(outcomes)
+    return [outcome.product for outcome in outcomes if outcome.product]
 
 
 def _model(bundle: Path | None, config: Path | None, ckpt_path: Path | None, *, device: str) -> Bundle:

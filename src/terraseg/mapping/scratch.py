@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import logging
 import os
@@ -79,10 +80,11 @@ class FinishedStrips:
         for stale in self.folder.glob(".*.part*"):
             stale.unlink()
 
-    @property
-    def done(self) -> int:
-        """How many strips from the top are complete."""
-        return next((index for index in range(self.count) if not self._path(index).is_file()), self.count)
+    def missing(self, within: range | None = None) -> list[range]:
+        """The strips that are not complete, of all or of some, as runs of neighbours from the top down."""
+        absent = [index for index in within or range(self.count) if not self._path(index).is_file()]
+        runs = itertools.groupby(enumerate(absent), lambda place: place[1] - place[0])
+        return [range(run[0][1], run[-1][1] + 1) for run in (list(places) for _, places in runs)]
 
     def write(self, index: int, strip: npt.NDArray[np.uint8]) -> None:
         """Keep a strip, (layers, rows, columns).

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from terraseg.acquire.executor import run_tasks
+from terraseg.executor import run_tasks
 
 
 @pytest.mark.parametrize(("tasks", "workers"), [(0, 2), (1, 4), (7, 1), (7, 2), (20, 3)])
