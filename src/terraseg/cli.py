@@ -262,7 +262,10 @@ def _predict(verbs: _Verbs) -> None:
     parser.add_argument("--ckpt_path", type=Path, help="with --config: a checkpoint instead of the bundle")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
-        "--input", "--predict_data_root", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes"
+        "--input",
+        "--predict_data_root",
+        default="data/raw",
+        help="a scene, a folder of scenes, a VRT, a STAC item, or the http(s) address of a COG or an item",
     )
     what.add_argument("--manifest", type=Path, help="a list of scenes instead: .txt, .csv or .json")
     parser.add_argument("--output", type=Path, default=Path("results/predictions"), help="a folder each scene")

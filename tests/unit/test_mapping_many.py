@@ -26,7 +26,7 @@ from terraseg.mapping.many import FailedScenesError, Outcome, even_parts, map_sc
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.workers import ThisProcess, core_shares, open_workers
 from terraseg.products import Product, find_products
-from terraseg.scene import Scene
+from terraseg.scene import Scene, find_scenes
 
 OPTIONS: dict[str, Any] = {"crop": 32, "overlap": 8, "batch_size": 3, "threshold": 0.5}
 
@@ -86,7 +86,7 @@ def test_what_stays_broken_is_in_one_table_with_its_reason(tmp_path: Path) -> No
     poisoned(scenes[1])
     (tmp_path / "raw" / "torn.tif").write_bytes(b"II*\x00")
     opened, failed = open_scenes(
-        [*(str(scene.path) for scene in scenes), str(tmp_path / "raw" / "torn.tif")], retries=1
+        [*(str(scene.path) for scene in scenes), str(tmp_path / "raw" / "torn.tif")], find_scenes, retries=1
     )
     assert opened == scenes
     source = NumpySource(Failing(9))
@@ -116,7 +116,7 @@ def test_a_model_that_can_not_be_opened_ends_the_run_at_once(tmp_path: Path) -> 
 def test_two_scenes_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path: Path) -> None:
     paths = [str(make_scene(tmp_path / folder, (40, 40)).path) for folder in ("may", "june")]
     with pytest.raises(ConfigError, match="have one name"):
-        open_scenes(paths, retries=0)
+        open_scenes(paths, find_scenes, retries=0)
 
 
 @settings(max_examples=8, deadline=None)

@@ -12,6 +12,7 @@ from pystac.extensions.projection import ProjectionExtension
 
 from terraseg.errors import SceneError
 from terraseg.mapping.predictor import Predictor
+from terraseg.mapping.remote import is_url
 from terraseg.products import Product
 from terraseg.scene import ATTRIBUTION, Scene
 
@@ -99,7 +100,16 @@ def product_item(
         (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
     ):
         item.add_asset(key, pystac.Asset(href=f"./{path.name}", title=title, media_type=media_type, roles=["data"]))
-    source = os.path.relpath(scene.path.with_suffix(".json"), product.root)
-    item.add_link(pystac.Link(rel="derived_from", target=Path(source).as_posix(), media_type="application/json"))
+    item.add_link(pystac.Link(rel="derived_from", target=_provenance(scene, product), media_type="application/json"))
     record: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
     return record
+
+
+def _provenance(scene: Scene, product: Product) -> str:
+    """Where the scene's item is, from the product's; what stands for one that is elsewhere says itself where."""
+    links = scene.item.get("links") or []
+    origin = next((str(link["href"]) for link in links if link.get("rel") == "self"), "")
+    if is_url(origin):
+        return origin
+    local = Path(origin) if Path(origin).is_absolute() else scene.path.with_suffix(".json")
+    return Path(os.path.relpath(local, product.root)).as_posix()

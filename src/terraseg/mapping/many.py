@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,7 +18,7 @@ from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.strips import StripWork, progress_of_rows, reading
 from terraseg.mapping.workers import Workers
 from terraseg.products import Product
-from terraseg.scene import Scene, find_scenes
+from terraseg.scene import Scene
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +82,13 @@ class FailedScenesError(SceneError):
         return table
 
 
-def open_scenes(addresses: Sequence[str], *, retries: int) -> tuple[list[Scene], list[Outcome]]:
+def open_scenes(
+    addresses: Sequence[str], scenes_at: Callable[[str], list[Scene]], *, retries: int
+) -> tuple[list[Scene], list[Outcome]]:
     """Open scenes by their addresses; what can't be opened is an outcome already.
 
     Args:
+        scenes_at: opens one address.
         retries: how often it is tried again to open one.
 
     Raises:
@@ -96,7 +99,7 @@ def open_scenes(addresses: Sequence[str], *, retries: int) -> tuple[list[Scene],
     for attempt in range(1, retries + 2):
         for address in addresses if attempt == 1 else list(failed):
             try:
-                found[address] = find_scenes(address)
+                found[address] = scenes_at(address)
             except TerrasegError as error:
                 failed[address] = Outcome(address, reason=str(error), attempts=attempt)
             else:

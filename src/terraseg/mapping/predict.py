@@ -13,7 +13,7 @@ import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from terraseg.errors import ConfigError, OutputError
+from terraseg.errors import ConfigError, OutputError, SceneError
 from terraseg.files import write_json
 from terraseg.mapping.item import credit_line, product_item, scene_times
 from terraseg.mapping.polygons import vectorise
@@ -21,6 +21,7 @@ from terraseg.mapping.predictor import Predictor, check_fit
 from terraseg.mapping.scratch import FinishedStrips, fingerprint, output_lock
 from terraseg.mapping.stream import FinishedRows, predict_rows
 from terraseg.mapping.strips import StripWork, reading
+from terraseg.mapping.vrt import raster_identity
 from terraseg.mapping.windows import WindowAxis
 from terraseg.products import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.raster import cog_writer
@@ -104,6 +105,8 @@ def predict_scene(
                 work(predictor, strips.missing(), progress=progress)
             else:
                 spread(work)
+            if fingerprint(_identity(scene, predictor, settings)) != print_of_run:
+                raise SceneError(f"{scene.path} has changed while it was read", fix="run the same command again")
             _write_rasters(scene, predictor, product, strips, rows=rows, tags={_FINGERPRINT: print_of_run, **settings})
         strips.remove()
         count = vectorise(
@@ -123,11 +126,11 @@ def predict_scene(
 
 
 def _identity(scene: Scene, predictor: Predictor, settings: dict[str, Any]) -> dict[str, Any]:
-    """Everything that may change a pixel. The scene goes in by its file's size and time: hashing it costs a read."""
-    stat = scene.path.stat()
+    """Everything that may change a pixel."""
     return {
         "format": _FORMAT,
-        "scene": [scene.name, stat.st_size, stat.st_mtime_ns, scene.bands, str(scene.geobox.crs), *scene.geobox.affine],
+        "scene": [scene.name, scene.bands, str(scene.geobox.crs), *scene.geobox.affine],
+        "pixels": raster_identity(scene.path),
         "model": [predictor.provenance, predictor.bands, predictor.class_id],
         "settings": settings,
     }

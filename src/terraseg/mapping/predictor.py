@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rasterio.errors import RasterioIOError
 
 from terraseg.bands import UNIT, band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
+from terraseg.mapping.remote import open_raster
+from terraseg.mapping.vrt import remote_sources
 from terraseg.scene import NODATA, Scene
 
 logger = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def check_fit(scene: Scene, predictor: Predictor, *, crop: int) -> None:
 
 def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> None:
     height, width = scene.geobox.shape
-    with readable(scene.path), rasterio.open(scene.path) as source:
+    with readable(scene.path), open_raster(scene.path, remote_sources(scene.path)) as source:
         look = source.read(
             [index + 1 for index in indexes],
             out_shape=(len(indexes), min(height, _LOOK), min(width, _LOOK)),

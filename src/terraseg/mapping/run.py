@@ -1,12 +1,18 @@
 """The step as the command line calls it: a bundle and scenes in, products out."""
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from terraseg.errors import ConfigError
+from terraseg.files import output_error
 from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, open_bundle
+from terraseg.mapping.inputs import scenes_at
 from terraseg.mapping.manifest import read_manifest
 from terraseg.mapping.many import FailedScenesError, Outcome, map_scenes, open_scenes
 from terraseg.mapping.parity import open_predictor
@@ -15,7 +21,6 @@ from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.runtime import torch_device
 from terraseg.mapping.workers import open_workers
 from terraseg.products import Product
-from terraseg.scene import find_scenes
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ def predict(
     bundle: Path | None = None,
     config: Path | None = None,
     ckpt_path: Path | None = None,
-    input: Path,  # noqa: A002 -- the name of the option
+    input: str | Path,  # noqa: A002 -- the name of the option
     manifest: Path | None = None,
     output: Path,
     crop: int | None = None,
@@ -66,8 +71,8 @@ def predict(
         bundle: folder of the bundle; or else
         config: YAML of the experiment: its own bundle.
         ckpt_path: with ``config``, a checkpoint of the experiment instead of its bundle.
-        input: a scene of contract 1, or a folder of scenes of one kind.
-        manifest: a list of scenes instead of ``input``, see `read_manifest`.
+        input: a scene of contract 1, a folder of scenes of one kind, a VRT, a STAC item, or an http(s) address.
+        manifest: a list of these instead of ``input``, see `read_manifest`.
         output: folder of the products; each lies in a folder of its scene's name.
         crop: side of a window in pixels; what the model was trained with unless given.
         overlap: overlap of windows in pixels; a quarter of the crop unless given.
@@ -88,37 +93,50 @@ def predict(
     Raises:
         FailedScenesError: some of several scenes failed; all others are finished.
         ConfigError: neither bundle nor config, or both.
-        TerrasegError: what `predict_scene`, `open_bundle`, `bundle_of_checkpoint`, `open_predictor` and `find_scenes`
+        TerrasegError: what `predict_scene`, `open_bundle`, `bundle_of_checkpoint`, `open_predictor` and `scenes_at`
             raise.
     """
     reuse_freed_memory()
-    outcomes: list[Outcome] = []
-    if manifest is None:
-        scenes = find_scenes(input)
-    else:
-        scenes, outcomes = open_scenes(read_manifest(manifest), retries=retries)
-    model = _model(bundle, config, ckpt_path, device=device)
-    crop = crop or model.info.tile_size
-    source = BundleSource(model, runtime=runtime, device=device, crop=crop)
-    options: dict[str, Any] = {
-        "crop": crop,
-        "overlap": crop // 4 if overlap is None else overlap,
-        "batch_size": batch_size,
-        "threshold": model.info.threshold if threshold is None else threshold,
-        "tta": tta,
-        "simplify_m": simplify_m,
-        "min_area_m2": min_area_m2,
-    }
-    if scheduler is not None:  # its workers may run in other folders
-        scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes]
-        source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
-    with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
-        if manifest is None and len(scenes) == 1 and crew.count == 1:
-            return [predict_scene(scenes[0], source.open(), output, **options)]
-        outcomes += map_scenes(scenes, source, output, workers=crew, retries=retries, options=options)
+    with _room_for_inputs(output if scheduler else None) as folder:
+        outcomes: list[Outcome] = []
+        if manifest is None:
+            scenes = scenes_at(input, folder)
+        else:
+            scenes, outcomes = open_scenes(read_manifest(manifest), partial(scenes_at, folder=folder), retries=retries)
+        model = _model(bundle, config, ckpt_path, device=device)
+        crop = crop or model.info.tile_size
+        source = BundleSource(model, runtime=runtime, device=device, crop=crop)
+        options: dict[str, Any] = {
+            "crop": crop,
+            "overlap": crop // 4 if overlap is None else overlap,
+            "batch_size": batch_size,
+            "threshold": model.info.threshold if threshold is None else threshold,
+            "tta": tta,
+            "simplify_m": simplify_m,
+            "min_area_m2": min_area_m2,
+        }
+        if scheduler is not None:  # its workers may run in other folders
+            scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes]
+            source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
+        with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
+            if manifest is None and len(scenes) == 1 and crew.count == 1:
+                return [predict_scene(scenes[0], source.open(), output, **options)]
+            outcomes += map_scenes(scenes, source, output, workers=crew, retries=retries, options=options)
     if not all(outcome.product for outcome in outcomes):
         raise FailedScenesError(outcomes)
     return [outcome.product for outcome in outcomes if outcome.product]
+
+
+@contextmanager
+def _room_for_inputs(shared: Path | None) -> Iterator[Path]:
+    """A folder for the VRTs of `scenes_at`; in ``shared`` where processes of other machines read them, too."""
+    if shared is not None:
+        try:
+            shared.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(error, shared) from error
+    with tempfile.TemporaryDirectory(prefix=".inputs-", dir=shared) as folder:
+        yield Path(folder)
 
 
 def _model(bundle: Path | None, config: Path | None, ckpt_path: Path | None, *, device: str) -> Bundle:

@@ -9,13 +9,13 @@ from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
-from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from terraseg.bands import band_indices
 from terraseg.errors import CheckpointError
 from terraseg.mapping.predictor import Predictor, readable
+from terraseg.mapping.remote import PatientRaster, open_raster
+from terraseg.mapping.vrt import remote_sources
 from terraseg.mapping.windows import WindowAxis
 from terraseg.scene import NODATA, Scene
 
@@ -89,7 +89,7 @@ def predict_rows(
     indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
     open_rows = np.zeros((rows.crop, columns.padded), np.float32)
     blended = np.zeros_like(open_rows)
-    with rasterio.open(scene.path) as source:
+    with open_raster(scene.path, remote_sources(scene.path)) as source:
         read = _Reader(source, indexes, rows=rows, columns=columns, batch_size=batch_size)
         for item in read_ahead(read(rows.first_touching(first)), depth=_AHEAD):
             if isinstance(item, _Batch):
@@ -131,7 +131,7 @@ class _Reader:
     """
 
     def __init__(
-        self, source: DatasetReader, indexes: Sequence[int], *, rows: WindowAxis, columns: WindowAxis, batch_size: int
+        self, source: PatientRaster, indexes: Sequence[int], *, rows: WindowAxis, columns: WindowAxis, batch_size: int
     ) -> None:
         self._source, self._indexes, self._batch_size = source, indexes, batch_size
         self._rows, self._columns = rows, columns
