@@ -243,6 +243,8 @@ def _predict(verbs: _Verbs) -> None:
                 batch_size=options.batch_size,
                 threshold=options.threshold,
                 tta=options.tta,
+                logits=options.logits,
+                uncertainty=options.uncertainty,
                 device=options.device,
                 runtime=options.runtime,
                 simplify_m=options.simplify,
@@ -280,6 +282,8 @@ def _predict(verbs: _Verbs) -> None:
         default="auto",
         help="torch, torch-bf16, onnx, openvino, openvino-bf16; on a CPU the fastest of `terraseg export` where absent",
     )
+    parser.add_argument("--logits", action="store_true", help="write the log-odds, too")
+    parser.add_argument("--uncertainty", action="store_true", help="write the entropy of the probability, too")
     parser.add_argument("--simplify", type=float, help="tolerance of the polygons in metres; half a pixel where absent")
     parser.add_argument("--min-area", type=float, default=0.0, help="least area of a polygon in square metres")
     where = parser.add_mutually_exclusive_group()

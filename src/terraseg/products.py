@@ -14,6 +14,18 @@ PROBABILITY_NODATA = 255
 MASK_NODATA = 255
 """DN of mask.tif without an observation."""
 
+LOGITS_SCALE = 1 / 1000
+"""Log-odds (natural logarithm) of one DN of logits.tif."""
+
+LOGITS_NODATA = -32768
+"""DN of logits.tif without an observation."""
+
+UNCERTAINTY_SCALE = 1 / 250
+"""Entropy in bits of one DN of uncertainty.tif: 0 to 250."""
+
+UNCERTAINTY_NODATA = 255
+"""DN of uncertainty.tif without an observation."""
+
 
 @dataclass(frozen=True)
 class Product:
@@ -34,6 +46,22 @@ class Product:
     def mask(self) -> Path:
         """COG, uint8: class ids at the bundle's threshold, 255 = nodata."""
         return self.root / "mask.tif"
+
+    @property
+    def logits(self) -> Path:
+        """COG, int16, only where it was asked for: log-odds of the probability x 1000, -32768 = nodata.
+
+        Of the blended probability, so that both say the same; beyond +-16.6 single precision can't tell.
+        """
+        return self.root / "logits.tif"
+
+    @property
+    def uncertainty(self) -> Path:
+        """COG, uint8, only where it was asked for: entropy of the class against all others x 250, 255 = nodata.
+
+        In bits (Shannon 1948): 1 where the probability is 0.5, 0 where the model is sure.
+        """
+        return self.root / "uncertainty.tif"
 
     @property
     def polygons(self) -> Path:

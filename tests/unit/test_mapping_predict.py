@@ -364,3 +364,63 @@ def test_a_run_that_stops_late_does_not_leave_a_finished_product(
     predict_scene(scene, again, tmp_path, **OPTIONS | {"threshold": 0.4})
     assert first.item.is_file()
     assert again.windows == 1  # every window was kept: one call tries the crop
+
+
+def test_logits_and_uncertainty_say_the_same_as_the_probability(tmp_path: Path) -> None:
+    pixels = np.tile(np.arange(1, 250, dtype=np.uint16), (70, 3))
+    pixels[10:20, 10:30] = 0
+    scene = scene_of(tmp_path / "raw", pixels)
+    product = predict_scene(scene, NumpyPredictor(), tmp_path, **OPTIONS, logits=True, uncertainty=True)
+    p = pixels / 250
+    with np.errstate(divide="ignore", invalid="ignore"):
+        expected = {
+            product.logits: np.log(p / (1 - p)),
+            product.uncertainty: -p * np.log2(p) - (1 - p) * np.log2(1 - p),
+        }
+    item = pystac.Item.from_file(str(product.item))
+    assert set(item.assets) == {"probability", "mask", "logits", "uncertainty", "polygons", "geopackage"}
+    for path, values in expected.items():
+        assert cog_validate(path, quiet=True)[0]
+        assert (product.root / item.assets[path.stem].href).resolve() == path
+        with rasterio.open(path) as source:
+            dn, tags = source.read(1).astype(float), source.tags()
+            assert (json.loads(tags["MODEL"]), tags["ATTRIBUTION"]) == (
+                {"weights_hash": "abc"}, "imagery of the tests; model of the tests",
+            )  # fmt: skip
+            np.testing.assert_array_equal(dn == source.nodata, pixels == 0)
+            np.testing.assert_allclose(
+                (dn * source.scales[0])[pixels > 0], values[pixels > 0], atol=0.51 * source.scales[0]
+            )
+    item.stac_extensions = []
+    item.validate()
+    plain = predict_scene(scene, NumpyPredictor(), tmp_path, **OPTIONS)
+    assert not plain.logits.exists()
+    assert set(json.loads(plain.item.read_text())["assets"]) == {"probability", "mask", "polygons", "geopackage"}
+
+
+def test_log_odds_of_certainty_are_finite(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "raw", (40, 40))
+    sure = NumpyPredictor(lambda pixels: np.where(pixels[:, 0] > 700, 90, -90).astype(np.float32))
+    product = predict_scene(scene, sure, tmp_path, **OPTIONS, logits=True, uncertainty=True)
+    assert set(np.unique(read(product.mask))) == {0, 1}
+    logits = read(product.logits)
+    assert 16_000 < logits.max() < 17_000
+    assert -17_000 < logits.min() < -16_000
+    assert read(product.uncertainty).max() < 250
+    assert read(product.uncertainty).min() == 0
+
+
+@pytest.mark.parametrize("layer", ["probability", "mask", "logits", "uncertainty"])
+def test_overviews_do_not_mix_nodata_into_values(tmp_path: Path, layer: str) -> None:
+    pixels = np.full((40, 1100), 200, np.uint16)
+    pixels[:, 1::3] = 0
+    pixels[:, 600:] = 0
+    scene = scene_of(tmp_path / "raw", pixels)
+    product = predict_scene(scene, NumpyPredictor(), tmp_path, **OPTIONS, logits=True, uncertainty=True)
+    with rasterio.open(product.root / f"{layer}.tif") as source:
+        whole = source.read(1)
+        assert source.overviews(1) == [2, 4]
+    with rasterio.open(product.root / f"{layer}.tif", overview_level=0) as source:
+        reduced = source.read(1)
+    assert set(np.unique(reduced)) <= set(np.unique(whole))
+    assert len(np.unique(whole)) == 2

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import shapely
 from pystac.extensions.projection import ProjectionExtension
 
 from terraseg.errors import SceneError
+from terraseg.mapping.layers import ALWAYS, Layer
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.remote import is_url
 from terraseg.products import Product
@@ -50,13 +52,20 @@ def scene_times(scene: Scene) -> dict[str, Any]:
 
 
 def product_item(
-    product: Product, scene: Scene, predictor: Predictor, *, settings: dict[str, Any], polygons: dict[str, Any]
+    product: Product,
+    scene: Scene,
+    predictor: Predictor,
+    *,
+    settings: dict[str, Any],
+    polygons: dict[str, Any],
+    layers: Sequence[Layer] = ALWAYS,
 ) -> dict[str, Any]:
     """The STAC 1.1 item of a finished product (https://stacspec.org) with the projection extension.
 
     Args:
         settings: what the rasters were made with: threshold, crop, overlap and so on.
         polygons: what the polygons were made with, and how many there are.
+        layers: the rasters that there are.
 
     Raises:
         SceneError: the scene's provenance has no date or attribution.
@@ -94,8 +103,7 @@ def product_item(
         bbox=list(geobox.boundingbox.bbox),
     )
     for path, key, media_type, title in (
-        (product.probability, "probability", _COG, f"Probability of {predictor.class_name}, DN / 250, nodata 255"),
-        (product.mask, "mask", _COG, f"{predictor.class_id} = {predictor.class_name}, 0 = not, nodata 255"),
+        *((layer.path(product), layer.name, _COG, layer.title(predictor)) for layer in layers),
         (product.polygons, "polygons", _PARQUET, f"Polygons of {predictor.class_name}"),
         (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
     ):

@@ -2,13 +2,12 @@
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
@@ -16,20 +15,21 @@ from rasterio.windows import Window
 from terraseg.errors import ConfigError, OutputError, SceneError
 from terraseg.files import write_json
 from terraseg.mapping.item import credit_line, product_item, scene_times
+from terraseg.mapping.layers import ALWAYS, LOGITS, OPTIONAL, UNCERTAINTY, Layer, encode
 from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predictor import Predictor, check_fit
 from terraseg.mapping.scratch import FinishedStrips, fingerprint, output_lock
-from terraseg.mapping.stream import FinishedRows, predict_rows
+from terraseg.mapping.stream import predict_rows
 from terraseg.mapping.strips import StripWork, reading
 from terraseg.mapping.vrt import raster_identity
 from terraseg.mapping.windows import WindowAxis
-from terraseg.products import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
+from terraseg.products import Product
 from terraseg.raster import cog_writer
 from terraseg.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 """Version of how pixels are made; a change of the arithmetic counts it up, so that no run resumes on older rows."""
 
 _FINGERPRINT = "TERRASEG_FINGERPRINT"
@@ -45,6 +45,8 @@ def predict_scene(
     batch_size: int,
     threshold: float,
     tta: bool = False,
+    logits: bool = False,
+    uncertainty: bool = False,
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
     spread: Callable[[StripWork], None] | None = None,
@@ -63,6 +65,8 @@ def predict_scene(
         batch_size: windows of one forward.
         threshold: of the probability, before it is rounded to 1/250; at or above it a pixel is of the class.
         tta: average over the eight rotations and flips of each window, at eight times the cost.
+        logits: write the log-odds, too.
+        uncertainty: write the entropy, too.
         simplify_m: Douglas-Peucker tolerance of the polygons in metres; half a pixel unless given, 0 for none.
         min_area_m2: least area of a polygon.
         spread: has the rows predicted by other processes; this one does it unless given.
@@ -86,28 +90,35 @@ def predict_scene(
         "batch_size": batch_size,
         "threshold": threshold,
         "tta": tta,
+        "logits": logits,
+        "uncertainty": uncertainty,
     }
+    wanted = {LOGITS: logits, UNCERTAINTY: uncertainty}
+    layers = [*ALWAYS, *(layer for layer in OPTIONAL if wanted[layer])]
     outline = {"simplify_m": scene.gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
     print_of_run = fingerprint(_identity(scene, predictor, settings))
     product = Product(output / scene.name)
     with output_lock(product.root), reading(scene):
-        if _is_finished(product, print_of_run, outline):
+        if _is_finished(product, print_of_run, outline, layers):
             logger.info("%s is finished already: nothing to do", product.root)
             return product
         check_fit(scene, predictor, crop=crop)
         product.item.unlink(missing_ok=True)  # unfinished from here on
+        for layer in set(OPTIONAL) - set(layers):  # of a run before
+            layer.path(product).unlink(missing_ok=True)
         strips = FinishedStrips(product.root, fingerprint=print_of_run, count=len(rows.offsets))
-        if not all(_tag(path) == print_of_run for path in (product.probability, product.mask)):
+        if not all(_tag(path) == print_of_run for path in (layer.path(product) for layer in layers)):
             stream = partial(predict_rows, scene, rows=rows, columns=columns, batch_size=batch_size, tta=tta)
-            encode = partial(_encode, threshold=threshold, class_id=predictor.class_id)
-            work = StripWork(scene, rows, stream, encode, strips)
+            encoded = partial(encode, layers=layers, threshold=threshold, class_id=predictor.class_id)
+            work = StripWork(scene, rows, stream, encoded, strips)
             if spread is None:
                 work(predictor, strips.missing(), progress=progress)
             else:
                 spread(work)
             if fingerprint(_identity(scene, predictor, settings)) != print_of_run:
                 raise SceneError(f"{scene.path} has changed while it was read", fix="run the same command again")
-            _write_rasters(scene, predictor, product, strips, rows=rows, tags={_FINGERPRINT: print_of_run, **settings})
+            tags = {_FINGERPRINT: print_of_run, **settings}
+            _write_rasters(scene, predictor, product, strips, rows=rows, layers=layers, tags=tags)
         strips.remove()
         count = vectorise(
             product.mask,
@@ -120,7 +131,8 @@ def predict_scene(
             min_area_m2=outline["min_area_m2"],
         )
         settings["fingerprint"] = print_of_run
-        item = product_item(product, scene, predictor, settings=settings, polygons={**outline, "count": count})
+        drawn = {**outline, "count": count}
+        item = product_item(product, scene, predictor, settings=settings, polygons=drawn, layers=layers)
         write_json(product.item, item)
     return product
 
@@ -136,8 +148,9 @@ def _identity(scene: Scene, predictor: Predictor, settings: dict[str, Any]) -> d
     }
 
 
-def _is_finished(product: Product, print_of_run: str, outline: dict[str, float]) -> bool:
-    files = (product.item, product.probability, product.mask, product.polygons, product.geopackage)
+def _is_finished(product: Product, print_of_run: str, outline: dict[str, float], layers: Sequence[Layer]) -> bool:
+    rasters = (layer.path(product) for layer in layers)
+    files = (product.item, product.polygons, product.geopackage, *rasters)
     if not all(path.is_file() for path in files):
         return False
     properties = json.loads(product.item.read_text(encoding="utf-8"))["properties"]
@@ -155,15 +168,6 @@ def _tag(path: Path) -> str | None:
     return tag
 
 
-def _encode(finished: FinishedRows, *, threshold: float, class_id: int) -> npt.NDArray[np.uint8]:
-    """(2, rows, columns): DN of probability.tif and of mask.tif."""
-    probability = np.rint(finished.probability / PROBABILITY_SCALE).astype(np.uint8)
-    mask = np.where(finished.probability >= threshold, class_id, 0).astype(np.uint8)
-    probability[~finished.valid] = PROBABILITY_NODATA
-    mask[~finished.valid] = MASK_NODATA
-    return np.stack([probability, mask])
-
-
 def _write_rasters(
     scene: Scene,
     predictor: Predictor,
@@ -171,6 +175,7 @@ def _write_rasters(
     strips: FinishedStrips,
     *,
     rows: WindowAxis,
+    layers: Sequence[Layer],
     tags: dict[str, Any],
 ) -> None:
     tags = {
@@ -181,32 +186,27 @@ def _write_rasters(
         "MODEL": json.dumps(predictor.provenance, sort_keys=True),
     }
     try:
-        with (
-            cog_writer(
-                product.probability,
-                geobox=scene.geobox,
-                dtype="uint8",
-                nodata=PROBABILITY_NODATA,
-                bands=[f"probability of {predictor.class_name}"],
-                overviews="average",
-                scale=PROBABILITY_SCALE,
-                tags=tags,
-            ) as probability,
-            cog_writer(
-                product.mask,
-                geobox=scene.geobox,
-                dtype="uint8",
-                nodata=MASK_NODATA,
-                bands=[f"{predictor.class_id} = {predictor.class_name}"],
-                overviews="nearest",
-                tags=tags,
-            ) as mask,
-        ):
+        with ExitStack() as stack:
+            targets = [
+                stack.enter_context(
+                    cog_writer(
+                        layer.path(product),
+                        geobox=scene.geobox,
+                        dtype=layer.dtype,
+                        nodata=layer.nodata,
+                        bands=[layer.title(predictor)],
+                        overviews=layer.overviews,
+                        scale=layer.scale,
+                        tags=tags,
+                    )
+                )
+                for layer in layers
+            ]
             for index in range(strips.count):
                 first, end = rows.finished(index)
                 window = Window(0, first, scene.geobox.shape.x, end - first)
-                for target, layer in zip((probability, mask), strips.read(index), strict=True):
-                    target.write(layer, 1, window=window)
+                for target, pixels in zip(targets, strips.read(index, layers=len(layers)), strict=True):
+                    target.write(pixels, 1, window=window)
     except RasterioIOError as error:  # GDAL does not say more
         raise OutputError(
             f"the rasters of {product.root} can't be written ({error.__cause__ or error})",

@@ -57,6 +57,8 @@ def predict(
     batch_size: int = 16,
     threshold: float | None = None,
     tta: bool = False,
+    logits: bool = False,
+    uncertainty: bool = False,
     device: str = "auto",
     runtime: str = "auto",
     simplify_m: float | None = None,
@@ -79,6 +81,8 @@ def predict(
         batch_size: windows of one forward.
         threshold: of the probability; the bundle's unless given.
         tta: average over rotations and flips.
+        logits: write the log-odds, too.
+        uncertainty: write the entropy, too.
         device: ``auto``, ``cpu``, ``cuda``, ...
         runtime: what runs the model, see `open_predictor`.
         simplify_m: tolerance of the polygons in metres; half a pixel unless given.
@@ -112,6 +116,8 @@ def predict(
             "batch_size": batch_size,
             "threshold": model.info.threshold if threshold is None else threshold,
             "tta": tta,
+            "logits": logits,
+            "uncertainty": uncertainty,
             "simplify_m": simplify_m,
             "min_area_m2": min_area_m2,
         }

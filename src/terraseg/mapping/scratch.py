@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -86,21 +86,22 @@ class FinishedStrips:
         runs = itertools.groupby(enumerate(absent), lambda place: place[1] - place[0])
         return [range(run[0][1], run[-1][1] + 1) for run in (list(places) for _, places in runs)]
 
-    def write(self, index: int, strip: npt.NDArray[np.uint8]) -> None:
-        """Keep a strip, (layers, rows, columns).
+    def write(self, index: int, strip: Sequence[npt.NDArray[np.generic]]) -> None:
+        """Keep a strip: (rows, columns) of each layer.
 
         Raises:
             OutputError: the disk is full or can't be written.
         """
         content = io.BytesIO()
-        np.save(content, strip, allow_pickle=False)
+        for layer in strip:
+            np.save(content, layer, allow_pickle=False)
         with atomic_path(self._path(index)) as temporary:
             temporary.write_bytes(content.getvalue())  # np.save to a file would not say why it failed
 
-    def read(self, index: int) -> npt.NDArray[np.uint8]:
-        """A strip as it was written."""
-        strip: npt.NDArray[np.uint8] = np.load(self._path(index), allow_pickle=False)
-        return strip
+    def read(self, index: int, *, layers: int) -> list[npt.NDArray[np.generic]]:
+        """A strip as it was written, with so many layers."""
+        with open(self._path(index), "rb") as handle:
+            return [np.load(handle, allow_pickle=False) for _ in range(layers)]
 
     def remove(self) -> None:
         """Throw all strips away."""

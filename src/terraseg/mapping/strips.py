@@ -39,7 +39,7 @@ class StripWork:
     scene: Scene
     rows: WindowAxis
     stream: Callable[..., Iterator[FinishedRows]]
-    encode: Callable[[FinishedRows], npt.NDArray[np.uint8]]
+    encode: Callable[[FinishedRows], Sequence[npt.NDArray[np.generic]]]
     strips: FinishedStrips
 
     def __call__(self, predictor: Predictor, parts: Sequence[range], *, progress: bool = True) -> None:
