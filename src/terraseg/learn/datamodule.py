@@ -22,6 +22,7 @@ from terraseg.learn.graph.cache import open_superpixels
 from terraseg.learn.graph.superpixels import SuperpixelRule
 from terraseg.learn.loader import ResumableLoader
 from terraseg.learn.pack import Pack, open_pack
+from terraseg.learn.turns import TURNS, turned
 from terraseg.normalise import normalise
 from terraseg.subsets import chosen_chips
 
@@ -245,24 +246,28 @@ class Chips(Dataset[Batch]):
         masks = np.empty((len(pairs), side, side), dtype=np.int64)
         images = np.empty((len(pairs), len(self.module.bands), side, side), dtype=np.float32)
 
-        def show(place: int) -> None:
-            chip, turn = pairs[place]
-            pack, index = self.places[chip]
-            masks[place] = _turned(pack.masks[index], turn)
-            pixels = _turned(pack.images[index], turn)
-            self.module.to_input(pixels, observed=bool(pack.observed[index]), out=images[place])
+        def show(part: range) -> None:
+            some = self.places[0][0].images
+            scratch = np.empty(some.shape[1:], some.dtype)  # new memory for each chip would cost more than its turn
+            for place in part:
+                chip, turn = pairs[place]
+                pack, index = self.places[chip]
+                masks[place] = turned(pack.masks[index], turn)
+                pixels = turned(pack.images[index], turn, out=scratch)
+                self.module.to_input(pixels, observed=bool(pack.observed[index]), out=images[place])
 
         # The threads that torch may use: one in a worker process, so that workers don't get in each other's way.
-        with ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads(), len(pairs))) as pool:
-            list(pool.map(show, range(len(pairs))))
+        threads = min(_MOST_THREADS, torch.get_num_threads(), len(pairs))
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(show, (range(first, len(pairs), threads) for first in range(threads))))
         batch = {
             "image": torch.from_numpy(images),
             "mask": torch.from_numpy(masks),
             "filename": [self.tiles[chip] for chip, _ in pairs],
         }
         if self.superpixels:
-            turned = [_turned(self.superpixels[chip], turn).astype(np.int64) for chip, turn in pairs]
-            batch["superpixels"] = torch.from_numpy(np.stack(turned))
+            shown = [turned(self.superpixels[chip], turn).astype(np.int64) for chip, turn in pairs]
+            batch["superpixels"] = torch.from_numpy(np.stack(shown))
         return batch
 
 
@@ -327,7 +332,7 @@ class ChipSampler(DistributedSampler[Draw]):
                 order = random.permutation(count)
             else:
                 order = np.where(wanted, random.choice(with_class, count), random.choice(without, count))
-        turns = random.integers(0, 8, count) if self.augment else np.zeros(count, dtype=np.int64)
+        turns = random.integers(0, TURNS, count) if self.augment else np.zeros(count, dtype=np.int64)
         mine = slice(self.rank, self.num_samples * self.num_replicas, self.num_replicas)
         draws = zip(order[mine].tolist(), turns[mine].tolist(), strict=True)
         yield from islice(draws, self.first, None)
@@ -341,12 +346,6 @@ def _spread(rows: gpd.GeoDataFrame, count: int, *, where: Path) -> gpd.GeoDataFr
             f"overfit {count}", expected=f"1 to {len(held)}, the train chips of {where} that hold the class"
         )
     return held.iloc[np.linspace(0, len(held) - 1, count).round().astype(int)]
-
-
-def _turned(pixels: npt.NDArray[Any], turn: int) -> npt.NDArray[Any]:
-    """One of the eight symmetries: quarter turns, then a flip; rows and columns are the last two axes."""
-    turned = np.rot90(pixels, turn % 4, axes=(-2, -1))
-    return turned[..., ::-1] if turn >= 4 else turned
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  # already a batch
