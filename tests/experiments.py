@@ -22,12 +22,13 @@ def terratorch(*arguments: str) -> None:
         sys.argv = before
 
 
-def fit_test_and_predict(name: str, *changes: str) -> Bundle:
-    """Two steps from random weights, a test, and a map of raw/scene.tif, in a folder with data/processed and raw.
+def fit_test_and_predict(name: str, *changes: str, scenes: str = "raw") -> Bundle:
+    """Two steps from random weights, a test, and a map of scene.tif, in a folder with data/processed and ``scenes``.
 
     Args:
         name: of the experiment.
         changes: what is smaller than in its config.
+        scenes: folder of scene.tif, and of the other dates of its place where the model takes several.
 
     Returns:
         What the training leaves.
@@ -41,9 +42,9 @@ def fit_test_and_predict(name: str, *changes: str) -> Bundle:
     best = ("--ckpt_path", str(outputs / "checkpoints/best.ckpt"))
     terratorch("test", *config, *best, "--trainer.limit_test_batches=2")
     terratorch(
-        "predict", *config, *best, "--predict_output_dir", f"pred/{name}", "--data.init_args.predict_data_root", "raw"
+        "predict", *config, *best, "--predict_output_dir", f"pred/{name}", "--data.init_args.predict_data_root", scenes
     )
-    with rasterio.open(f"pred/{name}/scene_pred.tif") as mask, rasterio.open("raw/scene.tif") as image:
+    with rasterio.open(f"pred/{name}/scene_pred.tif") as mask, rasterio.open(f"{scenes}/scene.tif") as image:
         assert (mask.shape, mask.transform) == (image.shape, image.transform)
         assert set(np.unique(mask.read(1))) <= {0, 1}
     return open_bundle(outputs / "bundle")

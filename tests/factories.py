@@ -41,6 +41,7 @@ def make_scene(
     name: str = "scene",
     truth: np.ndarray | None = None,
     seed: int = 0,
+    day: str = "2026-01-01",
 ) -> Scene:
     """A scene of contract 1 in ``folder``, brighter and rougher where ``truth`` (by default `make_truth`) is 1."""
     truth = make_truth(size, seed=seed) if truth is None else truth
@@ -52,12 +53,26 @@ def make_scene(
         "type": "Feature",
         "stac_version": "1.1.0",
         "id": name,
-        "properties": {"datetime": "2026-01-01T00:00:00Z", "terraseg:attribution": ATTRIBUTION},
+        "properties": {"datetime": f"{day}T00:00:00Z", "terraseg:attribution": ATTRIBUTION},
     }
     path = folder / f"{name}.tif"
     with scene_writer(path, geobox=geobox, bands=bands, item=item) as target:
         target.write(np.clip(pixels, 1, 10_000).astype(np.uint16))
     return open_scene(path)
+
+
+def make_dates(scene: Scene, days: dict[str, str]) -> list[Scene]:
+    """More dates of a scene beside it, by name, each 100 DN brighter than the one before; nodata stays where it is."""
+    with rasterio.open(scene.path) as source:
+        pixels = source.read()
+    made = []
+    for step, (name, day) in enumerate(days.items(), start=1):
+        item = {**scene.item, "id": name, "properties": {**scene.item["properties"], "datetime": f"{day}T00:00:00Z"}}
+        path = scene.path.with_name(f"{name}.tif")
+        with scene_writer(path, geobox=scene.geobox, bands=scene.bands, item=item) as target:
+            target.write(np.where(pixels == 0, 0, pixels + 100 * step).astype(np.uint16))
+        made.append(open_scene(path))
+    return made
 
 
 def make_dataset(

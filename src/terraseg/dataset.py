@@ -17,7 +17,7 @@ Reading needs neither torch nor GDAL's Python bindings of the big libraries: the
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -91,7 +91,7 @@ class DatasetInfo(_Strict):
         label_rule: how a pixel got its class, in the words that reports print beside each score.
         split_rule: how blocks went to splits: kind, block side, gap, fractions, seed.
         frames: how many dates an image file holds, one after the other: frames x bands layers, the first date first.
-        frame_dates: the dates of each place's frames by `tiles.scene`, ISO 8601; empty where ``frames`` is 1.
+        frame_dates: days of each place's frames, by the place's name in ``tiles.scene``; empty where ``frames`` is 1.
         provenance: source scenes with their STAC items' ids and dates, label sources with licence and attribution.
         content_hash: over the chips' checksums and all of the above; keys whatever is derived from the dataset.
     """
@@ -111,14 +111,23 @@ class DatasetInfo(_Strict):
     provenance: dict[str, Any]
     content_hash: str = ""
 
+    def layers(self, place: str) -> tuple[str, ...]:
+        """Descriptions of the layers of a place's image files, see `layer_names`."""
+        return layer_names(self.bands, self.frame_dates.get(place, ()))
+
     @property
     def attribution(self) -> str:
         """The line that every map, figure and report of this dataset carries."""
         return str(self.provenance["attribution"])
 
 
+def layer_names(bands: Sequence[str], dates: Sequence[str]) -> tuple[str, ...]:
+    """The layers of an image file: its bands, or with several dates ``B02 2024-06-01``, date by date."""
+    return tuple(f"{band} {date}" for date in dates for band in bands) if len(dates) > 1 else tuple(bands)
+
+
 def chip_checksum(image: np.ndarray, mask: np.ndarray) -> int:
-    """CRC-32 of a chip's pixels, (bands, rows, columns) image, then (rows, columns) mask: finds swapped files."""
+    """CRC-32 of a chip's pixels, (layers, rows, columns) image, then (rows, columns) mask: finds swapped files."""
     return zlib.crc32(mask.tobytes(), zlib.crc32(image.tobytes()))
 
 

@@ -4,7 +4,9 @@ The only place that knows how scenes look on disk. The preparation and the mappi
 `open_scene`, the acquisition and the sample write them with `scene_writer`.
 """
 
+import datetime as dt
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -53,6 +55,21 @@ class Scene:
     def gsd(self) -> float:
         """Pixel size in metres."""
         return float(abs(self.geobox.resolution.x))
+
+    @property
+    def day(self) -> dt.date:
+        """Its date; of a composite the first of its days.
+
+        Raises:
+            SceneError: its provenance has none.
+        """
+        properties = self.item["properties"]
+        try:
+            return dt.datetime.fromisoformat(properties.get("datetime") or properties["start_datetime"]).date()
+        except (KeyError, ValueError, TypeError) as error:
+            raise SceneError(
+                f"{self.path.with_suffix('.json')} says no date", expected="datetime or start_datetime, ISO 8601"
+            ) from error
 
     @property
     def attribution(self) -> str:
@@ -128,6 +145,34 @@ def find_scenes(path: str | Path) -> list[Scene]:
                 fix="keep them in separate folders",
             )
     return scenes
+
+
+def find_places(path: str | Path, *, frames: int) -> list[tuple[Scene, ...]]:
+    """The scenes of a folder by place: those on one pixel grid, the first date first.
+
+    Args:
+        path: see `find_scenes`.
+        frames: dates of each place; with 1 each scene stands alone, also where others show the same place.
+
+    Raises:
+        SceneError: a place has another number of scenes, or two of one day; and see `find_scenes`.
+    """
+    scenes = find_scenes(path)
+    if frames == 1:
+        return [(scene,) for scene in scenes]
+    by_grid: dict[GeoBox, list[Scene]] = defaultdict(list)
+    for scene in scenes:
+        by_grid[scene.geobox].append(scene)
+    places = [tuple(sorted(group, key=lambda scene: scene.day)) for group in by_grid.values()]
+    for place in places:
+        days = [str(scene.day) for scene in place]
+        if len(place) != frames or len(set(days)) < frames:
+            raise SceneError(
+                f"on the grid of {place[0].name} there are {len(place)} scenes ({', '.join(days)})",
+                expected=f"{frames} of different days, one a frame",
+                fix="download as many periods, or correct the number of frames",
+            )
+    return places
 
 
 @contextmanager

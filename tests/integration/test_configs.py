@@ -9,9 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from experiments import fit_test_and_predict
-from factories import make_dataset, make_scene, make_truth
+from experiments import CONFIGS, fit_test_and_predict, terratorch
+from factories import make_dataset, make_dates, make_scene, make_truth
 from terraseg.bands import PRITHVI_BANDS
+from terraseg.errors import ConfigError
+from terraseg.prepare.config import PrepareConfig, SplitRule
+from terraseg.prepare.run import preprocess
+from terraseg.sample.city import make_city_scene
+from terraseg.scene import find_scenes
 
 pytestmark = pytest.mark.usefixtures("in_home")
 
@@ -42,6 +47,8 @@ _EXPERIMENTS: dict[str, tuple[str, ...]] = {
 }
 """What is smaller than in the experiment itself. All start from random weights."""
 
+_DAYS = {"a_late": "2031-09-01", "b_middle": "2031-06-01"}
+
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -51,6 +58,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth[::16, ::16] = 1
     make_dataset(home / "data/processed", make_scene(home, (128, 512), truth=truth), truth, tile_size=64)
     make_scene(home / "raw", (70, 90))
+    make_dates(make_scene(home / "dates", (70, 90)), _DAYS)
+    scenes, labels = make_city_scene(home / "city", size=448, seed=3)
+    make_dates(find_scenes(scenes)[0], _DAYS)
+    rules = PrepareConfig(tile_size=64, frames=3, split=SplitRule(block_chips=2))
+    preprocess(scenes=scenes, labels=labels, output=home / "data/processed_multitemporal", config=rules)
     return home
 
 
@@ -62,3 +74,18 @@ def test_fit_test_and_predict_two_steps(name: str) -> None:
         logits = bundle.load_model()(torch.randn(1, 6, 64, 96))
     assert logits.shape == (1, 2, 64, 96)
     assert torch.isfinite(logits).all()
+
+
+def test_several_dates_are_learned_from_and_mapped_together() -> None:
+    """The map has the grid and the name of the first date; a dataset of another number of dates is refused."""
+    small = (_TINY_PRITHVI, _UPERNET)
+    bundle = fit_test_and_predict("prithvi_multitemporal", *small, scenes="dates")
+    assert (bundle.info.frames, bundle.info.bands) == (3, PRITHVI_BANDS)
+    with torch.inference_mode():
+        logits = bundle.load_model()(torch.randn(1, 6, 3, 64, 96))
+    assert logits.shape == (1, 2, 64, 96)
+    with pytest.raises(ConfigError, match="1 date of its place, backbone_num_frames is 3"):
+        terratorch(
+            "fit", "-c", str(CONFIGS / "prithvi_multitemporal.yaml"), *small, "--data.init_args.root=data/processed",
+            "--model.init_args.weights=random",
+        )  # fmt: skip

@@ -8,6 +8,7 @@ import pytest
 import timm
 import yaml
 
+from terraseg.config import load_data_config
 from terraseg.learn import check_model as check_model_module
 from terraseg.learn.check_model import check_model
 from terraseg.learn.model import build_model
@@ -22,10 +23,11 @@ _COMPARISON = (
 )  # fmt: skip
 _OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "scalemae_upernet")
 """Beside the comparison: their pretraining saw other bands than the six of Prithvi."""
+_DATES = ("prithvi_multitemporal",)
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
 _CITY = ("city_unet",)
 _DEBUG = ("debug_overfit",)
-_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DEMO + _CITY + _DEBUG
+_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG
 _GRAPH = ("urban_graphsage",)
 """In the comparison too. Its model has no weights and no pretraining to describe; test_graph_terratorch runs it."""
 _TRAINING = Path(__file__).parents[2] / "docs" / "training.md"
@@ -72,6 +74,18 @@ def test_the_other_foundation_models_differ_in_bands_too(name: str) -> None:
     config, shared = _without_what_may_differ(name), _without_what_may_differ("prithvi_upernet")
     del config["data"]["init_args"]["bands"], shared["data"]["init_args"]["bands"]
     assert config == shared
+
+
+def test_several_dates_differ_from_one_in_the_dataset_and_what_the_model_is_told_of_them_alone() -> None:
+    one, several = (_without_what_may_differ(name) for name in ("prithvi_upernet", "prithvi_multitemporal"))
+    assert several["data"]["init_args"].pop("root") == "data/processed_multitemporal"
+    one["data"]["init_args"].pop("root")
+    assert several == one
+    arguments = _read("prithvi_multitemporal")["model"]["init_args"]["model_args"]
+    frames = load_data_config(_CONFIGS / "multitemporal_data.yaml").prepare.frames
+    assert frames == len(load_data_config(_CONFIGS / "multitemporal_data.yaml").acquire.periods) == 3
+    assert arguments["backbone_num_frames"] == arguments["necks"][1].pop("effective_time_dim") == frames
+    assert {**arguments, "backbone_num_frames": 1} == _read("prithvi_upernet")["model"]["init_args"]["model_args"]
 
 
 @pytest.mark.parametrize("name", _EXPERIMENTS)
@@ -156,7 +170,11 @@ def test_the_demo_differs_from_the_comparison_in_its_data_and_budget_alone() -> 
 def test_each_model_passes_the_check_and_is_described(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check_model_module, "hub_answers", lambda: True)
     config = _read(name)
-    assert check_model(config, bands=config["data"]["init_args"]["bands"], classes=["background", "building"]) == []
+    frames = 3 if name in _DATES else 1
+    bands = config["data"]["init_args"]["bands"]
+    assert check_model(config, bands=bands, classes=["background", "building"], frames=frames) == []
+    (finding,) = check_model(config, bands=bands, classes=["background", "building"], frames=2)
+    assert "2 dates" in str(finding) or "2 of each place" in str(finding)
 
     arguments = config["model"]["init_args"]
     model = build_model(arguments["model_factory"], arguments["model_args"])

@@ -15,8 +15,9 @@ import torch
 from factories import make_scene
 from terraseg.dataset import chip_checksum, open_dataset, write_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
-from terraseg.learn.datamodule import ChipDataModule, ChipSampler, _turned
+from terraseg.learn.datamodule import ChipDataModule, ChipSampler
 from terraseg.learn.pack import open_pack
+from terraseg.learn.turns import turned
 from terraseg.normalise import normalise
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.run import preprocess
@@ -84,7 +85,7 @@ def test_training_sees_exactly_what_the_mapping_computes(prepared):
     (pack,) = {id(pack): pack for pack, _ in chips.places}.values()
     assert pack.observed.all()
     draws = [(chip, chip % 8) for chip in range(8)]
-    raw = np.stack([_turned(pack.images[chip], turn) for chip, turn in draws])[:, module.indices]
+    raw = np.stack([turned(pack.images[chip], turn) for chip, turn in draws])[:, module.indices]
     mapped = normalise(raw, means=module.means, stds=module.stds, nodata=module.nodata)
     np.testing.assert_array_equal(chips.__getitems__(draws)["image"].numpy(), mapped)
 

@@ -12,10 +12,10 @@ from terraseg.prepare.statistics import TrainHistogram
 def test_streamed_statistics_are_exact(values, cut):
     pixels = np.array([values], dtype=np.uint16)
     whole, parts = TrainHistogram(1), TrainHistogram(1)
-    whole.add(pixels, np.zeros(0, np.int8))
+    whole.add_pixels(pixels)
     for part in (pixels[:, :cut], pixels[:, cut:]):
         other = TrainHistogram(1)
-        other.add(part, np.zeros(0, np.int8))
+        other.add_pixels(part)
         parts.merge(other)
     band = parts.stats(["B02"], classes={0: "background"}).bands["B02"]
     assert band == whole.stats(["B02"], classes={0: "background"}).bands["B02"]
@@ -27,7 +27,8 @@ def test_streamed_statistics_are_exact(values, cut):
 
 def test_class_frequencies():
     histogram = TrainHistogram(1)
-    histogram.add(np.zeros((1, 5), np.uint16), np.array([0, 0, 1, 1, 1], np.int8))
+    histogram.add_pixels(np.zeros((1, 5), np.uint16))
+    histogram.add_labels(np.array([0, 0, 1, 1, 1], np.int8))
     stats = histogram.stats(["B02"], classes={0: "background", 1: "building", 2: "never"})
     assert stats.class_pixels == {0: 2, 1: 3, 2: 0}
     assert stats.pixels == 5

@@ -79,7 +79,7 @@ def index_baseline(
         The result as it was written (`Metrics`); ``rule`` holds the rule in words.
 
     Raises:
-        SceneError: the dataset has the bands of no candidate.
+        SceneError: the dataset has the bands of no candidate, or several dates.
         SplitError: the class never occurs in train or in ``split``.
     """
     candidates = [candidate for candidate in _candidates() if set(candidate.bands) <= set(dataset.info.bands)]
@@ -87,6 +87,11 @@ def index_baseline(
         raise SceneError(
             f"{dataset.root} has bands {', '.join(dataset.info.bands)}, from which no index can be made",
             expected="at least B04",
+        )
+    if dataset.info.frames > 1:
+        raise SceneError(
+            f"{dataset.root} shows {dataset.info.frames} dates of each place",
+            expected="one, from which an index is made",
         )
     rule = _tune(dataset, candidates, cell=cell, seed=seed)
     truth = chip_truth(dataset, split=split, cell=cell)

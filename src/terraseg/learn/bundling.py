@@ -276,7 +276,7 @@ def _trained(
     except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} can't be read as a checkpoint ({reason})", fix="correct --ckpt_path") from error
-    check_inputs(model_args, bands=chips.bands, classes=chips.class_names)
+    check_inputs(model_args, bands=chips.bands, classes=chips.class_names, frames=chips.dataset.info.frames)
     expected = record_of(chips, model_factory=model_factory, model_args=model_args)
     statement = check_record(checkpoint, expected, where=path)
     model = build_model(model_factory, model_args)

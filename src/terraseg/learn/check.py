@@ -34,4 +34,5 @@ def check(config: str | Path, *, root: str | Path | None = None, model: bool = T
         values,
         bands=[band(str(name)).name for name in given] if named else None,
         classes=list(dataset.info.classes.values()) if dataset else [],
+        frames=dataset.info.frames if dataset else 1,
     )

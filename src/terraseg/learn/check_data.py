@@ -260,19 +260,20 @@ def check_sample(dataset: ChipDataset) -> list[Finding]:
             tile, checksum = rows["tile"][position], int(rows["checksum"][position])
             read = partial(read_chip, dataset, split, tile, checksum=checksum)
             _, faults = attempt(f"{_DATA}.root", read)
-            findings += faults or _check_headers(dataset, split, tile)
+            findings += faults or _check_headers(dataset, split, tile, place=rows["scene"][position])
     return findings
 
 
-def _check_headers(dataset: ChipDataset, split: Split, tile: str) -> list[Finding]:
+def _check_headers(dataset: ChipDataset, split: Split, tile: str, *, place: str) -> list[Finding]:
     info, findings = dataset.info, []
+    layers = info.layers(place)
     with rasterio.open(dataset.image(split, tile)) as image, rasterio.open(dataset.mask(split, tile)) as mask:
         said = {
             "CRS": (str(image.crs or "none"), " or ".join(info.crs) or "none"),
             "unit": (image.tags().get("UNIT", info.unit), info.unit),
             "bands": (
-                ", ".join(name or own for name, own in zip(image.descriptions, info.bands, strict=True)),
-                ", ".join(info.bands),
+                ", ".join(name or own for name, own in zip(image.descriptions, layers, strict=True)),
+                ", ".join(layers),
             ),
             "nodata": (f"{image.nodata or 0:g}", f"{info.nodata:g}"),
             "nodata of the mask": (f"{IGNORE if mask.nodata is None else mask.nodata:g}", str(IGNORE)),

@@ -18,13 +18,16 @@ from terraseg.learn.weights import HUB, HUB_OR_RANDOM, RANDOM, hub_answers
 _ARGS = "model.init_args.model_args"
 
 
-def check_model(config: Mapping[str, Any], *, bands: Sequence[str] | None, classes: Sequence[str]) -> list[Finding]:
+def check_model(
+    config: Mapping[str, Any], *, bands: Sequence[str] | None, classes: Sequence[str], frames: int = 1
+) -> list[Finding]:
     """All of the model part.
 
     Args:
         config: an experiment's YAML, parsed.
         bands: ESA names that the data gives; None where the dataset can't be opened.
         classes: their names.
+        frames: dates of one place that a chip shows.
     """
     model = config["model"].get("init_args") or {}
     arguments = model.get("model_args") or {}
@@ -33,7 +36,10 @@ def check_model(config: Mapping[str, Any], *, bands: Sequence[str] | None, class
     findings += names
     if bands is not None:
         findings += attempt(
-            _ARGS, lambda: check_inputs({**arguments, "num_classes": len(classes)}, bands=bands, classes=classes)
+            _ARGS,
+            lambda: check_inputs(
+                {**arguments, "num_classes": len(classes)}, bands=bands, classes=classes, frames=frames
+            ),
         )[1]
     if not names:
         findings += attempt(_ARGS, lambda: build_model(str(model.get("model_factory")), arguments))[1]

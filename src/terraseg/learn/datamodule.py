@@ -24,6 +24,7 @@ from terraseg.learn.loader import ResumableLoader
 from terraseg.learn.pack import Pack, open_pack
 from terraseg.learn.turns import TURNS, turned
 from terraseg.normalise import normalise
+from terraseg.scene import find_places
 from terraseg.subsets import chosen_chips
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,8 @@ class ChipDataModule(LightningDataModule):
     """Batches of normalised chips.
 
     A batch is ``image``: float32 (batch, bands, rows, columns), standardised with the statistics of train, pixels
-    without observation at 0; ``mask``: int64 (batch, rows, columns), -1 = ignore; ``filename``: tile ids. For a model
+    without observation at 0; of a dataset of several dates (batch, bands, frames, rows, columns), the first date first,
+    as Prithvi wants it; ``mask``: int64 (batch, rows, columns), -1 = ignore; ``filename``: tile ids. For a model
     of superpixels also ``superpixels``: int64 (batch, rows, columns), those of the chip, turned as its image is.
 
     Args:
@@ -58,7 +60,8 @@ class ChipDataModule(LightningDataModule):
             whether an experiment can learn anything at all. Its scores say nothing of other ground.
         seed: of the fraction, the order and the augmentation; they depend on it and on the epoch alone, not on the
             workers.
-        predict_data_root: folder of GeoTIFFs for ``terratorch predict``.
+        predict_data_root: folder of GeoTIFFs for ``terratorch predict``; of scenes, as many of each place as there are
+            frames, where the dataset has several.
 
     Raises:
         DatasetError: the dataset is missing, changed, or has fewer train chips than ``batch_size``.
@@ -159,13 +162,17 @@ class ChipDataModule(LightningDataModule):
         return self._loader(self._chips["test"])
 
     def predict_dataloader(self) -> "DataLoader[Batch]":
-        """Each GeoTIFF of ``predict_data_root`` as a batch of one; ``filename`` is its path."""
+        """Each GeoTIFF of ``predict_data_root`` as a batch of one; ``filename`` is its path, that of the first date."""
         if self.predict_data_root is None:
             raise ConfigError(
                 "nothing to predict: predict_data_root is not set",
                 fix="add --data.init_args.predict_data_root FOLDER, or use `python src/predict.py` for whole scenes",
             )
-        files = sorted(Path(self.predict_data_root).glob("*.tif"))
+        if self.dataset.info.frames > 1:
+            places = find_places(self.predict_data_root, frames=self.dataset.info.frames)
+            files = [[scene.path for scene in place] for place in places]
+        else:
+            files = [[path] for path in sorted(Path(self.predict_data_root).glob("*.tif"))]
         if not files:
             raise DatasetError(f"no GeoTIFF in {self.predict_data_root}", fix="correct predict_data_root")
         return DataLoader(Files(files, self), batch_size=None, num_workers=self.num_workers)
@@ -173,14 +180,24 @@ class ChipDataModule(LightningDataModule):
     def to_input(
         self, pixels: npt.NDArray[Any], *, observed: bool = False, out: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        """Raw DN (..., the dataset's bands, rows, columns) to normalised float32 in the model's band order.
+        """Raw DN (..., the dataset's layers, rows, columns) to normalised float32 in the model's band order.
 
         Args:
             observed: all pixels are known to have an observation.
             out: where to write.
+
+        Returns:
+            (..., bands, rows, columns), of several dates (..., bands, frames, rows, columns).
         """
-        chosen = pixels if self.indices == list(range(pixels.shape[-3])) else pixels[..., self.indices, :, :]
-        return normalise(chosen, means=self.means, stds=self.stds, nodata=None if observed else self.nodata, out=out)
+        info = self.dataset.info
+        nodata = None if observed else self.nodata
+        dates = pixels.reshape(*pixels.shape[:-3], info.frames, len(info.bands), *pixels.shape[-2:])
+        chosen = dates if self.indices == list(range(len(info.bands))) else dates[..., self.indices, :, :]
+        if info.frames == 1:
+            return normalise(chosen[..., 0, :, :, :], means=self.means, stds=self.stds, nodata=nodata, out=out)
+        by_date = None if out is None else out.swapaxes(-4, -3)
+        by_date = normalise(chosen, means=self.means, stds=self.stds, nodata=nodata, out=by_date)
+        return by_date.swapaxes(-4, -3)
 
     def _loader(
         self, chips: "Chips", *, sampler: "ChipSampler | None" = None, drop_last: bool = False
@@ -242,9 +259,10 @@ class Chips(Dataset[Batch]):
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
         pairs = [(draw, 0) if isinstance(draw, int) else draw for draw in draws]
-        side = self.module.dataset.info.tile_size
+        side, frames = self.module.dataset.info.tile_size, self.module.dataset.info.frames
         masks = np.empty((len(pairs), side, side), dtype=np.int64)
-        images = np.empty((len(pairs), len(self.module.bands), side, side), dtype=np.float32)
+        dates = (frames,) if frames > 1 else ()
+        images = np.empty((len(pairs), len(self.module.bands), *dates, side, side), dtype=np.float32)
 
         def show(part: range) -> None:
             some = self.places[0][0].images
@@ -272,16 +290,20 @@ class Chips(Dataset[Batch]):
 
 
 class Files(Dataset[Batch]):
-    """GeoTIFFs of any size for prediction."""
+    """GeoTIFFs of any size for prediction, those of one place together."""
 
-    def __init__(self, files: Sequence[Path], module: ChipDataModule) -> None:
+    def __init__(self, files: Sequence[Sequence[Path]], module: ChipDataModule) -> None:
         self.files, self.module = files, module
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Batch:
-        path = self.files[index]
+        paths = self.files[index]
+        pixels = np.concatenate([self._read(path) for path in paths])
+        return {"image": torch.from_numpy(self.module.to_input(pixels[None])), "filename": [str(paths[0])]}
+
+    def _read(self, path: Path) -> npt.NDArray[Any]:
         with rasterio.open(path) as source:
             if source.tags().get("UNIT") != UNIT:
                 raise SceneError(
@@ -289,8 +311,8 @@ class Files(Dataset[Batch]):
                 )
             names = [name or f"unnamed band {number}" for number, name in enumerate(source.descriptions, start=1)]
             wanted = band_indices(self.module.dataset.info.bands, names, where=str(path))
-            pixels = source.read([position + 1 for position in wanted])
-        return {"image": torch.from_numpy(self.module.to_input(pixels[None])), "filename": [str(path)]}
+            pixels: npt.NDArray[Any] = source.read([position + 1 for position in wanted])
+        return pixels
 
 
 class ChipSampler(DistributedSampler[Draw]):

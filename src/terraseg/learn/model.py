@@ -96,12 +96,13 @@ def pad_to_stride(model: nn.Module, image: Tensor) -> Tensor:
     Models of ``SMPModelFactory`` take multiples of their stride alone; TerraTorch's own pad by themselves.
 
     Args:
-        image: (B, C, H, W) of any size.
+        image: (B, C, H, W) of any size; of several dates (B, C, T, H, W), which only TerraTorch's own take.
     """
     encoder: Any = encoder_of(model)
     stride = int(encoder.output_stride) if is_smp(model) else 1
     height, width = image.shape[-2:]
-    return functional.pad(image, (0, -width % stride, 0, -height % stride), mode="replicate")
+    lower, right = -height % stride, -width % stride
+    return functional.pad(image, (0, right, 0, lower), mode="replicate") if lower or right else image
 
 
 def set_statistics(model: nn.Module, *, means: npt.NDArray[np.float32], stds: npt.NDArray[np.float32]) -> None:
@@ -121,8 +122,10 @@ def superpixel_rule(model: nn.Module) -> SuperpixelRule | None:
     return encoder.superpixels if isinstance(encoder, GraphSage) else None
 
 
-def check_inputs(model_args: Mapping[str, Any], *, bands: Sequence[str], classes: Sequence[str]) -> None:
-    """Check that the model was declared for exactly the bands and classes that the data has, in their order.
+def check_inputs(
+    model_args: Mapping[str, Any], *, bands: Sequence[str], classes: Sequence[str], frames: int = 1
+) -> None:
+    """Check that the model was declared for exactly the bands, dates and classes that the data has, in their order.
 
     TerraTorch alone would take the first six of seven bands, and train. The bands are also checked against those of
     the pretraining, see `terraseg.learn.specs.BackboneSpec.check_bands`.
@@ -145,6 +148,25 @@ def check_inputs(model_args: Mapping[str, Any], *, bands: Sequence[str], classes
         raise ConfigError(
             f"num_classes is {model_args.get('num_classes')}", expected=f"{len(classes)} ({', '.join(classes)})"
         )
+    _check_frames(model_args, frames)
+
+
+def _check_frames(model_args: Mapping[str, Any], frames: int) -> None:
+    spec = SPECS.get(str(model_args.get("backbone")))
+    if frames > 1 and spec is not None and spec.frames is None:
+        able = ", ".join(name for name, known in SPECS.items() if known.frames is not None)
+        raise ConfigError(
+            f"{spec.name} knows no dates, the data shows {frames} of each place", expected=f"one of {able}"
+        )
+    declared = model_args.get("backbone_num_frames", 1)
+    if declared != frames:
+        raise ConfigError(
+            f"a chip shows {frames} date{'s' * (frames > 1)} of its place, backbone_num_frames is {declared}",
+            fix="make it the same as prepare.frames of the dataset",
+        )
+    for neck in model_args.get("necks") or ():
+        if neck.get("name") == "ReshapeTokensToImage" and (held := neck.get("effective_time_dim", 1)) != frames:
+            raise ConfigError(f"the neck ReshapeTokensToImage has effective_time_dim {held}", expected=f"{frames}")
 
 
 def _declared_bands(model_args: Mapping[str, Any]) -> Sequence[str] | int:

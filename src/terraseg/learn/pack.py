@@ -36,7 +36,8 @@ class Pack:
 
     Attributes:
         tiles: tile ids, in the order of the arrays.
-        images: (chips, bands, rows, columns), memory map, the dataset's type and band order.
+        images: (chips, layers, rows, columns), memory map, the dataset's type and order: bands, those of each date
+            one after the other where there are several.
         masks: (chips, rows, columns) int8, memory map; -1 = ignore.
         has_class: (chips,) whether a chip holds a pixel of a class other than background.
         observed: (chips,) whether all pixels of a chip have an observation, so that nobody has to look again.
@@ -142,7 +143,7 @@ def _store_chips(
 def read_chip(
     dataset: ChipDataset, split: Split, tile: str, *, checksum: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int8]]:
-    """One chip from its GeoTIFFs: image (bands, rows, columns), mask (rows, columns).
+    """One chip from its GeoTIFFs: image (layers, rows, columns), mask (rows, columns).
 
     Raises:
         DatasetError: unreadable, another shape, NaN, no valid pixel, unknown label ids, or not what was prepared.
@@ -157,16 +158,17 @@ def read_chip(
                 mask = source.read(1)
     except rasterio.errors.RasterioError as error:
         raise DatasetError(f"chip {tile} of {split} can't be read ({error})", fix=again) from error
-    side = dataset.info.tile_size
-    if image.shape != (len(dataset.info.bands), side, side) or mask.shape != (side, side):
+    side, frames, bands = dataset.info.tile_size, dataset.info.frames, len(dataset.info.bands)
+    if image.shape != (frames * bands, side, side) or mask.shape != (side, side):
         raise DatasetError(
             f"chip {tile} of {split} has image {image.shape} and mask {mask.shape}",
-            expected=f"{len(dataset.info.bands)} bands of {side} x {side} px",
+            expected=f"{bands} bands" + f" of {frames} dates" * (frames > 1) + f", {side} x {side} px",
             fix=again,
         )
     if np.issubdtype(image.dtype, np.floating) and np.isnan(image).any():
         raise DatasetError(f"chip {tile} of {split} holds NaN", expected=f"nodata {dataset.info.nodata:g}", fix=again)
-    if unobserved(image, nodata=dataset.info.nodata).all() or (mask == IGNORE).all():
+    dates = image.reshape(frames, bands, side, side)
+    if unobserved(dates, nodata=dataset.info.nodata).all() or (mask == IGNORE).all():
         raise DatasetError(f"chip {tile} of {split} has no valid pixel", fix=again)
     unknown = sorted(set(np.unique(mask).tolist()) - set(dataset.info.classes) - {IGNORE})
     if unknown:

@@ -52,6 +52,7 @@ class BackboneSpec:
         patch: side of a token in pixels; None for a CNN.
         gsd: of the pretraining's pixels, in metres.
         size: side of the pretraining's images, in pixels.
+        frames: dates of one place that the pretraining showed at once; None: the model knows no dates.
     """
 
     name: str
@@ -69,6 +70,7 @@ class BackboneSpec:
     patch: int | None = None
     gsd: float | None = None
     size: int | None = None
+    frames: int | None = None
 
     def check_bands(self, given: Sequence[str]) -> None:
         """Check the bands of the data against those of the pretraining.
@@ -109,6 +111,7 @@ def _prithvi(name: str, parameters: int, repository: str, **given: object) -> Ba
         patch=16,
         gsd=30.0,
         size=224,
+        frames=4,
     )
     return replace(second, **given)  # type: ignore[arg-type]  # each value is checked by the field's own type
 
@@ -196,7 +199,7 @@ SPECS = _by_name(
     [
         _prithvi(
             "prithvi_eo_v1_100", 86_237_184, "Prithvi-EO-1.0-100M", paper="Jakubik et al. 2023, arXiv:2310.18660",
-            means=(775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0),
+            frames=3, means=(775.0, 1081.0, 1229.0, 2497.0, 2204.0, 1611.0),
             stds=(1282.0, 1270.0, 1399.0, 1368.0, 1292.0, 1155.0),
         ),
         _prithvi("prithvi_eo_v2_tiny_tl", 5_634_050, "Prithvi-EO-2.0-tiny-TL"),
@@ -241,7 +244,7 @@ def models_table() -> Table:
     table.add_column("Backbone, weights, paper", no_wrap=True)
     table.add_column("Licence, pretraining")
     for spec in SPECS.values():
-        known = ((spec.patch, "patch {} px"), (spec.gsd, "{:g} m"), (spec.size, "{} px"))
+        known = ((spec.patch, "patch {} px"), (spec.gsd, "{:g} m"), (spec.size, "{} px"), (spec.frames, "{} dates"))
         pretraining = [text.format(value) for value, text in known if value is not None]
         table.add_row(
             Text.assemble((spec.name, "bold"), (f"\n{spec.weights}\n{spec.paper}", "dim")),

@@ -196,7 +196,8 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
             ConfigError: they contradict each other.
         """
         torch.set_float32_matmul_precision(self.hparams["matmul_precision"])
-        check_inputs(self.hparams["model_args"], bands=self.chips.bands, classes=self.chips.class_names)
+        frames = self.chips.dataset.info.frames
+        check_inputs(self.hparams["model_args"], bands=self.chips.bands, classes=self.chips.class_names, frames=frames)
         set_statistics(self.model, means=self.chips.means, stds=self.chips.stds)
         self.chips.superpixels = superpixel_rule(self.model)
         self._set_class_weights()

@@ -116,6 +116,8 @@ class PrepareConfig(_Section):
 
     Attributes:
         bands: bands of the chips, names in any dialect; kept in this order.
+        frames: dates of one place that a chip shows, for models of several dates: scenes on one pixel grid are the
+            frames of a place, the first date first, and there must be so many. With 1 each scene gives its own chips.
         tile_size: side of a chip, in pixels.
         train_stride: step between train chips in pixels; ``tile_size`` where absent. Smaller means overlapping train
             chips. Chips of val and test overlap only where a block is no multiple of the chip.
@@ -127,6 +129,7 @@ class PrepareConfig(_Section):
     """
 
     bands: tuple[str, ...] = PRITHVI_BANDS
+    frames: int = Field(default=1, ge=1)
     tile_size: int = Field(default=224, ge=8)
     train_stride: int | None = Field(default=None, ge=1)
     label_rule: LabelRule = LabelRule()

@@ -12,7 +12,7 @@ import shapely
 from affine import Affine
 from rasterio.windows import Window
 
-from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE, ChipKind, Split, chip_checksum, chip_path
+from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE, ChipKind, Split, chip_checksum, chip_path, layer_names
 from terraseg.prepare.blocks import Rect
 from terraseg.prepare.chip_file import ChipFormat
 from terraseg.prepare.config import LabelRule
@@ -26,8 +26,8 @@ class BlockJob:
     """What it takes to make the chips of one block.
 
     Attributes:
-        scene: where the pixels are.
-        indices: positions of the wanted bands in the scene.
+        frames: scenes of one place, on one grid, the first date first; the first one names the chips.
+        indices: positions of the wanted bands in each of them.
         block: pixels of the scene.
         name: the block's id in tiles.parquet.
         split: the block's split.
@@ -42,7 +42,7 @@ class BlockJob:
         folder: root of the dataset.
     """
 
-    scene: Scene
+    frames: tuple[Scene, ...]
     indices: tuple[int, ...]
     block: Rect
     name: str
@@ -69,16 +69,22 @@ class BlockResult:
 
 
 def cut_block(job: BlockJob) -> BlockResult:
-    """Write the chips of one block. Chips without a single labelled pixel are left out."""
-    block, size = job.block, job.tile_size
-    with rasterio.open(job.scene.path) as source:
-        image = source.read(
-            [index + 1 for index in job.indices], window=Window(block.left, block.top, block.width, block.height)
-        )
-    transform = job.scene.geobox.affine
-    observed = (image != NODATA).all(axis=0)
-    known = observed & inside_area(job.extent, window=block, transform=transform)
-    completeness = np.ones(observed.shape, dtype=np.float32)
+    """Write the chips of one block. Chips without a single labelled pixel are left out.
+
+    A pixel counts where at least one frame has an observation: models are shown the others at the mean of their band,
+    in training as in prediction, and a cloud in one of several dates takes no label away.
+    """
+    block, size, scene = job.block, job.tile_size, job.frames[0]
+    frames = np.empty((len(job.frames), len(job.indices), block.height, block.width), dtype=np.uint16)
+    for frame, pixels in zip(job.frames, frames, strict=True):
+        with rasterio.open(frame.path) as source:
+            window = Window(block.left, block.top, block.width, block.height)
+            source.read([index + 1 for index in job.indices], window=window, out=pixels)
+    image = frames.reshape(-1, block.height, block.width)
+    transform = scene.geobox.affine
+    seen = (frames != NODATA).all(axis=1)
+    known = seen.any(axis=0) & inside_area(job.extent, window=block, transform=transform)
+    completeness = np.ones(known.shape, dtype=np.float32)
     for cell, covered in job.completeness:
         completeness[centres([cell], window=block, transform=transform)] = covered
     known &= completeness >= job.least_share
@@ -93,7 +99,7 @@ def cut_block(job: BlockJob) -> BlockResult:
         if not labelled.any():
             continue
         shown[window] = True
-        tile = f"{job.scene.name}_{row:05d}_{column:05d}"
+        tile = f"{scene.name}_{row:05d}_{column:05d}"
         moved = transform @ Affine.translation(column, row)
         # The dataset's folder appears as a whole, so that its files need no temporary names.
         layers: dict[ChipKind, npt.NDArray[Any]] = {
@@ -107,7 +113,7 @@ def cut_block(job: BlockJob) -> BlockResult:
                 "tile": tile,
                 "split": job.split,
                 "block": job.name,
-                "scene": job.scene.name,
+                "scene": scene.name,
                 "row": row,
                 "column": column,
                 "building_fraction": float((mask[window] == 1).sum() / labelled.sum()),
@@ -117,11 +123,13 @@ def cut_block(job: BlockJob) -> BlockResult:
                 "geometry": shapely.box(*(moved @ (0, size)), *(moved @ (size, 0))),
             }
         )
-    histogram = TrainHistogram(len(image))
+    histogram = TrainHistogram(len(job.indices))
     if job.split == "train":
-        # By position: a boolean index would cost five times as long.
-        pixels = image.reshape(len(image), -1).take(np.flatnonzero(shown & observed), axis=1)
-        histogram.add(pixels, mask[shown & (mask != IGNORE)])
+        for pixels, observed in zip(frames, seen, strict=True):
+            # By position: a boolean index would cost five times as long.
+            of_train = pixels.reshape(len(pixels), -1).take(np.flatnonzero(shown & observed), axis=1)
+            histogram.add_pixels(of_train)
+        histogram.add_labels(mask[shown & (mask != IGNORE)])
     return BlockResult(
         split=job.split,
         tiles=tiles,
@@ -135,10 +143,11 @@ def cut_block(job: BlockJob) -> BlockResult:
     )
 
 
-def chip_formats(scene: Scene, indices: Sequence[int], *, tile_size: int) -> dict[ChipKind, ChipFormat]:
-    """The formats of a scene's chips."""
+def chip_formats(frames: Sequence[Scene], indices: Sequence[int], *, tile_size: int) -> dict[ChipKind, ChipFormat]:
+    """The formats of a place's chips."""
+    scene, days = frames[0], [str(frame.day) for frame in frames] if len(frames) > 1 else []
     crs = str(scene.geobox.crs)
-    names = [scene.bands[index] for index in indices]
+    names = layer_names([scene.bands[index] for index in indices], days)
     return {
         "images": ChipFormat(crs=crs, gsd=scene.gsd, side=tile_size, dtype="uint16", nodata=NODATA, bands=names),
         "masks": ChipFormat(crs=crs, gsd=scene.gsd, side=tile_size, dtype="int8", nodata=IGNORE),

@@ -344,7 +344,8 @@ def _write_chips(
         seen[split][window] = True
         if split == "train":
             observed = ~unobserved(pixels, nodata=NODATA)
-            histogram.add(pixels[:, new & observed], labels[new & labelled])
+            histogram.add_pixels(pixels[:, new & observed])
+            histogram.add_labels(labels[new & labelled])
         counts[split]["chips"] += 1
         counts[split]["class"] += int((labels[new] > 0).sum())
         counts[split]["background"] += int((labels[new] == 0).sum())

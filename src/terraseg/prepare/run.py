@@ -31,7 +31,7 @@ from terraseg.prepare.cut import BlockJob, BlockResult, chip_formats, cut_block
 from terraseg.prepare.plan import ground_of, plan_scene
 from terraseg.prepare.shift import LabelShift, measure_shift
 from terraseg.prepare.statistics import TrainHistogram
-from terraseg.scene import NODATA, Scene, find_scenes
+from terraseg.scene import NODATA, Scene, find_places
 
 _log = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def preprocess(
         OutputError: the output folder holds something else, or the disk is full.
     """
     output = Path(output)
-    found = find_scenes(scenes)
+    places = find_places(scenes, frames=config.frames)
+    found = [scene for place in places for scene in place]
     footprints, sources = find_footprints(labels)
     fingerprint = _fingerprint(found, labels, config)
     done = _finished(output, fingerprint)
@@ -88,11 +89,12 @@ def preprocess(
     tables: list[gpd.GeoDataFrame] = []
     shifts: dict[str, LabelShift] = {}
     with atomic_folder(output) as folder:
-        for scene in found:
+        for place in places:
+            scene = place[0]
             labels_here = _labels_of(scene, footprints, sources, config)
             if labels_here.shift:
                 shifts[scene.name] = labels_here.shift
-            results = _cut_scene(scene, labels_here, folder=folder, config=config, indices=indices, gap=gap)
+            results = _cut_place(place, labels_here, folder=folder, config=config, indices=indices, gap=gap)
             rows = []
             for result in results:
                 histogram.merge(result.histogram)
@@ -105,7 +107,7 @@ def preprocess(
         audit = audit_splits(
             tiles,
             pixels=counts,
-            ground=sum(scene.geobox.shape[0] * scene.geobox.shape[1] for scene in found),
+            ground=sum(place[0].geobox.shape[0] * place[0].geobox.shape[1] for place in places),
             gap_m=gap * found[0].gsd,
             gsd=found[0].gsd,
             zones=zones,
@@ -133,6 +135,8 @@ def preprocess(
                 "gap_m": gap * found[0].gsd,
                 "train_stride": config.train_stride,
             },
+            frames=config.frames,
+            frame_dates=_frame_dates(places) if config.frames > 1 else {},
             provenance=_provenance(found, sources, fingerprint),
         )
         write_dataset(folder, info=info, tiles=tiles, stats=histogram.stats(config.bands, classes=classes), audit=audit)
@@ -154,19 +158,26 @@ def preprocess(
     return dataset
 
 
-def _cut_scene(
-    scene: Scene, labels: _Labels, *, folder: Path, config: PrepareConfig, indices: Sequence[int], gap: int
+def _cut_place(
+    place: tuple[Scene, ...],
+    labels: _Labels,
+    *,
+    folder: Path,
+    config: PrepareConfig,
+    indices: Sequence[int],
+    gap: int,
 ) -> Iterator[BlockResult]:
-    """Plan the blocks of one scene and cut them, several at a time, in order."""
+    """Plan the blocks of one place and cut them, several at a time, in order."""
+    scene = place[0]
     tree, cell_tree = shapely.STRtree(labels.shapes), shapely.STRtree(labels.cells)
-    formats = chip_formats(scene, indices, tile_size=config.tile_size)
+    formats = chip_formats(place, indices, tile_size=config.tile_size)
     jobs = []
     for block in plan_scene(scene, labels.shapes, config=config, gap=gap):
         frame = ground_of(scene, block.rect)
         cells = cell_tree.query(frame)
         jobs.append(
             BlockJob(
-                scene=scene,
+                frames=place,
                 indices=tuple(indices),
                 block=block.rect,
                 name=block.name,
@@ -241,6 +252,10 @@ def _labels_of(
     return _Labels(polygons, extent, cells, shares, shift)
 
 
+def _frame_dates(places: Sequence[tuple[Scene, ...]]) -> dict[str, tuple[str, ...]]:
+    return {place[0].name: tuple(str(scene.day) for scene in place) for place in places}
+
+
 def _gap(config: PrepareConfig, *, gsd: float) -> int:
     """Pixels between splits: what was asked for, never less than one chip."""
     asked = 0 if config.split.gap_m is None else int(np.ceil(config.split.gap_m / gsd))
@@ -270,7 +285,8 @@ def _refuse_overlap(scenes: Sequence[Scene]) -> None:
 
 def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path], config: PrepareConfig) -> str:
     """Hex digest of the inputs' bytes and the config: the same fingerprint means the same dataset."""
-    digest = hashlib.sha256(config.model_dump_json().encode())
+    later = {"frames"} if config.frames == 1 else None  # a key younger than most datasets of one date
+    digest = hashlib.sha256(config.model_dump_json(exclude=later).encode())
     files = footprint_files(labels)
     files += [Path(config.completeness.path)] if config.completeness else []
     files += [Path(config.split.path)] if config.split.path else []

@@ -24,12 +24,15 @@ class TrainHistogram:
         self.counts = np.zeros((bands, _LEVELS), dtype=np.int64)
         self.class_pixels: dict[int, int] = {}
 
-    def add(self, pixels: npt.NDArray[np.uint16 | np.int16], labels: npt.NDArray[np.int8]) -> None:
-        """Count pixels (bands, n) that have an observation, and labels (m,) that are not ignored."""
+    def add_pixels(self, pixels: npt.NDArray[np.uint16 | np.int16]) -> None:
+        """Count pixels (bands, n) that have an observation; those of each date where there are several."""
         for band, values in enumerate(pixels):
             shifted = values.astype(np.int64)
             shifted -= self.least
             self.counts[band] += np.bincount(shifted, minlength=_LEVELS)
+
+    def add_labels(self, labels: npt.NDArray[np.int8]) -> None:
+        """Count labels (n,) that are not ignored."""
         for value, count in zip(*np.unique(labels, return_counts=True), strict=True):
             self.class_pixels[int(value)] = self.class_pixels.get(int(value), 0) + int(count)
 
