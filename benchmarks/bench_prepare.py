@@ -80,7 +80,7 @@ def _at_most(value: float, goal: float) -> dict[str, object]:
 
 
 def _preprocess_bars(folder: Path, side: int) -> dict[str, dict[str, object]]:
-    grounds = {parts: _make_ground(folder / str(side // parts), side // parts) for parts in (2, 1)}
+    grounds = {parts: make_ground(folder / str(side // parts), side // parts) for parts in (2, 1)}
     runs: dict[int, list[dict[str, float]]] = {parts: [] for parts in grounds}
     bare: list[float] = []
     for _ in range(3):  # in turns, and the best of each counts, as others may use the machine
@@ -99,7 +99,7 @@ def _preprocess_bars(folder: Path, side: int) -> dict[str, dict[str, object]]:
     }
 
 
-def _make_ground(folder: Path, side: int) -> Path:
+def make_ground(folder: Path, side: int) -> Path:
     """A scene with the grain of fields and noise, and boxes of 6 to 40 m as footprints, in towns."""
     rng = np.random.default_rng(0)
     geobox = GeoBox((side, side), Affine(10, 0, 300_000, 0, -10, 5_000_000), "EPSG:32631")

@@ -47,8 +47,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Like `atomic_path` for a folder: yields an empty one, which replaces ``path`` when the block ends well."""
+def atomic_folder(path: str | os.PathLike[str], *, keep_first: bool = False) -> Iterator[Path]:
+    """Like `atomic_path` for a folder: yields an empty one, which replaces ``path`` when the block ends well.
+
+    Args:
+        path: the folder.
+        keep_first: where another process made the same folder meanwhile, leave that one. For what is derived and named
+            by its content: others may have opened it.
+    """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.part")
     try:
@@ -57,7 +63,9 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
             _sweep(target, temporary)
             temporary.mkdir()
             yield temporary
-            if target.exists():
+            if keep_first:
+                _rename_unless_there(temporary, target)
+            elif target.exists():
                 old = temporary.with_suffix(".old.part")
                 target.replace(old)
                 temporary.replace(target)
@@ -66,6 +74,14 @@ def atomic_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
                 temporary.replace(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _rename_unless_there(temporary: Path, target: Path) -> None:
+    try:
+        temporary.replace(target)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
 
 
 @contextmanager

@@ -6,16 +6,20 @@ statistics of the wrong length, files that match by substring.
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import rasterio
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch.utils.data import DistributedSampler
 
 from factories import make_scene
 from terraseg.dataset import chip_checksum, open_dataset, write_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
-from terraseg.learn.datamodule import ChipDataModule, ChipSampler
+from terraseg.learn import runtime
+from terraseg.learn.datamodule import ChipDataModule, ChipSampler, OrderedSampler
 from terraseg.learn.pack import open_pack
 from terraseg.learn.turns import turned
 from terraseg.normalise import normalise
@@ -139,6 +143,70 @@ def test_ranks_share_an_epoch_without_overlap():
     parts = [list(ChipSampler(np.zeros(21, bool), rank=rank, **options)) for rank in (0, 1)]
     assert [len(part) for part in parts] == [10, 10]
     assert not {chip for chip, _ in parts[0]} & {chip for chip, _ in parts[1]}
+
+
+def _as_rank(root, rank, *, replicas, **options):
+    module = ChipDataModule(str(root), **{"batch_size": 4, **options})
+    module.trainer = SimpleNamespace(world_size=replicas, global_rank=rank, state=SimpleNamespace(fn=TrainerFn.FITTING))
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+@pytest.mark.parametrize("replicas", [2, 3, 5])
+def test_ranks_score_each_chip_once_in_as_many_batches(prepared, replicas):
+    whole = {tile: mask for batch in _module(prepared).val_dataloader() for tile, mask in _shown(batch)}
+    ranks = [list(_as_rank(prepared, rank, replicas=replicas).val_dataloader()) for rank in range(replicas)]
+    assert len({sum(len(batch["mask"]) for batch in batches) for batches in ranks}) == 1
+    scored = [pair for batches in ranks for batch in batches for pair in _shown(batch) if (pair[1] >= 0).any()]
+    assert sorted(tile for tile, _ in scored) == sorted(whole)
+    assert all(torch.equal(mask, whole[tile]) for tile, mask in scored)
+
+
+def _shown(batch):
+    return zip(batch["filename"], batch["mask"], strict=True)
+
+
+def test_lightning_leaves_our_order_alone(prepared):
+    sampler = _module(prepared).val_dataloader().sampler
+    assert isinstance(sampler, OrderedSampler)
+    assert isinstance(sampler, DistributedSampler), "another one Lightning would replace"
+
+
+def test_a_batch_must_fit_into_the_part_of_each_process(prepared):
+    count = len(_module(prepared)._chips["train"])
+    _as_rank(prepared, 0, replicas=2, batch_size=count // 2)
+    with pytest.raises(DatasetError, match=f"than the {count} train chips .*, dealt out to 2 processes"):
+        _as_rank(prepared, 0, replicas=2, batch_size=count // 2 + 1)
+
+
+def test_one_process_packs_for_all(root):
+    module = ChipDataModule(str(root))
+    module.trainer = SimpleNamespace(world_size=2, global_rank=0, state=SimpleNamespace(fn=TrainerFn.TESTING))
+    module.prepare_data()
+    assert [path.name for path in (root / ".pack" / module.dataset.info.content_hash[:16]).iterdir()] == ["test"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: not enough memory"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_says_what_to_turn(prepared, fault, capsys):
+    _module(prepared).on_exception(fault)
+    runtime._hook(type(fault), fault, None)
+    line = capsys.readouterr().err
+    assert line.startswith("error: out of memory with batch_size 4; to mend it: halve data.init_args.batch_size")
+    assert line.count("\n") == 1
+
+
+def test_another_fault_keeps_its_own_words(prepared):
+    fault = RuntimeError("shapes differ")
+    _module(prepared).on_exception(fault)
+    assert fault.__cause__ is None
 
 
 def test_class_share_decides_how_many_draws_hold_the_class():

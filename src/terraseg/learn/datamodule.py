@@ -16,12 +16,13 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from terraseg.bands import UNIT, band_indices
-from terraseg.dataset import ChipDataset, Split, open_dataset
-from terraseg.errors import ConfigError, DatasetError, SceneError
+from terraseg.dataset import IGNORE, ChipDataset, Split, open_dataset
+from terraseg.errors import ConfigError, DatasetError, SceneError, TrainingError
 from terraseg.learn.graph.cache import open_superpixels
 from terraseg.learn.graph.superpixels import SuperpixelRule
 from terraseg.learn.loader import ResumableLoader
 from terraseg.learn.pack import Pack, open_pack
+from terraseg.learn.runtime import out_of_memory
 from terraseg.learn.turns import TURNS, turned
 from terraseg.normalise import normalise
 from terraseg.scene import find_places
@@ -35,7 +36,13 @@ _MOST_THREADS = 4
 Draw = tuple[int, int]
 """A chip's position in its split, and which of the eight symmetries of the square (D4) shows it."""
 
+_UNKNOWN = -1
+"""In place of a turn: the chip is shown without its mask, and counts in no loss and no score."""
+
 Batch = dict[str, Any]
+
+_READ: Mapping[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+"""The splits that a stage reads."""
 
 
 class ChipDataModule(LightningDataModule):
@@ -116,16 +123,23 @@ class ChipDataModule(LightningDataModule):
         self.superpixels: SuperpixelRule | None = None  # what the model wants; its task says it before any loader
         self._chips: dict[Split, Chips] = {}
 
+    def prepare_data(self) -> None:
+        """Make the packed copies, in one process of a machine: the others wait for it."""
+        stage = self.trainer.state.fn if self.trainer else None
+        for split in _READ.get(stage.value, ()) if stage else ():
+            for name in sorted(set(self.chips_of(split)["split"])):
+                open_pack(self.dataset, name)
+
     def setup(self, stage: str) -> None:
         """Open the packed copies that a stage reads."""
-        wanted: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         packs: dict[str, Pack] = {}
-        for split in wanted.get(stage, ()):
+        for split in _READ.get(stage, ()):
             rows = self.chips_of(split)
             packs |= {name: open_pack(self.dataset, name) for name in sorted(set(rows["split"]) - set(packs))}
             self._chips[split] = Chips(rows, packs, self)
-        if stage == "fit" and len(self._chips["train"]) < self.batch_size:
+        if stage == "fit" and len(self._chips["train"]) // self._replicas < self.batch_size:
             count, of = len(self._chips["train"]), f" that fraction {self.fraction:g} leaves" * (self.fraction < 1)
+            of += f", dealt out to {self._replicas} processes" * (self._replicas > 1)
             raise DatasetError(
                 f"batch_size {self.batch_size} is more than the {count} train chips of {self.root}{of}",
                 expected="at least one full batch",
@@ -148,18 +162,18 @@ class ChipDataModule(LightningDataModule):
             seed=self.seed,
             augment=self.augment,
             class_share=self.class_share,
-            replicas=self.trainer.world_size if self.trainer else 1,
-            rank=self.trainer.global_rank if self.trainer else 0,
+            replicas=self._replicas,
+            rank=self._rank,
         )
-        return self._loader(chips, sampler=sampler, drop_last=True)
+        return self._loader(ResumableLoader, chips, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> "DataLoader[Batch]":
-        """Val chips as they are, in order."""
-        return self._loader(self._chips["val"])
+        """Val chips as they are, in order; each process gets its part of them."""
+        return self._in_order(self._chips["val"])
 
     def test_dataloader(self) -> "DataLoader[Batch]":
-        """Test chips as they are, in order."""
-        return self._loader(self._chips["test"])
+        """Test chips as they are, in order; each process gets its part of them."""
+        return self._in_order(self._chips["test"])
 
     def predict_dataloader(self) -> "DataLoader[Batch]":
         """Each GeoTIFF of ``predict_data_root`` as a batch of one; ``filename`` is its path, that of the first date."""
@@ -199,11 +213,35 @@ class ChipDataModule(LightningDataModule):
         by_date = normalise(chosen, means=self.means, stds=self.stds, nodata=nodata, out=by_date)
         return by_date.swapaxes(-4, -3)
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Give a lack of memory a cause that says what to turn; the command ends with its line."""
+        if out_of_memory(exception) and exception.__cause__ is None:
+            exception.__cause__ = TrainingError(
+                f"out of memory with batch_size {self.batch_size}",
+                fix="halve data.init_args.batch_size and double trainer.accumulate_grad_batches; on a GPU also "
+                "trainer.precision: bf16-mixed; or take smaller chips, a smaller backbone or LoRA (docs/scale.md)",
+            )
+
+    @property
+    def _replicas(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _in_order(self, chips: "Chips") -> "DataLoader[Batch]":
+        return self._loader(DataLoader, chips, sampler=OrderedSampler(chips, replicas=self._replicas, rank=self._rank))
+
     def _loader(
-        self, chips: "Chips", *, sampler: "ChipSampler | None" = None, drop_last: bool = False
+        self,
+        kind: "type[DataLoader[Batch]]",
+        chips: "Chips",
+        *,
+        sampler: "DistributedSampler[Draw]",
+        drop_last: bool = False,
     ) -> "DataLoader[Batch]":
         chips.divide(self.superpixels)
-        kind = DataLoader if sampler is None else ResumableLoader
         return kind(
             chips,
             batch_size=self.batch_size,
@@ -258,7 +296,8 @@ class Chips(Dataset[Batch]):
         return len(self.tiles)
 
     def __getitems__(self, draws: Sequence[Draw | int]) -> Batch:
-        pairs = [(draw, 0) if isinstance(draw, int) else draw for draw in draws]
+        asked = [(draw, 0) if isinstance(draw, int) else draw for draw in draws]
+        pairs = [(chip, 0 if turn == _UNKNOWN else turn) for chip, turn in asked]
         side, frames = self.module.dataset.info.tile_size, self.module.dataset.info.frames
         masks = np.empty((len(pairs), side, side), dtype=np.int64)
         dates = (frames,) if frames > 1 else ()
@@ -270,7 +309,7 @@ class Chips(Dataset[Batch]):
             for place in part:
                 chip, turn = pairs[place]
                 pack, index = self.places[chip]
-                masks[place] = turned(pack.masks[index], turn)
+                masks[place] = IGNORE if asked[place][1] == _UNKNOWN else turned(pack.masks[index], turn)
                 pixels = turned(pack.images[index], turn, out=scratch)
                 self.module.to_input(pixels, observed=bool(pack.observed[index]), out=images[place])
 
@@ -358,6 +397,25 @@ class ChipSampler(DistributedSampler[Draw]):
         mine = slice(self.rank, self.num_samples * self.num_replicas, self.num_replicas)
         draws = zip(order[mine].tolist(), turns[mine].tolist(), strict=True)
         yield from islice(draws, self.first, None)
+
+
+class OrderedSampler(DistributedSampler[Draw]):
+    """All chips in their order, one after the other to each rank, and to all ranks the same number.
+
+    Where they don't come out even, the last ranks get a chip more, of which nothing is known. A DistributedSampler as
+    Lightning puts one in would repeat chips, and they would count twice in every score.
+
+    Args:
+        chips: of the split.
+    """
+
+    def __init__(self, chips: "Chips", *, replicas: int, rank: int) -> None:
+        super().__init__(chips, num_replicas=replicas, rank=rank, shuffle=False)
+
+    def __iter__(self) -> Iterator[Draw]:
+        count = len(self.dataset)  # type: ignore[arg-type]
+        for place in range(self.rank, self.total_size, self.num_replicas):
+            yield (place, 0) if place < count else (count - 1, _UNKNOWN)
 
 
 def _spread(rows: gpd.GeoDataFrame, count: int, *, where: Path) -> gpd.GeoDataFrame:

@@ -61,6 +61,7 @@ def open_pack(dataset: ChipDataset, split: Split) -> Pack:
     index = _read_index(folder)
     if index is None:
         _drop_stale(dataset)
+        shutil.rmtree(folder, ignore_errors=True)  # of another version of this module
         index = _build(dataset, split, folder)
     for name in ("images.npy", "masks.npy"):
         verify(folder / name, index, folder / "index.json")
@@ -99,7 +100,7 @@ def _build(dataset: ChipDataset, split: Split, folder: Path) -> dict[str, Any]:
     if rows.empty:
         raise DatasetError(f"{dataset.root} has no chip in the split {split}", fix="run the preparation again")
     _log.info("packing %d chips of %s for reading", len(rows), split)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, keep_first=True) as temporary:
         has_class, observed = _store_chips(dataset, split, rows, temporary)
         index: dict[str, Any] = {
             "format": _FORMAT,

@@ -3,6 +3,8 @@
 import sys
 from types import TracebackType
 
+import torch
+
 from terraseg.errors import TerrasegError
 
 _previous_hook = sys.excepthook
@@ -15,6 +17,14 @@ def one_line_errors() -> None:
     every exception that a constructor raises. All other exceptions keep their traceback.
     """
     sys.excepthook = _hook
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether a device or the machine lacked memory: on the CPU torch says so in a plain RuntimeError."""
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)
+    )
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

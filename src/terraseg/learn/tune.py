@@ -33,6 +33,7 @@ from terraseg.dataset import open_dataset
 from terraseg.errors import ConfigError, TerrasegError, TrainingError
 from terraseg.files import atomic_path
 from terraseg.learn.check_config import read_config
+from terraseg.learn.runtime import out_of_memory
 from terraseg.learn.tune_space import Search, check_space, flattened, overlay, read_search, trial_config
 from terraseg.mapping.scratch import output_lock
 
@@ -179,7 +180,7 @@ def _run_trial(
     except optuna.TrialPruned:
         state = TrialState.PRUNED
     except (TrainingError, MemoryError, RuntimeError) as error:
-        if not isinstance(error, TrainingError) and not _out_of_memory(error):
+        if not isinstance(error, TrainingError) and not out_of_memory(error):
             raise
         state, reason = TrialState.FAIL, " ".join(str(error).split()) or "out of memory"
         trial.set_user_attr(_REASON, reason)
@@ -254,15 +255,6 @@ def train(config: Mapping[str, Any], watch: Callback) -> None:
             raise
     cli.trainer.callbacks.append(watch)
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    text = str(error).lower()
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "not enough memory" in text
-        or "out of memory" in text
-    )
 
 
 # --- what it leaves ---

@@ -75,7 +75,7 @@ def _build(
             fix="raise segment_pixels",
         )
     _log.info("superpixels of %d chips of %s", len(pack.tiles), split)
-    with atomic_folder(folder) as temporary:
+    with atomic_folder(folder, keep_first=True) as temporary:
         path = temporary / "superpixels.npy"
         _store(path, pack, rule=rule, to_input=to_input, split=split)
         index: dict[str, Any] = {"depends": depends, "tiles": list(pack.tiles), "files": {path.name: file_record(path)}}
