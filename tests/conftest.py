@@ -5,6 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+settings.load_profile("untimed")
 
 _SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

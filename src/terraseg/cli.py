@@ -314,8 +314,8 @@ def _evaluate(verbs: _Verbs) -> None:
         """Score predicted scenes on held-out ground: IoU, F1 and more, each with its 95 % interval."""
         from rich.console import Console
 
-        from terraseg.assess.evaluate import groups_table, metrics_table
         from terraseg.assess.run import score, score_index_baseline
+        from terraseg.assess.screen import tables
 
         names = ("ground_truth", "output", "split", "boundary_tolerance", "seed")
         given = {name: getattr(options, name) for name in names}
@@ -328,9 +328,8 @@ def _evaluate(verbs: _Verbs) -> None:
         else:
             files = [score_index_baseline(**given)]
         console = Console()
-        console.print(metrics_table(files))
-        for file in files if options.by else ():
-            console.print(groups_table(file))
+        for table in tables(files, places=bool(options.by or options.footprints)):
+            console.print(table)
 
     parser = _verb(verbs, "evaluate", run, "score predictions on held-out ground")
     what = parser.add_mutually_exclusive_group()

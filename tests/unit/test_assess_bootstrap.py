@@ -52,6 +52,24 @@ def test_histograms_are_resampled_like_confusion_counts():
     assert by_threshold["f"].low == pytest.approx(whole["f"].low)
 
 
+def test_counts_side_by_side_are_drawn_as_each_alone():
+    rng = np.random.default_rng(1)
+    confusions, histograms = rng.integers(1, 99, (9, 4)), rng.integers(0, 9, (9, 2, pixels.LEVELS))
+    parts = [(confusions, {"iou": pixels.iou}), (histograms, {"ap": pixels.average_precision, "ece": pixels.ece})]
+    together = bootstrap.intervals(*bootstrap.side_by_side(parts), draws=700, seed=2)
+    alone = [bootstrap.intervals(*part, draws=700, seed=2) for part in parts]
+    assert together == {**alone[0], **alone[1]}
+
+
+def test_draws_are_those_of_a_loop_over_them():
+    counts = np.random.default_rng(5).integers(0, 1000, (7, 3))
+    rng = np.random.default_rng(11)
+    expected = [
+        counts[each].sum(axis=0) for size in (500, 100) for each in rng.integers(len(counts), size=(size, len(counts)))
+    ]
+    np.testing.assert_array_equal(bootstrap.resample(counts, draws=600, seed=11), expected)
+
+
 @pytest.mark.parametrize(
     ("counts", "value", "reason"),
     [

@@ -1,22 +1,23 @@
 from itertools import pairwise
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_cdt
 
-from terraseg.assess import boundary
+from terraseg.assess import bits, boundary
 from terraseg.assess.pairs import Patch
 from terraseg.assess.pixels import iou
 from terraseg.dataset import IGNORE
 
-SHAPE = (37, 29)
+SHAPE = (37, 150)  # more columns than two words have bits
 
 
 def _ground(seed, *, unknown=0.05):
     rng = np.random.default_rng(seed)
-    blobs = np.kron(rng.random((8, 6)) < 0.4, np.ones((5, 5), bool))[: SHAPE[0], : SHAPE[1]]
+    blobs = np.kron(rng.random((8, 30)) < 0.4, np.ones((5, 5), bool))[: SHAPE[0], : SHAPE[1]]
     truth = np.where(rng.random(SHAPE) < unknown, IGNORE, blobs).astype(np.int8)
     probability = np.where(np.roll(blobs, rng.integers(-2, 3, 2), (0, 1)), 200, 20).astype(np.uint8)
     probability[rng.random(SHAPE) < unknown] = 255
@@ -56,6 +57,7 @@ def _count(patches, *, tolerance, cell=1000):
     return counts.of(sorted(units))
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), tolerance=st.integers(1, 5))
 def test_counts_follow_the_definition(seed, tolerance):
     truth, probability = _ground(seed)
@@ -76,6 +78,18 @@ def test_strips_from_top_down_leave_no_seam_and_every_pixel_is_counted_once(seed
     strips = [Patch("s", top, 0, probability[top:end], truth[top:end]) for top, end in pairwise(edges)]
     found = _count(strips, tolerance=tolerance, cell=cell)
     assert found.sum(axis=0).tolist() == _by_definition(truth, probability, tolerance=tolerance)
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10_000), columns=st.integers(1, 140), radius=st.integers(1, 80))
+def test_bits_spread_as_opencv_dilates_and_are_counted_by_column(seed, columns, radius):
+    flags = np.random.default_rng(seed).random((9, columns)) < 0.03
+    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
+    expected = cv2.dilate(flags.astype(np.uint8), square, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    found = bits.spread(bits.packed(flags), radius) & bits.packed(np.ones_like(flags))
+    assert np.unpackbits(found.view(np.uint8), axis=1, bitorder="little")[:, :columns].tolist() == expected.tolist()
+    edges = np.unique([0, columns // 3, columns // 2, columns])
+    assert bits.counted(found, edges).tolist() == [expected[:, a:b].sum() for a, b in pairwise(edges)]
 
 
 def test_patches_of_other_places_do_not_touch():

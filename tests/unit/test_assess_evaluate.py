@@ -11,8 +11,9 @@ from sklearn.metrics import jaccard_score
 
 from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
 from terraseg.assess.baseline import index_baseline
-from terraseg.assess.evaluate import evaluate, groups_table, metrics_table
+from terraseg.assess.evaluate import evaluate, metrics_table
 from terraseg.assess.record import read_metrics
+from terraseg.assess.screen import groups_table
 from terraseg.cli import main
 from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
 
@@ -238,14 +239,45 @@ def test_footprints_beside_a_dataset_count_objects_on_the_known_ground_of_the_sp
     known.to_file(tmp_path / "building.gpkg")
     known.iloc[[0, 2]].to_parquet(product.polygons)
     given = {"predictions": tmp_path / "predictions", "experiment": "model", "footprints": tmp_path / "building.gpkg"}
-    figures = _evaluate(place, tmp_path, **given)["figures"]
+    result = _evaluate(place, tmp_path, **given)
+    figures = result["figures"]
     assert figures["object_recall_0.5"]["value"] == pytest.approx(1 / 3)
     assert figures["object_precision_0.5"]["value"] == 1
     assert figures["building_count_bias"]["value"] == pytest.approx(-2 / 3)
+    block = result["groups"]["scene/test"]
+    assert block["building_count_bias"]["value"] == pytest.approx(-2 / 3)
+    assert block["building_count_error"] == figures["building_count_error"]
+    assert block["object_f1_0.5"]["value"] == pytest.approx(0.5)
+    assert block["ece"] == figures["ece"]
+    assert block["boundary_f1"] == figures["boundary_f1"]
+    south = box(west, 3_990_000, west + 9_000, 4_000_000 - 640)
+    gpd.GeoDataFrame({"name": ["South"]}, geometry=[south], crs="EPSG:32631").to_file(tmp_path / "places.gpkg")
+    there = _evaluate(place, tmp_path, **given, by=tmp_path / "places.gpkg")["groups"]["South"]
+    assert there["building_count_bias"]["reason"].startswith("undefined: nothing was counted")
     with pytest.raises(LabelError, match="not both"):
         _evaluate(place, tmp_path, **given, choose_threshold=True)
     with pytest.raises(LabelError, match="belong to a dataset"):
         _evaluate(place, tmp_path, **given, ground_truth=product.mask)
+
+
+def test_the_screen_says_what_ten_metres_can_see_and_counts_by_block(place, ground, tmp_path, capsys):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    product = make_product(tmp_path / "predictions", scene, np.where(ground == 1, 240, 10).astype(np.uint8))
+    houses = [box(502_300 + 30 * x, 3_999_600, 502_309 + 30 * x, 3_999_609) for x in range(3)]
+    known = gpd.GeoDataFrame(geometry=houses, crs=scene.geobox.crs)
+    known.to_file(tmp_path / "building.gpkg")
+    known.iloc[:1].to_parquet(product.polygons)
+    given = ["--predictions", str(tmp_path / "predictions"), "--ground-truth", str(place / "processed")]
+    assert main(["evaluate", *given, "--footprints", str(tmp_path / "building.gpkg"), "--output", str(tmp_path)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    (path,) = tmp_path.glob("*.json")
+    result = read_metrics(path)
+    assert result.limits.startswith("A pixel of 10 m covers 100 m2.")
+    assert "A footprint below that is smaller than one pixel" in said
+    assert f"recall below 100 m2 {result.figures['object_recall_0_100_m2']}" in said
+    assert said.count("Count") == 2
+    assert f"{result.groups['scene/test']['building_count_bias'].value:.3f}" == "-0.667"
+    assert "-0.667" in said
 
 
 def test_the_command_line_hands_every_option_on(place, tmp_path, capsys):

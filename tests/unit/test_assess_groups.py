@@ -4,8 +4,10 @@ import pytest
 from shapely.geometry import box
 
 from factories import make_product, make_scene
-from terraseg.assess.groups import by_block, by_polygons, group_figures
-from terraseg.assess.totals import total_figures
+from terraseg.assess.bootstrap import intervals, side_by_side
+from terraseg.assess.groups import by_block, by_polygons, group_figures, same_places
+from terraseg.assess.pixels import iou, recall
+from terraseg.assess.totals import built_up_part, total_part
 from terraseg.errors import LabelError
 
 CELL = 32
@@ -44,24 +46,32 @@ def test_units_go_to_the_place_of_their_centre_and_those_of_none_to_no_place(pro
 
 
 def test_figures_of_a_group_are_those_of_its_pixels():
-    figures = group_figures(CONFUSIONS, {"all": range(8), "one": [3]}, **DRAWN)
+    part = side_by_side([(CONFUSIONS, {"iou": iou, "recall": recall}), built_up_part(CONFUSIONS)])
+    figures = group_figures({"all": range(8), "one": [3], "none": []}, part, **DRAWN)
     tp, fp, fn, _ = CONFUSIONS.sum(axis=0)
     assert figures["all"]["iou"].value == pytest.approx(tp / (tp + fp + fn))
     assert figures["all"]["built_up_bias"].value == pytest.approx((fp - fn) / (tp + fn))
     assert figures["all"]["iou"].low < figures["all"]["iou"].value < figures["all"]["iou"].high
     assert figures["one"]["recall"].value == pytest.approx(13 / 30)
     assert "one unit only" in figures["one"]["recall"].reason
+    assert figures["none"]["iou"].value is None
+    assert "nothing was counted" in figures["none"]["built_up_bias"].reason
+
+
+def test_places_of_pixels_are_found_among_cells_of_objects():
+    members = {"scene/b0": [0, 1], "scene/b1": [2]}
+    assert same_places(members, ["a", "b", "c"], ["b", "x", "a"]) == {"scene/b0": [2, 0], "scene/b1": []}
 
 
 def test_totals_tell_errors_that_cancel_out_from_those_that_do_not():
-    found = total_figures("area", np.array([5, 15, 9]), np.array([10, 10, 10]), **DRAWN)
+    found = intervals(*total_part("area", np.array([5, 15, 9]), np.array([10, 10, 10])), **DRAWN)
     assert found["area_bias"].value == pytest.approx(-1 / 30)
     assert found["area_error"].value == pytest.approx(11 / 30)
     assert found["area_bias"].low <= found["area_bias"].value <= found["area_bias"].high
 
 
 def test_a_total_of_nothing_is_undefined():
-    found = total_figures("area", np.array([5, 1]), np.array([0, 0]), **DRAWN)
+    found = intervals(*total_part("area", np.array([5, 1]), np.array([0, 0])), **DRAWN)
     assert found["area_bias"].value is None
     assert "undefined" in found["area_error"].reason
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from factories import make_product, make_scene
-from terraseg.assess.object_figures import object_figures
+from terraseg.assess.object_figures import count_objects, object_figures
 from terraseg.assess.objects import match, overlaps, splits_and_merges
 from terraseg.assess.truth import PolygonTruth
 
@@ -89,7 +89,11 @@ def test_object_figures_of_a_scene(tmp_path):
         class_name="building",
         label_rule="drawn",
     )
-    found = object_figures([product], known, draws=200, seed=0)
+    objects = count_objects([product], known)
+    # Cells of 16 px are counted from the scene's upper left corner, as those of pixels.
+    assert objects.units == ("scene/0/3", "scene/3/0", "scene/3/1", "scene/3/2")
+    assert objects.counts[:, 0].tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0]]
+    found = object_figures(objects, draws=200, seed=0)
     values = {name: estimate.value for name, estimate in found.items()}
     assert values["object_precision_0.5"] == pytest.approx(2 / 3)
     assert values["object_recall_0.5"] == pytest.approx(2 / 5)

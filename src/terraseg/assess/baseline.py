@@ -16,11 +16,11 @@ import rasterio
 from rich.progress import track
 from scipy.ndimage import uniform_filter
 
-from terraseg.assess.boundary import BoundaryCounts, Tolerance, boundary_figures
+from terraseg.assess.boundary import BoundaryCounts, Tolerance
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure
-from terraseg.assess.groups import by_block, group_figures
+from terraseg.assess.groups import by_block
 from terraseg.assess.pairs import Patch, cells
-from terraseg.assess.pixels import LEVELS, confusion, confusions, count_pixels, iou
+from terraseg.assess.pixels import LEVELS, confusions, count_pixels, iou
 from terraseg.assess.record import Estimate, Metrics, metrics_path, write_metrics
 from terraseg.assess.truth import Chip, ChipTruth, chip_truth, chips
 from terraseg.dataset import ChipDataset, Split
@@ -99,7 +99,8 @@ def index_baseline(
     outlines = BoundaryCounts(at=rule.at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
     patches = outlines.watch(_patches(truth, rule))
     counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
-    score = measure(counts, at=rule.at, truth=truth, draws=draws, seed=seed)
+    score = measure(counts, outlines, by_block(counts.units), at=rule.at, truth=truth, draws=draws, seed=seed)
+    no_probability = Estimate(value=None, reason="an index is not a probability")
     metrics = Metrics(
         experiment=EXPERIMENT,
         class_name=truth.class_name,
@@ -119,10 +120,9 @@ def index_baseline(
         boundary_tolerance=tolerance.metres,
         figures={
             **score.figures,
-            **dict.fromkeys(("ece", "temperature"), Estimate(value=None, reason="an index is not a probability")),
-            **boundary_figures(outlines.of(counts.units), draws=draws, seed=seed),
+            **dict.fromkeys(("ece", "temperature"), no_probability),
         },
-        groups=group_figures(confusion(counts.histograms, rule.at), by_block(counts.units), draws=draws, seed=seed),
+        groups={place: {**figures, "ece": no_probability} for place, figures in score.groups.items()},
         units=score.units,
         positives=tuple(counts.total[1].tolist()),
         negatives=tuple(counts.total[0].tolist()),

@@ -11,6 +11,8 @@ in pairs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,9 @@ CONFIDENCE = 0.95
 _CHUNK = 500  # draws at once: bounds memory at 500 x units
 
 Metric = Callable[[Counts], Values]
+
+Part = tuple[Counts, Mapping[str, Metric]]
+"""(units, ...) counts, and the figures that follow from their sums."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +57,11 @@ def resample(counts: Counts, *, draws: int, seed: int) -> Values:
     flat = counts.reshape(units, -1).astype(np.float64)
     sums = []
     for start in range(0, draws, _CHUNK):
-        size = min(_CHUNK, draws - start)
-        drawn = rng.integers(units, size=(size, units)) + units * np.arange(size)[:, None]
-        sums.append(np.bincount(drawn.ravel(), minlength=size * units).reshape(size, units) @ flat)
+        drawn = rng.integers(units, size=(min(_CHUNK, draws - start), units))
+        times = np.empty(drawn.shape)  # not of integers, which numpy has no fast product of
+        for row, each in zip(times, drawn, strict=True):
+            row[:] = np.bincount(each, minlength=units)
+        sums.append(times @ flat)
     return np.concatenate(sums).reshape(draws, *counts.shape[1:])
 
 
@@ -64,9 +71,27 @@ def intervals(counts: Counts, metrics: Mapping[str, Metric], *, draws: int, seed
     Args:
         counts: (units, ...): what the metrics take, one a unit.
     """
+    if not len(counts):
+        return dict.fromkeys(metrics, Estimate(value=None, reason="undefined: nothing was counted"))
     drawn = resample(counts, draws=draws, seed=seed)
     total = counts.sum(axis=0)
     return {name: estimate(float(metric(total)), metric(drawn), units=len(counts)) for name, metric in metrics.items()}
+
+
+def side_by_side(parts: Sequence[Part]) -> Part:
+    """Several counts of the same units as one, so that they are drawn once."""
+    together, metrics, start = [], dict[str, Metric](), 0
+    for counts, own in parts:
+        flat = counts.reshape(len(counts), -1)
+        cut = slice(start, start + flat.shape[1])
+        metrics |= {name: partial(_of_cut, metric, cut, counts.shape[1:]) for name, metric in own.items()}
+        together.append(flat)
+        start = cut.stop
+    return cast("Counts", np.concatenate(together, axis=1)), metrics
+
+
+def _of_cut(metric: Metric, cut: slice, shape: tuple[int, ...], counts: Counts) -> Values:
+    return metric(counts[..., cut].reshape(*counts.shape[:-1], *shape))
 
 
 def paired_difference(

@@ -10,25 +10,21 @@ edge, nor does the end of the ground that is known, and it isn't counted.
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.assess.bootstrap import Metric, intervals
+from terraseg.assess.bits import Bits, counted, packed, spread
+from terraseg.assess.bootstrap import Part
 from terraseg.assess.pairs import Patch, spans
-from terraseg.assess.pixels import Counts, Values, byte_histogram, iou
-from terraseg.assess.record import Estimate
+from terraseg.assess.pixels import Counts, Values, iou
 from terraseg.errors import SceneError
 from terraseg.products import PROBABILITY_NODATA
 
-Flags = npt.NDArray[np.bool_]
-Bytes = npt.NDArray[np.uint8]
-
-_ROWS = 256  # at once: a few MB, which stay in the processor's cache
+_ROWS = 256  # at once: what is made of them stays in the processor's cache
 _QUEUE = 2  # patches that wait to be counted
 
 
@@ -93,11 +89,12 @@ class BoundaryCounts:
         return np.stack([self._units.get(unit, none) for unit in units])
 
     def _add(self, patch: Patch) -> None:
+        width = patch.truth.shape[1]
         for start in range(0, patch.truth.shape[0], _ROWS):
-            rows = slice(start, start + _ROWS)
-            known = (patch.truth[rows] >= 0) & (patch.probability[rows] != PROBABILITY_NODATA)
-            true, mapped = patch.truth[rows] == self._positive, patch.probability[rows] >= self._at
-            strip = _Strip(patch.name, patch.row + start, patch.column, known, true & known, mapped & known)
+            truth, probability = (each[start : start + _ROWS] for each in (patch.truth, patch.probability))
+            known = packed(truth >= 0) & packed(probability != PROBABILITY_NODATA)
+            true, mapped = (packed(each) & known for each in (truth == self._positive, probability >= self._at))
+            strip = _Strip(patch.name, patch.row + start, patch.column, width, known, true, mapped)
             if self._open is not None and self._open.goes_on_in(strip):
                 strip = self._open.joined(strip)
             else:
@@ -113,56 +110,44 @@ class BoundaryCounts:
         """Count the rows up to ``until`` that aren't yet, and keep those that the next rows need."""
         until = max(until, strip.done)
         if until > strip.done and (strip.true.any() or strip.mapped.any()):
-            flags = []
+            bands, edges, near = [], [], []
             for each in (strip.true, strip.mapped):
-                rest = strip.known & ~each
-                edge = each & _dilated(rest, 1)
-                flags += [each & _dilated(rest, self._tolerance), edge, _dilated(edge, self._tolerance)]
-            code = np.zeros(strip.known.shape, np.uint8)
-            for bit, flag in enumerate(flags):
-                code |= flag.view(np.uint8) * np.uint8(1 << bit)  # numpy multiplies bytes faster than it shifts them
-            self._tally(strip, code[strip.done - strip.row : until - strip.row])
+                beside = spread(strip.known & ~each, 1)
+                edges.append(each & beside)
+                bands.append(each & spread(beside, self._tolerance - 1))
+                near.append(spread(edges[-1], self._tolerance))
+            (band, mapped_band), (edge, mapped_edge) = bands, edges
+            shared = (band & mapped_band, mapped_edge & near[0], edge & near[1])
+            self._tally(strip, (band, mapped_band, edge, mapped_edge, *shared), until=until)
         return strip.below(strip.end - 2 * self._reach, done=until)
 
-    def _tally(self, strip: "_Strip", code: Bytes) -> None:
-        for down, rows in spans(strip.done, code.shape[0], cell=self._cell):
-            for right, columns in spans(strip.column, code.shape[1], cell=self._cell):
+    def _tally(self, strip: "_Strip", flags: Sequence[Bits], *, until: int) -> None:
+        columns = spans(strip.column, strip.width, cell=self._cell)
+        edges = np.array([part.start for _, part in columns] + [strip.width])
+        for down, rows in spans(strip.done, until - strip.done, cell=self._cell):
+            first = strip.done - strip.row
+            part = slice(first + rows.start, first + rows.stop)
+            found = [counted(each[part], edges) for each in flags]
+            for (right, _), (band, mapped_band, edge, mapped_edge, both, hits, met) in zip(
+                columns, np.stack(found, axis=1), strict=True
+            ):
                 unit = f"{strip.name}/{down}/{right}"
-                found = byte_histogram(code[rows, columns])[: len(_FIGURES)] @ _FIGURES
-                self._units[unit] = self._units.get(unit, 0) + found.reshape(2, 4)
-
-
-def _figures() -> npt.NDArray[np.int64]:
-    """(64, 8): what a pixel adds to the counts of `BoundaryCounts.of` by the six flags that make its code."""
-    code = np.arange(64)
-    band, edge, near, mapped_band, mapped_edge, near_mapped = (code >> bit & 1 == 1 for bit in range(6))
-    bands = [band & mapped_band, mapped_band & ~band, band & ~mapped_band, np.zeros(64, np.bool_)]
-    edges = [mapped_edge & near, mapped_edge & ~near, edge & near_mapped, edge & ~near_mapped]
-    return np.stack(bands + edges, axis=1).astype(np.int64)
-
-
-_FIGURES = _figures()
-
-
-def boundary_figures(counts: npt.NDArray[np.int64], *, draws: int, seed: int) -> dict[str, Estimate]:
-    """``boundary_iou`` and ``boundary_f1`` of (units, 2, 4) counts, with their intervals."""
-    metrics: dict[str, Metric] = {
-        "boundary_iou": lambda both: iou(both[..., 0, :]),
-        "boundary_f1": lambda both: edge_f1(both[..., 1, :]),
-    }
-    return intervals(counts, metrics, draws=draws, seed=seed)
+                bands = (both, mapped_band - both, band - both, 0)
+                outlines = (hits, mapped_edge - hits, met, edge - met)
+                self._units[unit] = self._units.get(unit, 0) + np.array((bands, outlines), dtype=np.int64)
 
 
 @dataclass(frozen=True)
 class _Strip:
-    """Rows of a scene from ``row`` on; those before ``done`` have been counted."""
+    """Rows of a scene from ``row`` on, ``width`` pixels in bits; those before ``done`` have been counted."""
 
     name: str
     row: int
     column: int
-    known: Flags
-    true: Flags
-    mapped: Flags
+    width: int
+    known: Bits
+    true: Bits
+    mapped: Bits
     done: int = -1
 
     def __post_init__(self) -> None:
@@ -174,20 +159,18 @@ class _Strip:
         return self.row + len(self.known)
 
     def goes_on_in(self, other: "_Strip") -> bool:
-        here = (self.name, self.column, self.known.shape[1], self.end)
-        return here == (other.name, other.column, other.known.shape[1], other.row)
+        here = (self.name, self.column, self.width, self.end)
+        return here == (other.name, other.column, other.width, other.row)
 
     def joined(self, other: "_Strip") -> "_Strip":
-        def both(first: Flags, second: Flags) -> Flags:
-            return np.concatenate([first, second])
-
-        known, true = both(self.known, other.known), both(self.true, other.true)
-        return _Strip(self.name, self.row, self.column, known, true, both(self.mapped, other.mapped), self.done)
+        pairs = ((self.known, other.known), (self.true, other.true), (self.mapped, other.mapped))
+        known, true, mapped = map(np.concatenate, pairs)
+        return _Strip(self.name, self.row, self.column, self.width, known, true, mapped, self.done)
 
     def below(self, row: int, *, done: int) -> "_Strip":
         skip = max(row - self.row, 0)
         kept = (self.known[skip:], self.true[skip:], self.mapped[skip:])
-        return _Strip(self.name, self.row + skip, self.column, *kept, done)
+        return _Strip(self.name, self.row + skip, self.column, self.width, *kept, done)
 
 
 def edge_f1(counts: Counts) -> Values:
@@ -202,7 +185,9 @@ def edge_f1(counts: Counts) -> Values:
     return np.where(counts.sum(axis=-1) == 0, np.nan, mean)
 
 
-def _dilated(flags: Flags, radius: int) -> Flags:
-    """Where anything within the radius is true."""
-    square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
-    return cv2.dilate(flags.view(np.uint8), square).view(np.bool_)
+def outline_part(counts: npt.NDArray[np.int64]) -> Part:
+    """``boundary_iou`` and ``boundary_f1`` of (units, 2, 4) counts."""
+    return counts, {
+        "boundary_iou": lambda both: iou(both[..., 0, :]),
+        "boundary_f1": lambda both: edge_f1(both[..., 1, :]),
+    }

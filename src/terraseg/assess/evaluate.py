@@ -12,10 +12,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from terraseg.assess.bootstrap import Metric, intervals
-from terraseg.assess.boundary import BoundaryCounts, Tolerance, boundary_figures
-from terraseg.assess.groups import by_block, by_polygons, group_figures
-from terraseg.assess.object_figures import object_figures
+from terraseg.assess.bootstrap import Part, intervals, side_by_side
+from terraseg.assess.boundary import BoundaryCounts, Tolerance, outline_part
+from terraseg.assess.groups import Members, by_block, by_polygons, group_figures, same_places
+from terraseg.assess.object_figures import count_objects, object_figures, place_part
 from terraseg.assess.pairs import Truth, cells
 from terraseg.assess.pixels import (
     FROM_CONFUSION,
@@ -25,18 +25,22 @@ from terraseg.assess.pixels import (
     confusion,
     confusions,
     count_pixels,
+    ece_of_bins,
     iou,
     level,
     reliability,
+    reliability_bins,
 )
 from terraseg.assess.predictions import predictions_of
 from terraseg.assess.record import Estimate, Metrics, PixelTotals, metrics_path, read_metrics, write_metrics
-from terraseg.assess.totals import built_up_figures
+from terraseg.assess.totals import built_up_part
 from terraseg.assess.truth import ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.products import Product
 
 _log = logging.getLogger(__name__)
+
+_READING = {"GDAL_CACHEMAX": 64 * 2**20}  # bytes; the default is 5 % of the machine, and no block is read twice
 
 HEADLINE = {
     "iou": "IoU",
@@ -50,6 +54,8 @@ HEADLINE = {
 
 WITH_INTERVAL = ("iou", "f1")
 """Figures that tables show with their interval; the result file has it of all."""
+
+_OF_PLACES = ("iou", "f1", "precision", "recall")
 
 BOUNDARY_TOLERANCE = 20.0
 """Metres: two pixels of Sentinel-2, of which one is the doubt where a mixed pixel belongs."""
@@ -108,21 +114,31 @@ def evaluate(
     else:
         threshold, chosen = model.threshold, "of the prediction's bundle"
     polygons = _polygons(truth, footprints, choose_threshold=choose_threshold)
-    tolerance = Tolerance.of(boundary_tolerance, pixel=_pixel_size(products))
+    pixel = _pixel_size(products)
+    tolerance = Tolerance.of(boundary_tolerance, pixel=pixel)
     outlines = BoundaryCounts(at=level(threshold), positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
-    counts = count_pixels(cells(outlines.watch(truth.patches(products)), cell=truth.cell), positive=truth.positive)
-    score = measure(counts, at=level(threshold), truth=truth, draws=draws, seed=seed)
+    with rasterio.Env(**_READING):
+        patches = outlines.watch(truth.patches(products))
+        counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
+    if by is None:
+        members = by_block(counts.units)
+    else:
+        members = by_polygons(counts.units, products=products, cell=truth.cell, path=by, field=by_field)
+    drawn = {"draws": draws, "seed": seed}
+    score = measure(counts, outlines, members, at=level(threshold), truth=truth, **drawn)
     trained_on = model.get("dataset_hash")
     if trained_on and truth.dataset_hash and trained_on != truth.dataset_hash:
         _log.warning(
             "%s was trained on another dataset (%s) than it is tested on (%s): its training may have seen this ground",
             experiment, trained_on[:12], truth.dataset_hash[:12],
         )  # fmt: skip
-    objects = {} if polygons is None else object_figures(products, polygons, draws=draws, seed=seed)
-    if by is None:
-        members = by_block(counts.units)
-    else:
-        members = by_polygons(counts.units, products=products, cell=truth.cell, path=by, field=by_field)
+    figures, groups = score.figures, score.groups
+    if polygons is not None:
+        objects = count_objects(products, polygons)
+        figures |= object_figures(objects, **drawn)
+        there = same_places(members, counts.units, objects.units)
+        for place, of_objects in group_figures(there, place_part(objects), **drawn).items():
+            groups[place] |= of_objects
     metrics = Metrics(
         experiment=experiment,
         class_name=truth.class_name,
@@ -140,12 +156,9 @@ def evaluate(
         draws=draws,
         pixels=score.pixels,
         boundary_tolerance=tolerance.metres,
-        figures={
-            **score.figures,
-            **boundary_figures(outlines.of(counts.units), draws=draws, seed=seed),
-            **objects,
-        },
-        groups=group_figures(confusion(counts.histograms, level(threshold)), members, draws=draws, seed=seed),
+        limits="" if polygons is None else limits(pixel),
+        figures=figures,
+        groups=groups,
         units=score.units,
         positives=tuple(counts.total[1].tolist()),
         negatives=tuple(counts.total[0].tolist()),
@@ -153,6 +166,16 @@ def evaluate(
     )
     write_metrics(metrics_path(output, experiment), metrics)
     return metrics.model_dump(mode="json")
+
+
+def limits(pixel: float) -> str:
+    """What a map of pixels of this side, in metres, can and can't say of objects."""
+    area = pixel**2
+    return (
+        f"A pixel of {pixel:g} m covers {area:g} m2. A footprint below that is smaller than one pixel, one of "
+        f"{4 * area:g} m2 has four: no map of this grid outlines single buildings of such sizes. Read recall by size "
+        "so, and the pixel figures as those of built-up area."
+    )
 
 
 def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
@@ -211,15 +234,27 @@ def _polygons(truth: Truth, footprints: Path | None, *, choose_threshold: bool) 
 
 @dataclass(frozen=True)
 class Score:
-    """What the pixel counts say at one threshold: the parts of `Metrics` of the same names."""
+    """What the pixels say at one threshold: the parts of `Metrics` of the same names."""
 
     figures: dict[str, Estimate]
+    groups: dict[str, dict[str, Estimate]]
     units: dict[str, tuple[int, int, int, int]]
     pixels: PixelTotals
 
 
-def measure(counts: PixelCounts, *, at: int, truth: Truth, draws: int, seed: int) -> Score:
-    """All figures of the map ``DN >= at`` and of the probability itself, with their intervals.
+def measure(
+    counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, at: int, truth: Truth, draws: int, seed: int
+) -> Score:
+    """All figures of the map ``DN >= at``, of its outlines and of the probability itself, with their intervals.
+
+    Args:
+        counts: of the pixels.
+        outlines: of the same pixels.
+        members: the places that get figures of their own.
+        at: the threshold.
+        truth: which class of which split it is, for the error.
+        draws: of the bootstrap.
+        seed: likewise.
 
     Raises:
         SplitError: the class never occurs in the truth.
@@ -231,18 +266,24 @@ def measure(counts: PixelCounts, *, at: int, truth: Truth, draws: int, seed: int
             expected="some pixels of the class to test on",
             fix="prepare the dataset with other blocks or a larger area",
         )
-    of_map = {name: _at(metric, at) for name, metric in FROM_CONFUSION.items()}
-    figures = intervals(counts.histograms, {**of_map, **FROM_HISTOGRAMS}, draws=draws, seed=seed)
     by_unit = confusion(counts.histograms, at)
-    figures |= built_up_figures(by_unit, draws=draws, seed=seed)
+    both: list[Part] = [built_up_part(by_unit), outline_part(outlines.of(counts.units))]
+    whole = side_by_side([(by_unit, FROM_CONFUSION), (counts.histograms, FROM_HISTOGRAMS), *both])
+    figures = intervals(*whole, draws=draws, seed=seed)
+    of_place = side_by_side(
+        [
+            (by_unit, {name: FROM_CONFUSION[name] for name in _OF_PLACES}),
+            (reliability_bins(counts.histograms), {"ece": ece_of_bins}),
+            *both,
+        ]
+    )
+    parts = {place: indices for place, indices in members.items() if len(indices) < len(counts.units)}
+    groups = group_figures(parts, of_place, draws=draws, seed=seed)
+    for place in members.keys() - parts.keys():  # all there is: drawn already
+        groups[place] = {name: figures[name] for name in of_place[1]}
     units = {name: tuple(row) for name, row in zip(counts.units, by_unit.tolist(), strict=True)}
     totals = PixelTotals(valid=valid, positive=positive, ignored=counts.ignored, nodata=counts.nodata)
-    return Score(figures, units, totals)
-
-
-def _at(metric: Metric, at: int) -> Metric:
-    """A metric of confusion counts as one of histograms, at a threshold DN."""
-    return lambda histograms: metric(confusion(histograms, at))
+    return Score(figures, {place: groups[place] for place in members}, units, totals)
 
 
 def metrics_table(paths: Sequence[str | Path]) -> Table:
@@ -258,25 +299,7 @@ def metrics_table(paths: Sequence[str | Path]) -> Table:
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         who = Text.assemble((result.experiment, "bold"), "\n", (result.weights, "dim"))
-        table.add_row(who, *(_cell(name, result.figures[name]) for name in HEADLINE))
-    return table
-
-
-def groups_table(path: str | Path) -> Table:
-    """A table for the screen: one row a block, scene or place of one result.
-
-    Raises:
-        DatasetError: the file is no result.
-    """
-    result = read_metrics(path)
-    table = Table(title=f"{result.experiment}, {result.split} split, by place", box=box.SIMPLE_HEAD)
-    table.add_column("Place", overflow="fold")
-    headings = {**HEADLINE, "built_up_bias": "Area bias"}
-    names = [name for name in headings if all(name in figures for figures in result.groups.values())]
-    for name in names:
-        table.add_column(headings[name], justify="right", no_wrap=True)
-    for place, figures in result.groups.items():
-        table.add_row(place, *(_cell(name, figures[name]) for name in names))
+        table.add_row(who, *(table_cell(name, result.figures[name]) for name in HEADLINE))
     return table
 
 
@@ -299,7 +322,8 @@ def _caption(results: Sequence[Metrics]) -> str:
     return " / ".join(rules)
 
 
-def _cell(name: str, estimate: Estimate) -> str:
+def table_cell(name: str, estimate: Estimate) -> str:
+    """A figure as tables show it, those of `WITH_INTERVAL` with their interval below."""
     if estimate.value is None:
         return "–"
     if name not in WITH_INTERVAL:

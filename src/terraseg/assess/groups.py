@@ -12,14 +12,10 @@ import pyogrio
 import rasterio
 import shapely
 
-from terraseg.assess.bootstrap import intervals
-from terraseg.assess.pixels import FROM_CONFUSION, Counts
+from terraseg.assess.bootstrap import Part, intervals
 from terraseg.assess.record import Estimate
-from terraseg.assess.totals import built_up_figures
 from terraseg.errors import LabelError
 from terraseg.products import Product
-
-_FIGURES = ("iou", "f1", "precision", "recall")
 
 Members: TypeAlias = dict[str, list[int]]
 """Indices of the units of each group, by its name."""
@@ -69,23 +65,26 @@ def by_polygons(units: Sequence[str], *, products: Sequence[Product], cell: int,
     return {name: sorted(set(members[name])) for name in sorted(members)}
 
 
+def same_places(members: Members, units: Sequence[str], others: Sequence[str]) -> Members:
+    """The groups of ``units`` among ``others``, which are cells of the same ground: a group may be empty there."""
+    at = {unit: index for index, unit in enumerate(others)}
+    return {name: [at[units[index]] for index in indices if units[index] in at] for name, indices in members.items()}
+
+
 def group_figures(
-    confusions: Counts, members: Mapping[str, npt.ArrayLike], *, draws: int, seed: int
+    members: Mapping[str, npt.ArrayLike], part: Part, *, draws: int, seed: int
 ) -> dict[str, dict[str, Estimate]]:
-    """IoU, F1, precision, recall and the error of the built-up area of each group, with intervals over its units.
+    """The figures of each group, with intervals over its own units.
 
     Args:
-        confusions: (units, 4) tp, fp, fn, tn.
         members: `Members`.
+        part: counts of all units with their figures.
     """
-    metrics = {name: FROM_CONFUSION[name] for name in _FIGURES}
-    groups = {}
-    for name, indices in members.items():
-        counts = confusions[np.asarray(indices)]
-        groups[name] = intervals(counts, metrics, draws=draws, seed=seed) | built_up_figures(
-            counts, draws=draws, seed=seed
-        )
-    return groups
+    counts, metrics = part
+    return {
+        name: intervals(counts[np.asarray(indices, dtype=np.intp)], metrics, draws=draws, seed=seed)
+        for name, indices in members.items()
+    }
 
 
 def _read(path: Path, field: str) -> gpd.GeoDataFrame:

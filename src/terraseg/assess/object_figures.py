@@ -1,6 +1,7 @@
 """Object figures of predicted scenes against polygons, with intervals over cells of ground."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import geopandas as gpd
@@ -9,20 +10,40 @@ import numpy.typing as npt
 import rasterio
 import shapely
 
-from terraseg.assess.bootstrap import intervals
+from terraseg.assess.bootstrap import Metric, Part, intervals, side_by_side
 from terraseg.assess.objects import SIZES, Geometries, Indices, match, overlaps, splits_and_merges
-from terraseg.assess.pixels import Counts, f1, precision, recall
+from terraseg.assess.pixels import f1, precision, recall
 from terraseg.assess.record import Estimate
-from terraseg.assess.totals import total_figures
+from terraseg.assess.totals import total_part
 from terraseg.assess.truth import PolygonTruth
 from terraseg.products import Product
 
 LEAST_IOUS = (0.3, 0.5)
 """IoU from which a predicted polygon is taken for a footprint."""
 
+RECALL_BY_SIZE = tuple(f"object_recall_{low:g}_{high:g}_m2" for low, high in pairwise(SIZES))
+"""Names of the figures, smallest footprints first."""
 
-def object_figures(products: Sequence[Product], truth: PolygonTruth, *, draws: int, seed: int) -> dict[str, Estimate]:
-    """Precision, recall and F1 of objects, recall by footprint size, splits and merges, error of their number.
+
+@dataclass(frozen=True)
+class ObjectCounts:
+    """All that is kept of the objects.
+
+    Attributes:
+        units: names of the cells that have objects: as those of pixels (`terraseg.assess.pairs`).
+        counts: (units, `LEAST_IOUS` + sizes, 4) tp, fp, fn, 0.
+        splits: footprints in several predicted parts.
+        merges: predicted objects over several footprints.
+    """
+
+    units: tuple[str, ...]
+    counts: npt.NDArray[np.int64]
+    splits: int
+    merges: int
+
+
+def count_objects(products: Sequence[Product], truth: PolygonTruth) -> ObjectCounts:
+    """Match the predicted polygons with the footprints.
 
     An object belongs to the cell of its centroid; those with their centroid outside of the truth's extent or of the
     scene are left out. The matching of recall by size is that of the lower IoU.
@@ -30,37 +51,58 @@ def object_figures(products: Sequence[Product], truth: PolygonTruth, *, draws: i
     Args:
         products: contract 5, with their polygons.
         truth: the footprints.
+    """
+    scenes = [_count(product, truth) for product in products]
+    return ObjectCounts(
+        units=tuple(unit for scene in scenes for unit in scene.units),
+        counts=np.concatenate([scene.counts for scene in scenes]),
+        splits=sum(scene.splits for scene in scenes),
+        merges=sum(scene.merges for scene in scenes),
+    )
+
+
+def object_figures(objects: ObjectCounts, *, draws: int, seed: int) -> dict[str, Estimate]:
+    """Precision, recall and F1 of objects, recall by footprint size, splits and merges, error of their number.
 
     Returns:
         By name, such as ``object_f1_0.5`` and ``object_recall_100_400_m2``.
     """
-    by_product = [_counts(product, truth) for product in products]
-    counts = np.concatenate([count for count, _, _ in by_product])
-    tp, fp, fn, _ = counts[:, 0].T
-    named = total_figures("building_count", tp + fp, tp + fn, draws=draws, seed=seed)
-    for number, least_iou in enumerate(LEAST_IOUS):
-        metrics = {f"object_{m.__name__}_{least_iou:g}": m for m in (precision, recall, f1)}
-        named |= intervals(counts[:, number], metrics, draws=draws, seed=seed)
-    for number, (low, high) in enumerate(pairwise(SIZES), start=len(LEAST_IOUS)):
-        name = f"object_recall_{low:g}_{high:g}_m2"
-        named |= intervals(counts[:, number], {name: recall}, draws=draws, seed=seed)
-    for position, name in enumerate(("object_splits", "object_merges"), start=1):
-        total = sum(one[position] for one in by_product)
-        named[name] = Estimate(value=float(total), reason="a count, told without interval")
-    return named
+    parts = [_number_part(objects)]
+    for position, least_iou in enumerate(LEAST_IOUS):
+        metrics: dict[str, Metric] = {f"object_{m.__name__}_{least_iou:g}": m for m in (precision, recall, f1)}
+        parts.append((objects.counts[:, position], metrics))
+    for position, name in enumerate(RECALL_BY_SIZE, start=len(LEAST_IOUS)):
+        parts.append((objects.counts[:, position], {name: recall}))
+    figures = intervals(*side_by_side(parts), draws=draws, seed=seed)
+    for name, total in (("object_splits", objects.splits), ("object_merges", objects.merges)):
+        figures[name] = Estimate(value=float(total), reason="a count, told without interval")
+    return figures
 
 
-def _counts(product: Product, truth: PolygonTruth) -> tuple[Counts, int, int]:
-    """(units, LEAST_IOUS + sizes, 4) tp, fp, fn, 0 of one scene, and its splits and merges."""
+def place_part(objects: ObjectCounts) -> Part:
+    """What is told of a block or another place, which has few objects: F1, and the error of their number."""
+    by_iou: list[Part] = [
+        (objects.counts[:, position], {f"object_f1_{least_iou:g}": f1}) for position, least_iou in enumerate(LEAST_IOUS)
+    ]
+    return side_by_side([*by_iou, _number_part(objects)])
+
+
+def _number_part(objects: ObjectCounts) -> Part:
+    tp, fp, fn, _ = objects.counts[:, 0].T
+    return total_part("building_count", tp + fp, tp + fn)
+
+
+def _count(product: Product, truth: PolygonTruth) -> ObjectCounts:
     with rasterio.open(product.probability) as source:
-        crs, scene, side = source.crs, shapely.box(*source.bounds), truth.cell * source.transform.a
+        crs, scene, transform = source.crs, shapely.box(*source.bounds), source.transform
     extent = gpd.GeoSeries([truth.extent], crs=truth.polygons.crs).to_crs(crs).iloc[0].intersection(scene)
     predicted = _inside(gpd.read_parquet(product.polygons).geometry.to_crs(crs), extent)
     known = _inside(truth.polygons.to_crs(crs), extent)
     found = overlaps(predicted, known)
-    places = np.floor(shapely.get_coordinates(shapely.centroid(np.concatenate([known, predicted]))) / side)
-    units, unit = np.unique(places, axis=0, return_inverse=True)
-    of_truth, of_predicted = unit.ravel()[: len(known)], unit.ravel()[len(known) :]
+    x, y = shapely.get_coordinates(shapely.centroid(np.concatenate([known, predicted]))).T
+    columns, rows = (np.floor(each).astype(np.int64) for each in ~transform @ (x, y))
+    units, unit = np.unique(truth.units(product.root.name, rows, columns), return_inverse=True)
+    of_truth, of_predicted = unit[: len(known)], unit[len(known) :]
     counts = np.zeros((len(units), len(LEAST_IOUS) + len(SIZES) - 1, 4), dtype=np.int64)
 
     def tally(of: Indices, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
@@ -78,7 +120,7 @@ def _counts(product: Product, truth: PolygonTruth) -> tuple[Counts, int, int]:
         number = len(LEAST_IOUS) + size
         counts[:, number, 0] = tally(of_truth, hit & (sizes == size))
         counts[:, number, 2] = tally(of_truth, ~hit & (sizes == size))
-    return counts, *splits_and_merges(found)
+    return ObjectCounts(tuple(units.tolist()), counts, *splits_and_merges(found))
 
 
 def _inside(polygons: gpd.GeoSeries, extent: shapely.Geometry) -> Geometries:

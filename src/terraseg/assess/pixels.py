@@ -68,11 +68,12 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
     units: dict[str, npt.NDArray[np.int64]] = {}
     ignored = 0
     for pair in pairs:
-        known, of_class = pair.truth >= 0, pair.truth == positive
-        own = byte_histogram(pair.probability, of_class)
-        rest = byte_histogram(pair.probability, known) - own
+        # A cell is a cut of a window: numpy takes its short rows one by one, a copy of them at once.
+        probability, truth = np.ascontiguousarray(pair.probability), np.ascontiguousarray(pair.truth)
+        own = byte_histogram(probability, truth == positive)
+        rest = byte_histogram(probability, truth >= 0) - own
         units[pair.unit] = units.get(pair.unit, 0) + np.stack([rest, own])
-        ignored += int(np.count_nonzero(pair.truth == IGNORE))
+        ignored += int(np.count_nonzero(truth == IGNORE))
     full = np.stack([units[name] for name in sorted(units)]) if units else np.zeros((0, 2, 256), np.int64)
     if full[:, :, LEVELS:PROBABILITY_NODATA].any():
         raise SceneError("probability.tif holds values between 251 and 254", expected="0 to 250, 255 for nodata")
@@ -95,6 +96,8 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
 def byte_histogram(values: Scores, which: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
     """(256,) of the bytes where ``which``: OpenCV takes a fraction of the time of numpy's bincount."""
     counted = np.zeros(256, np.int64)
+    if which is not None and which.all():  # without a mask OpenCV is faster
+        which = None
     rows = max(_EXACT // values.shape[1], 1)
     for row in range(0, len(values), rows):
         part = slice(row, row + rows)
@@ -166,7 +169,12 @@ def average_precision(histograms: Counts) -> Values:
 
 def ece(histograms: Counts) -> Values:
     """Expected calibration error of the class probability (Guo et al. 2017, for two classes)."""
-    pixels, hits, confidence = _bins(histograms)
+    return ece_of_bins(reliability_bins(histograms))
+
+
+def ece_of_bins(bins: Counts) -> Values:
+    """`ece` of (..., 3, 10) sums by bin, of which there are far fewer than levels."""
+    pixels, hits, confidence = np.moveaxis(bins, -2, 0)
     return _ratio(np.abs(hits - confidence).sum(axis=-1), pixels.sum(axis=-1))
 
 
@@ -188,7 +196,7 @@ def reliability(histograms: Counts) -> tuple[Reliability, ...]:
     """The reliability curve of one (2, 251) histogram, over the bins that have pixels."""
     return tuple(
         Reliability(probability=float(confidence / pixels), frequency=float(hits / pixels), pixels=int(pixels))
-        for pixels, hits, confidence in zip(*_bins(histograms), strict=True)
+        for pixels, hits, confidence in zip(*reliability_bins(histograms), strict=True)
         if pixels
     )
 
@@ -211,14 +219,14 @@ FROM_HISTOGRAMS: dict[str, Callable[[Counts], Values]] = {
 """Figures of a probability, by name: of histograms."""
 
 
-def _bins(histograms: Counts) -> tuple[Counts, Counts, Values]:
-    """Pixels, pixels of the class and summed probability by bin of the reliability curve: (..., 10) each."""
+def reliability_bins(histograms: Counts) -> Values:
+    """(..., 3, 10): pixels, pixels of the class and summed probability by bin of the reliability curve."""
     levels = np.arange(LEVELS)
     edges = np.arange(BINS) * (LEVELS - 1) // BINS
     both = histograms.sum(axis=-2)
     pixels = np.add.reduceat(both, edges, axis=-1)
     hits = np.add.reduceat(histograms[..., 1, :], edges, axis=-1)
-    return pixels, hits, np.add.reduceat(both * (levels / (LEVELS - 1)), edges, axis=-1)
+    return np.stack([pixels, hits, np.add.reduceat(both * (levels / (LEVELS - 1)), edges, axis=-1)], axis=-2)
 
 
 def _ratio(part: Counts, whole: Counts) -> Values:

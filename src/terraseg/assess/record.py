@@ -80,11 +80,13 @@ class Metrics(_Strict):
         draws: of the bootstrap.
         pixels: what became of the pixels.
         boundary_tolerance: how far apart outlines may lie and still agree, in metres; null where none were compared.
+        limits: what pixels of this size can't say of objects, in words; empty where no objects were compared.
         figures: by name: iou, f1, precision, recall, average_precision, ece, temperature, miou, accuracy,
             boundary_iou, boundary_f1, built_up_bias, built_up_error; where footprints are known those of
             `object_figures` too.
-        groups: figures by block (or scene) or by the place that was asked for: iou, f1, precision, recall,
-            built_up_bias, built_up_error.
+        groups: figures by block (or scene) or by the place that was asked for: iou, f1, precision, recall, ece,
+            boundary_iou, boundary_f1, built_up_bias, built_up_error; where footprints are known object_f1_0.3,
+            object_f1_0.5, building_count_bias, building_count_error.
         units: confusion counts [tp, fp, fn, tn] by bootstrap unit: what a paired comparison needs.
         positives: pixels of the class by DN of probability (0 to 250), from which every curve follows.
         negatives: the other pixels likewise.
@@ -108,6 +110,7 @@ class Metrics(_Strict):
     draws: int
     pixels: PixelTotals
     boundary_tolerance: float | None
+    limits: str = ""
     figures: dict[str, Estimate]
     groups: dict[str, dict[str, Estimate]]
     units: dict[str, tuple[int, int, int, int]]

@@ -6,20 +6,17 @@ Totals are (units, 3): predicted, true, and the size of their difference, by boo
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.assess.bootstrap import intervals
+from terraseg.assess.bootstrap import Part
 from terraseg.assess.pixels import Counts, Values
-from terraseg.assess.record import Estimate
 
 
-def built_up_figures(counts: Counts, *, draws: int, seed: int) -> dict[str, Estimate]:
-    """`total_figures` of the mapped area, from (units, 4) tp, fp, fn, tn."""
+def built_up_part(counts: Counts) -> Part:
+    """`total_part` of the mapped area, from (units, 4) tp, fp, fn, tn."""
     tp, fp, fn, _ = np.asarray(counts, dtype=np.int64).T
-    return total_figures("built_up", tp + fp, tp + fn, draws=draws, seed=seed)
+    return total_part("built_up", tp + fp, tp + fn)
 
 
-def total_figures(
-    name: str, predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64], *, draws: int, seed: int
-) -> dict[str, Estimate]:
+def total_part(name: str, predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> Part:
     """Bias of the whole and error by unit, both as a share of what there truly is.
 
     Args:
@@ -28,11 +25,11 @@ def total_figures(
         true: (units,) likewise.
 
     Returns:
-        bias: (predicted - true) / true over all units, 0 where errors cancel out. error: the sum of the differences'
-        sizes by unit / true, in which they don't.
+        Counts with two figures. bias: (predicted - true) / true over all units, 0 where errors cancel out. error: the
+        sum of the differences' sizes by unit / true, in which they don't.
     """
     totals = np.stack([predicted, true, abs(predicted - true)], axis=1)
-    return intervals(totals, {f"{name}_bias": _bias, f"{name}_error": _error}, draws=draws, seed=seed)
+    return totals, {f"{name}_bias": _bias, f"{name}_error": _error}
 
 
 def _bias(totals: Counts) -> Values:

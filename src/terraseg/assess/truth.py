@@ -33,7 +33,7 @@ DEFAULT_CELL = 224
 """Side of a bootstrap cell, in pixels, where no dataset says how large a chip is."""
 
 _HIGHEST = 127  # class ids above it are others anyway
-_ROWS = 1024  # about as many rows of whole rasters are read at once
+_ROWS = 1024  # of whole rasters at once: whole blocks of every usual size, so that none is decoded twice
 
 
 @dataclass(frozen=True)
@@ -107,6 +107,17 @@ class ChipTruth(Truth):
             with rasterio.open(by_scene[scene].probability) as source:
                 yield from self.scored(scene, partial(_read_probability, source))
 
+    def names(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> list[str]:
+        """Names of the patches that bring pixels of a scene; of the nearest chip where none holds the pixel."""
+        table = self.dataset.split(self.split)
+        table = table[table["scene"] == scene]
+        top, left, size = table["row"].to_numpy(), table["column"].to_numpy(), self.dataset.info.tile_size
+        tree = shapely.STRtree(shapely.box(left, top, left + size, top + size))
+        pixel, chip = tree.query_nearest(shapely.points(columns + 0.5, rows + 0.5))
+        first = np.full(len(rows), len(table))
+        np.minimum.at(first, pixel, chip)  # where chips overlap, the first one brings the pixel
+        return [f"{scene}/{block}" for block in table["block"].to_numpy()[first]]
+
     def scored(self, scene: str, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
         """Every pixel of the split in one scene, once, beside what ``score`` says of its chip (DN 0-250, 255)."""
         for chip in chips(self.dataset, split=self.split, scene=scene):
@@ -175,7 +186,7 @@ class RasterTruth(Truth):
             for product in products:
                 with rasterio.open(product.probability) as source:
                     corner = offset(source, mask.transform, str(mask.crs), where=str(self.path))
-                    yield from _whole(source, product.root.name, partial(_read_mask, mask, corner), self.cell)
+                    yield from _whole(source, product.root.name, partial(_read_mask, mask, corner))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,10 +196,18 @@ class PolygonTruth(Truth):
     Attributes:
         polygons: any CRS.
         extent: where a missing polygon means that there is none, in the polygons' CRS.
+        ground: the chips that the extent is of; null where it is of whole scenes.
     """
 
     polygons: gpd.GeoSeries
     extent: shapely.Geometry
+    ground: ChipTruth | None = None
+
+    def units(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+        """Names of the cells that pixels of a scene lie in, those that `cells` gives them."""
+        names = [scene] * len(rows) if self.ground is None else self.ground.names(scene, rows, columns)
+        down, right = rows // self.cell, columns // self.cell
+        return np.array([f"{name}/{i}/{j}" for name, i, j in zip(names, down, right, strict=True)], dtype=np.str_)
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
         """Every pixel of the products, once; those outside of the extent are ignored."""
@@ -197,7 +216,7 @@ class PolygonTruth(Truth):
                 shapes = self.polygons.to_crs(source.crs)
                 extent = gpd.GeoSeries([self.extent], crs=self.polygons.crs).to_crs(source.crs).iloc[0]
                 read = partial(_rasterise, shapely.STRtree(shapes.to_numpy()), extent, source.transform)
-                yield from _whole(source, product.root.name, read, self.cell)
+                yield from _whole(source, product.root.name, read)
 
 
 def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonTruth:
@@ -242,15 +261,13 @@ def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
             parts = rasterio.features.shapes(seen, seen == 1, transform=chip.transform)
             shapes = [shapely.geometry.shape(part) for part, _ in parts]
             known.append(gpd.GeoSeries(shapes, crs=chip.crs).to_crs(polygons.polygons.crs))
-    return replace(polygons, extent=polygons.extent.intersection(pd.concat(known).union_all()))
+    extent = polygons.extent.intersection(pd.concat(known).union_all())
+    return replace(polygons, extent=extent, ground=truth)
 
 
-def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], Labels], cell: int) -> Iterator[Patch]:
+def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], Labels]) -> Iterator[Patch]:
     """Whole rows of a probability raster beside what ``read`` knows of them, the next ones read ahead."""
-    height = cell * max(_ROWS // cell, 1)
-    windows = [
-        Window(0, row, source.width, min(height, source.height - row)) for row in range(0, source.height, height)
-    ]
+    windows = [Window(0, row, source.width, min(_ROWS, source.height - row)) for row in range(0, source.height, _ROWS)]
 
     def patch(window: Window) -> Patch:
         return Patch(scene, window.row_off, 0, source.read(1, window=window), read(window))
