@@ -85,6 +85,19 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
         in capsys.readouterr().out
     )
 
+    # A run that was killed while it scored: what was trained is kept, and only scored.
+    cell = home / "outputs/compare/tiny/0.5/3/quick/cell.json"
+    said = cell.read_text()
+    cell.unlink()
+
+    def trains(*_: object) -> None:
+        raise AssertionError
+
+    with monkeypatch.context() as patch:
+        patch.setattr("terraseg.compare.cells._run", trains)
+        assert main(["compare", str(comparison)]) == 0
+    assert cell.read_text() == said
+
     written = {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()}
     assert main(["compare", str(comparison)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()} == written
