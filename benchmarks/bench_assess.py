@@ -3,6 +3,7 @@
 pixels: a 10980 x 10980 probability against a mask, outlines too, beside the bare time of reading both; peak memory.
 objects: 100,000 predicted polygons against 100,000 footprints.
 coverage: how often a 95 % interval holds the truth, on simulated cells whose errors cluster.
+comparison: how often p < 5 % where two experiments are equally good, and where one is two points better.
 """
 
 import json
@@ -19,7 +20,7 @@ import shapely
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
-from terraseg.assess.bootstrap import intervals
+from terraseg.assess.bootstrap import intervals, paired_difference
 from terraseg.assess.evaluate import evaluate
 from terraseg.assess.objects import match, overlaps
 from terraseg.assess.pixels import iou
@@ -91,6 +92,36 @@ def coverage(rounds: int = 1000) -> Bars:
     return bars
 
 
+def comparison(rounds: int = 1000, units: int = 50) -> Bars:
+    """Share of comparisons of two experiments, on the same cells, whose p value is below 5 %."""
+    rng = np.random.default_rng(0)
+    found = {0.0: 0, 0.02: 0}
+    for seed in range(rounds):
+        for gain in found:
+            found[gain] += _p_of_pair(rng, units, gain=gain, seed=seed) < 0.05
+    none, planted = (found[gain] / rounds for gain in (0.0, 0.02))
+    print(f"{units} cells: p < 5 % in {none:.1%} of {rounds} comparisons without a gain, {planted:.1%} with 2 points")
+    return {
+        "found_without_gain": {"value": none, "goal": "0.03-0.07", "ok": 0.03 <= none <= 0.07},
+        "found_gain_of_2_points": {"value": planted, "goal": ">= 0.8", "ok": planted >= 0.8},
+    }
+
+
+def _p_of_pair(rng: np.random.Generator, units: int, *, gain: float, seed: int) -> float:
+    """Of two maps without false alarms: each finds a cell's common share, give or take 2 points."""
+    positive = 1 + rng.binomial(9216, rng.beta(1.5, 12, units))
+    ground = rng.beta(6, 3, units)
+    sides = []
+    for better in (0.0, gain):
+        tp = rng.binomial(positive, np.clip(ground + better + rng.normal(0, 0.02, units), 0, 1))
+        sides.append(
+            {str(unit): (int(hit), 0, int(n - hit), 0) for unit, (hit, n) in enumerate(zip(tp, positive, strict=True))}
+        )
+    p = paired_difference(*sides, iou, draws=1000, seed=seed).p
+    assert p is not None
+    return p
+
+
 def _world(rng: np.random.Generator, cells: int) -> np.ndarray:
     """(cells, 4) confusion counts: each cell has its own share of the class and its own quality."""
     positive = rng.binomial(9216, rng.beta(1.5, 12, cells))
@@ -143,4 +174,4 @@ def _bar(value: float, *, at_most: float) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({**pixels(), **objects(), **coverage()}))
+    print(json.dumps({**pixels(), **objects(), **coverage(), **comparison()}))
