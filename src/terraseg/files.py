@@ -135,7 +135,8 @@ def output_error(error: OSError, target: Path) -> OSError | OutputError:
 
 def _is_full(target: Path) -> bool:
     folder = next(folder for folder in target.absolute().parents if folder.is_dir())
-    return shutil.disk_usage(folder).free < _LEAST_FREE
+    usage = shutil.disk_usage(folder)
+    return usage.total > 0 and usage.free < _LEAST_FREE  # /proc has no size at all
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.io import DatasetWriter
@@ -25,6 +26,8 @@ from terraseg.raster import cog_writer
 NODATA = 0
 """Digital number of a pixel without an observation: outside of the swath, cloud, shadow."""
 
+_LOOK = 256
+"""Side of the decimated look at values that are not as declared, in pixels."""
 
 ATTRIBUTION = "terraseg:attribution"
 """Property of the STAC item that holds the line of credit."""
@@ -99,30 +102,76 @@ def open_scene(path: str | Path) -> Scene:
         raise SceneError(f"{path} is not on a north-up metric grid of square pixels ({crs})", expected="a UTM grid")
     if dtypes != {"uint16"} or nodata != NODATA:
         raise SceneError(
-            f"{path} has type {', '.join(sorted(dtypes))} and nodata {nodata}", expected=f"uint16 with nodata {NODATA}"
+            f"{path} has type {', '.join(sorted(dtypes))} and nodata {nodata}, {_what_it_looks_like(path)}",
+            expected=f"uint16 DN x {REFLECTANCE_SCALE} = reflectance, with nodata {NODATA}",
+            fix="gdal_translate -ot UInt16 -a_nodata 0, of reflectance 0 to 1 with -scale 0 1 0 10000",
         )
     if tags.get("UNIT") != UNIT:
         raise SceneError(
-            f"{path} has unit {tags.get('UNIT', 'undeclared')}",
+            f"{path} has unit {tags.get('UNIT', 'undeclared')}, {_what_it_looks_like(path)}",
             expected=f"the tag UNIT={UNIT} (reflectance = DN x {REFLECTANCE_SCALE}, baseline offset removed)",
             fix="download with terraseg, or convert the values and set the tag",
         )
     if not all(names):
         raise SceneError(f"{path} has bands without a description", expected="Sentinel-2 names such as B02")
+    bands = _band_names(names, path)
     provenance = path.with_suffix(".json")
     if not provenance.is_file():
         raise SceneError(f"{path} has no provenance {provenance.name} beside it", fix="download the scene again")
-    item = json.loads(provenance.read_text(encoding="utf-8"))
+    try:
+        item = json.loads(provenance.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SceneError(f"{provenance} is no JSON ({error})", fix="download the scene again") from error
+    if not isinstance(item, dict):
+        raise SceneError(f"{provenance} is no JSON object", expected="a STAC item", fix="download the scene again")
     if ATTRIBUTION not in item.get("properties", {}):
         raise SceneError(
             f"{provenance} credits nobody: it has no property {ATTRIBUTION}", fix="download the scene again"
         )
-    return Scene(
-        path=path,
-        bands=tuple(band(name).name for name in names),
-        geobox=GeoBox(shape, transform, str(crs)),
-        item=item,
-    )
+    geobox = GeoBox(shape, transform, str(crs))
+    _check_place(path, geobox, item)
+    return Scene(path=path, bands=bands, geobox=geobox, item=item)
+
+
+def _band_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
+    """ESA names; a name that comes twice would leave it to chance which band is meant."""
+    try:
+        bands = tuple(band(name).name for name in names)
+    except SceneError as error:
+        raise SceneError(f"{path}: {error.found}", expected=error.expected) from error
+    if twice := sorted({name for name in bands if bands.count(name) > 1}):
+        raise SceneError(f"{path} has the band {', '.join(twice)} twice", expected="each band once")
+    return bands
+
+
+def _what_it_looks_like(path: Path) -> str:
+    """The unit that a raster's values look like, from a decimated look; for a message."""
+    try:
+        with rasterio.open(path) as source:
+            look = source.read(1, out_shape=(min(source.height, _LOOK), min(source.width, _LOOK))).astype(np.float64)
+    except rasterio.errors.RasterioIOError:
+        return "and its values can't be read"
+    known = look[np.isfinite(look) & (look > 0)]
+    if known.size == 0:
+        return "and no value above 0"
+    middle = float(np.median(known))
+    kind = "reflectance from 0 to 1" if middle < 2 else "8 bit" if known.max() < 256 else "DN x 1e-4"
+    return f"and values around {middle:.3g}, like {kind}"
+
+
+def _check_place(path: Path, geobox: GeoBox, item: dict[str, Any]) -> None:
+    """Refuse a raster that lies elsewhere than its item says: a wrong UTM zone moves it by hundreds of kilometres."""
+    said = item.get("bbox")
+    if not isinstance(said, list) or len(said) != 4 or said[0] > said[2]:  # the last: over the antimeridian
+        return
+    west, south, east, north = geobox.geographic_extent.boundingbox
+    if west > said[2] or east < said[0] or south > said[3] or north < said[1]:
+        raise SceneError(
+            f"{path} lies at {(west + east) / 2:.2f} E {(south + north) / 2:.2f} N by its CRS {geobox.crs}, "
+            f"its item says {(said[0] + said[2]) / 2:.2f} E {(said[1] + said[3]) / 2:.2f} N",
+            expected="the UTM zone of its place",
+            fix="correct the CRS with rio edit-info --crs, or download the scene again",
+        )
 
 
 def find_scenes(path: str | Path) -> list[Scene]:

@@ -234,7 +234,7 @@ def test_unit_and_provenance_of_a_scene_are_a_contract(tmp_path):
     item.write_text(text)
     with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
         target.update_tags(UNIT="reflectance")
-    with pytest.raises(SceneError, match="has unit reflectance; expected the tag UNIT=reflectance_1e-4"):
+    with pytest.raises(SceneError, match="has unit reflectance, and values .*; expected the tag UNIT="):
         open_scene(scene.path)
 
 

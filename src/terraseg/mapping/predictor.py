@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.errors import RasterioIOError
 
-from terraseg.bands import UNIT, band_indices
+from terraseg.bands import UNIT, band, band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.remote import open_raster
 from terraseg.mapping.vrt import remote_sources
@@ -96,7 +96,7 @@ def check_fit(scene: Scene, predictor: Predictor, *, crop: int) -> None:
         ConfigError: the model can't take crops of this size.
         CheckpointError: its answer is no map of log-odds.
     """
-    indexes = band_indices(predictor.bands, scene.bands, where=str(scene.path))
+    indexes = _indexes(scene, predictor)
     if predictor.unit != UNIT or predictor.nodata != NODATA:
         raise SceneError(
             f"{scene.path} has unit {UNIT} and nodata {NODATA}, "
@@ -111,6 +111,20 @@ def check_fit(scene: Scene, predictor: Predictor, *, crop: int) -> None:
         )
     _check_values(scene, predictor, indexes)
     _check_crop(predictor, crop)
+
+
+def _indexes(scene: Scene, predictor: Predictor) -> list[int]:
+    """Positions of the model's bands in the scene."""
+    try:
+        for name in predictor.bands:
+            band(name)
+    except SceneError as error:
+        raise SceneError(
+            f"the model is of another sensor: it takes {', '.join(predictor.bands)}",
+            expected=f"bands of Sentinel-2, as {scene.path} has them ({', '.join(scene.bands)})",
+            fix="take a model that was trained on scenes of terraseg",
+        ) from error
+    return band_indices(predictor.bands, scene.bands, where=str(scene.path))
 
 
 def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> None:

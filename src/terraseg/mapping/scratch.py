@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.errors import BusyError
+from terraseg.errors import BusyError, OutputError
 from terraseg.files import atomic_path, output_error, write_json
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,10 @@ def output_lock(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         handle = path.open("a")
     except OSError as error:
-        raise output_error(error, root) from error
+        failure = output_error(error, root)
+        if failure is error:  # whatever it is, only the output was touched
+            failure = OutputError(f"{root} can't be written ({error.strerror})", fix="choose another --output")
+        raise failure from error
     with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
