@@ -275,6 +275,7 @@ def test_the_screen_says_what_ten_metres_can_see_and_counts_by_block(place, grou
     assert result.limits.startswith("A pixel of 10 m covers 100 m2.")
     assert "A footprint below that is smaller than one pixel" in said
     assert f"recall below 100 m2 {result.figures['object_recall_0_100_m2']}" in said
+    assert "footprints in several parts 0 objects over several footprints 0" in said
     assert said.count("Count") == 2
     assert f"{result.groups['scene/test']['building_count_bias'].value:.3f}" == "-0.667"
     assert "-0.667" in said

@@ -87,5 +87,7 @@ def objects_table(path: str | Path) -> Table:
     table.add_column("Value with its 95 % interval", justify="right")
     for name, words in OBJECTS.items():
         if name in result.figures:
-            table.add_row(words, Text(str(result.figures[name])))  # its brackets are no markup
+            figure = result.figures[name]
+            said = f"{figure.value:.0f}" if name in ("object_splits", "object_merges") else str(figure)
+            table.add_row(words, Text(said))  # brackets are no markup
     return table
