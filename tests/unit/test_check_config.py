@@ -1,5 +1,6 @@
 """The config part of the check: what the stock command accepts silently is an error with its key."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -114,6 +115,16 @@ def test_what_would_silently_go_wrong(sections, line):
 def test_a_schedule_as_long_as_the_training_passes(options, trainer):
     model = {"scheduler": "CosineAnnealingLR", "scheduler_hparams": options}
     assert _lines(_config(model=model, trainer=trainer)) == []
+
+
+@pytest.mark.parametrize(("name", "package"), [("MLFlowLogger", "mlflow"), ("WandbLogger", "wandb")])
+def test_a_logger_without_its_package_is_said(name, package, monkeypatch):
+    loggers = [{"class_path": f"lightning.pytorch.loggers.{each}"} for each in ("TensorBoardLogger", name)]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    (found,) = _lines(_config(trainer={"logger": loggers}))
+    assert found.startswith(f"error: trainer.logger: {name} needs the package {package}, which is not installed; to")
+    assert _lines(_config(trainer={"logger": loggers[:1]})) == []
+    assert _lines(_config(trainer={"logger": False})) == []
 
 
 def test_an_unknown_length_is_not_judged():

@@ -160,6 +160,8 @@ def test_ranks_score_each_chip_once_in_as_many_batches(prepared, replicas):
     assert len({sum(len(batch["mask"]) for batch in batches) for batches in ranks}) == 1
     scored = [pair for batches in ranks for batch in batches for pair in _shown(batch) if (pair[1] >= 0).any()]
     assert sorted(tile for tile, _ in scored) == sorted(whole)
+    alone = _as_rank(prepared, 0, replicas=replicas).whole_val_dataloader()
+    assert [tile for batch in alone for tile in batch["filename"]] == list(whole)
     assert all(torch.equal(mask, whole[tile]) for tile, mask in scored)
 
 

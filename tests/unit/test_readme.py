@@ -2,9 +2,11 @@
 
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from terraseg.cli import _parser
 from terraseg.sample.demo import steps
@@ -27,11 +29,17 @@ def test_command(command):
     if command in _RUN_BY_TESTS:
         return
     words = shlex.split(command)
+    if words[0] == "torchrun":
+        options = get_args_parser().parse_args(words[1:])
+        assert options.module
+        words = [options.training_script, *options.training_script_args]
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     elif words[0] == "terratorch":
         assert words[1] in ("fit", "test", "predict")
-        assert (ROOT / words[words.index("--config") + 1]).is_file()  # tests/unit/test_learn_configs.py builds it
+        for word, value in pairwise(words):  # tests/unit/test_learn_configs.py builds them
+            assert word != "--config" or (ROOT / value).is_file()
+        assert "--config" in words
     else:
         verb = words[1:] if words[0] == "terraseg" else [Path(words[1]).stem, *words[2:]]
         options = _parser().parse_args(verb)

@@ -205,7 +205,7 @@ def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:
     was_training = task.training
     task.eval()
     batches = track(
-        task.trainer.datamodule.val_dataloader(),
+        task.trainer.datamodule.whole_val_dataloader(),
         "Threshold and temperature",
         disable=not trainer.progress_bar_callback,
     )

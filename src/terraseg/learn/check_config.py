@@ -1,6 +1,7 @@
 """The config part of the check, without torch: what the stock command would accept and then do something else."""
 
 import difflib
+import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,10 @@ _RESTARTS = {
     "PolynomialLR": "the rate is 0",
 }
 """What they do after it."""
+
+
+_LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+"""Packages that Lightning's loggers want and terraseg alone does not bring."""
 
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
@@ -70,6 +75,7 @@ def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Findin
     return [
         *check_sections(config),
         *check_limits(trainer),
+        *check_loggers(trainer),
         *check_loss(model),
         *check_schedule(model.get("scheduler"), model.get("scheduler_hparams") or {}, epochs=epochs, steps=steps),
         *check_files(config),
@@ -105,6 +111,19 @@ def check_limits(trainer: Mapping[str, Any]) -> list[Finding]:
         for key, value in trainer.items()
         if key.startswith("limit_") and value == 1
     ]
+
+
+def check_loggers(trainer: Mapping[str, Any]) -> list[Finding]:
+    """The packages of the loggers are installed."""
+    loggers = trainer.get("logger") or []
+    findings = []
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        path = str(logger.get("class_path", "")) if isinstance(logger, Mapping) else ""
+        name = path.rpartition(".")[2]
+        if name in _LOGGERS and importlib.util.find_spec(_LOGGERS[name]) is None:
+            found = f"{name} needs the package {_LOGGERS[name]}, which is not installed"
+            findings.append(error("trainer.logger", found, fix="pip install 'terraseg[tracking]', or leave it out"))
+    return findings
 
 
 def check_loss(model: Mapping[str, Any]) -> list[Finding]:

@@ -171,6 +171,10 @@ class ChipDataModule(LightningDataModule):
         """Val chips as they are, in order; each process gets its part of them."""
         return self._in_order(self._chips["val"])
 
+    def whole_val_dataloader(self) -> "DataLoader[Batch]":
+        """All val chips, for the one process that calibrates."""
+        return self._in_order(self._chips["val"], alone=True)
+
     def test_dataloader(self) -> "DataLoader[Batch]":
         """Test chips as they are, in order; each process gets its part of them."""
         return self._in_order(self._chips["test"])
@@ -230,8 +234,9 @@ class ChipDataModule(LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
-    def _in_order(self, chips: "Chips") -> "DataLoader[Batch]":
-        return self._loader(DataLoader, chips, sampler=OrderedSampler(chips, replicas=self._replicas, rank=self._rank))
+    def _in_order(self, chips: "Chips", *, alone: bool = False) -> "DataLoader[Batch]":
+        replicas, rank = (1, 0) if alone else (self._replicas, self._rank)
+        return self._loader(DataLoader, chips, sampler=OrderedSampler(chips, replicas=replicas, rank=rank))
 
     def _loader(
         self,

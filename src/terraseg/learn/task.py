@@ -303,6 +303,14 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         )  # fmt: skip
         return loss, logits.argmax(1)
 
+    def on_train_epoch_end(self) -> None:
+        """Log the scores of train."""
+        # The progress bar of the first process has just asked for the loss, and waits in its sum over processes. The
+        # others have to join it there: summing scores first, each would wait for the other for ever.
+        _ = self.trainer.callback_metrics
+        self.log_dict(self.train_metrics.compute())
+        self.train_metrics.reset()
+
     def on_validation_epoch_end(self) -> None:
         """Log the scores of validation, the class of interest's IoU in the progress bar."""
         scores = self.val_metrics.compute()
