@@ -374,5 +374,12 @@ def test_prediction_reads_bands_by_name_and_checks_the_unit(prepared, tmp_path):
         target.update_tags(UNIT="")
     with pytest.raises(SceneError, match="expected the tag UNIT"):
         list(module.predict_dataloader())
+    _rewrite(scene.path, lambda pixels: np.where(pixels == 0, np.nan, pixels).astype(np.float32))
+    for nodata in ("nan", -9999):
+        with rasterio.open(scene.path, "r+") as target:
+            target.update_tags(UNIT="reflectance_1e-4")
+            target.nodata = float(nodata)
+        with pytest.raises(SceneError, match=f"has nodata {nodata}; expected 0"):
+            list(module.predict_dataloader())
     with pytest.raises(ConfigError, match="predict_data_root is not set"):
         ChipDataModule(str(prepared)).predict_dataloader()

@@ -353,6 +353,13 @@ class Files(Dataset[Batch]):
                 raise SceneError(
                     f"{path} has unit {source.tags().get('UNIT', 'undeclared')}", expected=f"the tag UNIT={UNIT}"
                 )
+            nodata = self.module.nodata
+            if source.nodata not in (None, nodata):
+                raise SceneError(
+                    f"{path} has nodata {source.nodata:g}",
+                    expected=f"{nodata:g}, as in training: another one would be mapped as ground",
+                    fix="convert the values and the tag",
+                )
             names = [name or f"unnamed band {number}" for number, name in enumerate(source.descriptions, start=1)]
             wanted = band_indices(self.module.dataset.info.bands, names, where=str(path))
             pixels: npt.NDArray[Any] = source.read([position + 1 for position in wanted])
