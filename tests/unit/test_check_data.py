@@ -113,6 +113,18 @@ def test_keys_that_do_not_fit_the_dataset(sound, changes, line):
     assert line in found
 
 
+def test_statistics_that_nobody_published_are_named(sound):
+    for statistics, line in (
+        (
+            "timm_resnet50",
+            "error: data.init_args.statistics: statistics is 'timm_resnet50'; expected dataset, or one of",
+        ),
+        ("prithvi_eo_v1_100", None),
+    ):
+        found = _lines(sound, data={"statistics": statistics})
+        assert [each for each in found if "statistics: " in each] == [] if line is None else line in "".join(found)
+
+
 def test_class_weights_may_come_from_the_data(sound):
     assert _lines(sound, model={"class_weights": "from_data"}) == []
 

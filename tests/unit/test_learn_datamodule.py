@@ -19,8 +19,9 @@ from factories import make_scene
 from terraseg.dataset import chip_checksum, open_dataset, write_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
 from terraseg.learn import runtime
-from terraseg.learn.datamodule import ChipDataModule, ChipSampler, OrderedSampler
+from terraseg.learn.datamodule import ChipDataModule, ChipSampler, OrderedSampler, jittered
 from terraseg.learn.pack import open_pack
+from terraseg.learn.specs import SPECS
 from terraseg.learn.turns import turned
 from terraseg.normalise import normalise
 from terraseg.prepare.config import PrepareConfig, SplitRule
@@ -383,3 +384,52 @@ def test_prediction_reads_bands_by_name_and_checks_the_unit(prepared, tmp_path):
             list(module.predict_dataloader())
     with pytest.raises(ConfigError, match="predict_data_root is not set"):
         ChipDataModule(str(prepared)).predict_dataloader()
+
+
+def test_bands_are_standardised_as_a_backbone_was_where_that_is_asked_for(prepared):
+    module = _module(prepared, statistics="prithvi_eo_v1_100", bands=["B12", "B02"])
+    spec = SPECS["prithvi_eo_v1_100"]
+    assert (module.means.tolist(), module.stds.tolist()) == (
+        [spec.means[5], spec.means[0]],
+        [spec.stds[5], spec.stds[0]],
+    )
+    raw = open_pack(module.dataset, "val").images[:1]
+    batch = next(iter(module.val_dataloader()))
+    expected = (raw[0, module.indices] - module.means[:, None, None]) / module.stds[:, None, None]
+    np.testing.assert_allclose(batch["image"][0].numpy(), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"statistics is 'prithvi'; expected dataset, or one of prithvi_eo_v1_100"):
+        _module(prepared, statistics="prithvi")
+    with pytest.raises(ConfigError, match="scalemae_vit_large"):
+        _module(prepared, statistics="scalemae_vit_large")
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 8, 8), (4, 3, 2, 8, 8)])
+def test_jitter_is_one_factor_and_one_offset_a_band_and_spares_the_unobserved(shape):
+    image = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    image[1, ..., :3] = 0
+    changed = jittered(image, 0.1, seed=5)
+    assert torch.equal(changed, jittered(image, 0.1, seed=5))
+    assert not torch.equal(changed, jittered(image, 0.1, seed=6))
+    assert (changed[1, ..., :3] == 0).all()
+    for before, after in zip(image.flatten(0, -3), changed.flatten(0, -3), strict=True):
+        known = before != 0
+        slope, offset = np.polyfit(before[known].numpy(), after[known].numpy(), 1)
+        assert 0.5 < slope < 1.5
+        np.testing.assert_allclose(after[known], before[known] * slope + offset, atol=1e-4)
+    assert 0.02 < (changed - image)[image != 0].std() < 0.3
+
+
+def test_train_batches_alone_are_jittered_by_seed_and_step(prepared):
+    module = _module(prepared, jitter=0.1)
+    batch = next(iter(module.val_dataloader()))
+    steps = {}
+    for training, step in ((True, 0), (True, 1), (False, 0)):
+        loop = SimpleNamespace(total_batch_idx=step)
+        module.trainer = SimpleNamespace(training=training, global_rank=0, fit_loop=loop)
+        steps[training, step] = module.on_after_batch_transfer(batch, 0)["image"]
+        assert torch.equal(steps[training, step], module.on_after_batch_transfer(batch, 0)["image"])
+    assert torch.equal(steps[False, 0], batch["image"])
+    assert not torch.equal(steps[True, 0], batch["image"])
+    assert not torch.equal(steps[True, 0], steps[True, 1])
+    with pytest.raises(ConfigError, match="jitter 1"):
+        _module(prepared, jitter=1)

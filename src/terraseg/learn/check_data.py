@@ -19,6 +19,7 @@ from terraseg.bands import UNIT, band, band_indices
 from terraseg.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset, pairs_on_disk
 from terraseg.learn.finding import Finding, attempt, error, warning
 from terraseg.learn.pack import read_chip
+from terraseg.learn.standard import DATASET, standard_of
 from terraseg.separation import in_metres, separation
 from terraseg.subsets import chosen_chips
 
@@ -55,7 +56,11 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | Non
         whole += faults
     findings += whole
     findings += check_statistics(dataset) + check_labels(dataset) + check_splits(dataset)
-    findings += check_bands(dataset, data.get("bands"))
+    faults = check_bands(dataset, data.get("bands"))
+    if not faults and (statistics := data.get("statistics", DATASET)) != DATASET:
+        bands = [band(str(name)).name for name in data.get("bands") or dataset.info.bands]
+        faults = attempt(f"{_DATA}.statistics", partial(standard_of, dataset, bands, statistics=statistics))[1]
+    findings += faults
     subset = "fraction" if data.get("fold") is None else "fold"
     chips, faults = attempt(f"{_DATA}.{subset}", partial(train_chips, dataset, data))
     findings += faults

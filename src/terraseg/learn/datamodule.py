@@ -13,6 +13,7 @@ import numpy.typing as npt
 import rasterio
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from terraseg.bands import UNIT, band_indices
@@ -23,6 +24,7 @@ from terraseg.learn.graph.superpixels import SuperpixelRule
 from terraseg.learn.loader import ResumableLoader
 from terraseg.learn.pack import Pack, open_pack
 from terraseg.learn.runtime import out_of_memory
+from terraseg.learn.standard import DATASET, standard_of
 from terraseg.learn.turns import TURNS, turned
 from terraseg.normalise import normalise
 from terraseg.scene import find_places
@@ -48,7 +50,8 @@ _READ: Mapping[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": (
 class ChipDataModule(LightningDataModule):
     """Batches of normalised chips.
 
-    A batch is ``image``: float32 (batch, bands, rows, columns), standardised with the statistics of train, pixels
+    A batch is ``image``: float32 (batch, bands, rows, columns), standardised with the statistics of train (or those of
+    a backbone, see ``statistics``), pixels
     without observation at 0; of a dataset of several dates (batch, bands, frames, rows, columns), the first date first,
     as Prithvi wants it; ``mask``: int64 (batch, rows, columns), -1 = ignore; ``filename``: tile ids. For a model
     of superpixels also ``superpixels``: int64 (batch, rows, columns), those of the chip, turned as its image is.
@@ -59,6 +62,10 @@ class ChipDataModule(LightningDataModule):
         bands: bands in the order that the model wants them, any dialect; all of the dataset's where absent.
         num_workers: loader processes. The packed copy is fast enough without any.
         augment: show train chips under random rotations and flips (D4).
+        jitter: brightness and contrast of each band of each train chip change by chance, by so many standard deviations
+            of the band; on the device, when the batch is there. 0: not at all.
+        statistics: what bands are standardised with: ``dataset``, or a backbone such as ``prithvi_eo_v1_100`` for those
+            that it was pretrained with.
         class_share: share of the train chips drawn that hold the class; as they come where absent.
         fold: val is this fold of the cross-validation that the dataset was prepared for (`split.folds`), train the rest
             of train and val but the gap; the prepared splits where absent. The test split is the same for all.
@@ -84,6 +91,8 @@ class ChipDataModule(LightningDataModule):
         bands: list[str] | None = None,
         num_workers: int = 0,
         augment: bool = True,
+        jitter: float = 0.0,
+        statistics: str = DATASET,
         class_share: float | None = None,
         fold: int | None = None,
         fraction: float = 1.0,
@@ -92,14 +101,16 @@ class ChipDataModule(LightningDataModule):
         predict_data_root: str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1 or (class_share is not None and not 0 < class_share < 1):
+        if batch_size < 1 or (class_share is not None and not 0 < class_share < 1) or not 0 <= jitter < 1:
             raise ConfigError(
-                f"batch_size {batch_size}, class_share {class_share}", expected="batch_size >= 1, 0 < class_share < 1"
+                f"batch_size {batch_size}, class_share {class_share}, jitter {jitter:g}",
+                expected="batch_size >= 1, 0 < class_share < 1, 0 <= jitter < 1",
             )
         self.root = Path(root)
         self.fold, self.fraction, self.overfit = fold, fraction, overfit
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.class_share, self.seed = augment, class_share, seed
+        self.jitter = jitter
         self.predict_data_root = predict_data_root
         self.dataset: ChipDataset = open_dataset(self.root)
         info = self.dataset.info
@@ -107,17 +118,7 @@ class ChipDataModule(LightningDataModule):
             raise DatasetError(f"{root} has unit {info.unit}", expected=UNIT, fix="run the preparation again")
         self.indices = band_indices(bands or info.bands, info.bands, where=str(self.root))
         self.bands: tuple[str, ...] = tuple(info.bands[index] for index in self.indices)
-        lost = [name for name in info.bands if name not in self.dataset.stats.bands]
-        if lost:
-            raise DatasetError(
-                f"{root}/stats.json has no statistics of {', '.join(lost)}", fix="run the preparation again"
-            )
-        stats = [self.dataset.stats.bands[name] for name in self.bands]
-        self.means = np.array([band.mean for band in stats], dtype=np.float32)
-        self.stds = np.array([band.std for band in stats], dtype=np.float32)
-        if not (self.stds > 0).all():
-            flat = [name for name, std in zip(self.bands, self.stds, strict=True) if std <= 0]
-            raise DatasetError(f"band {', '.join(flat)} is constant over train", fix="leave it out of the bands")
+        self.means, self.stds = standard_of(self.dataset, self.bands, statistics=statistics)
         self.nodata = info.nodata
         self.class_names: tuple[str, ...] = tuple(info.classes[key] for key in sorted(info.classes))
         self.superpixels: SuperpixelRule | None = None  # what the model wants; its task says it before any loader
@@ -194,6 +195,14 @@ class ChipDataModule(LightningDataModule):
         if not files:
             raise DatasetError(f"no GeoTIFF in {self.predict_data_root}", fix="correct predict_data_root")
         return DataLoader(Files(files, self), batch_size=None, num_workers=self.num_workers)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's
+        """Jitter a train batch, by seed, process and step alone, so that a resumed training goes on alike."""
+        if self.jitter == 0 or self.trainer is None or not self.trainer.training:
+            return batch
+        key = (self.seed, self.trainer.global_rank, self.trainer.fit_loop.total_batch_idx + 1)
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        return {**batch, "image": jittered(batch["image"], self.jitter, seed=seed)}
 
     def to_input(
         self, pixels: npt.NDArray[Any], *, observed: bool = False, out: npt.NDArray[np.float32] | None = None
@@ -438,6 +447,21 @@ def _spread(rows: gpd.GeoDataFrame, count: int, *, where: Path) -> gpd.GeoDataFr
             f"overfit {count}", expected=f"1 to {len(held)}, the train chips of {where} that hold the class"
         )
     return held.iloc[np.linspace(0, len(held) - 1, count).round().astype(int)]
+
+
+def jittered(image: Tensor, strength: float, *, seed: int) -> Tensor:
+    """Each band of each chip (and date) times 1 plus one random number, plus another; the unobserved stay at 0.
+
+    Args:
+        image: (batch, bands, ..., rows, columns), standardised.
+        strength: standard deviation of the numbers.
+        seed: that they are drawn with, on the CPU: the same on any device.
+    """
+    random = torch.Generator().manual_seed(seed)
+    factor, offset = (strength * torch.randn(2, *image.shape[:-2], 1, 1, generator=random)).to(image)
+    observed = (image != 0).any(dim=1, keepdim=True)
+    changed: Tensor = (image * (1 + factor) + offset) * observed
+    return changed
 
 
 def _as_it_is(batch: Any) -> Any:  # noqa: ANN401  # already a batch
