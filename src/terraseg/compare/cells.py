@@ -15,7 +15,6 @@ import csv
 import json
 import logging
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -42,10 +41,9 @@ class _Strict(BaseModel):
 
 
 class Training(_Strict):
-    """training.json: of which identity, and the most memory that its process held, in GB (10^9 bytes)."""
+    """training.json: that it ended well, and the identity of its cell."""
 
     identity: str
-    peak_memory_gb: float
 
 
 class CellResult(_Strict):
@@ -155,7 +153,8 @@ def run_cell(cell: Cell, matrix: Matrix) -> None:
     from terraseg.mapping.run import predict  # imports torch, which the tables don't need
 
     (cell.folder / "cell.json").unlink(missing_ok=True)
-    training = _trained(cell) or _train(cell)
+    if not _is_trained(cell):
+        _train(cell)
     for scene in matrix.scenes:
         predict(bundle=cell.folder / "bundle", input=scene, output=cell.folder / "predictions")
     evaluate(
@@ -183,28 +182,27 @@ def run_cell(cell: Cell, matrix: Matrix) -> None:
         labelled_chips=len(chips),
         best_epoch=epoch,
         best_step=step,
-        peak_memory_gb=training.peak_memory_gb,
         **{key: timings[key] for key in (
-            "parameters", "trainable_parameters", "epochs", "steps", "hours", "images_per_second", "device",
+            "parameters", "trainable_parameters", "epochs", "steps", "hours", "images_per_second",
+            "peak_memory_gb", "device",
         )},
     )  # fmt: skip
     write_json(cell.folder / "cell.json", result.model_dump())
 
 
-def _trained(cell: Cell) -> Training | None:
+def _is_trained(cell: Cell) -> bool:
     path = cell.folder / "training.json"
     if not path.is_file():
-        return None
-    training = Training.model_validate_json(path.read_text(encoding="utf-8"))
-    return training if training.identity == cell.identity else None
+        return False
+    return Training.model_validate_json(path.read_text(encoding="utf-8")).identity == cell.identity
 
 
-def _train(cell: Cell) -> Training:
+def _train(cell: Cell) -> None:
     _clear(cell.folder)
     config, log = cell.folder / "config.yaml", cell.folder / "fit.log"
     config.write_text(yaml.safe_dump(placed(cell.config, cell.folder), sort_keys=False), encoding="utf-8")
     command = [sys.executable, "-m", "terratorch", "fit", "--config", str(config)]
-    code, peak = _run(command, log)
+    code = _run(command, log)
     if code or not (cell.folder / "bundle" / "bundle.json").is_file():
         lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
         said = [line for line in lines if line.strip()]
@@ -212,9 +210,7 @@ def _train(cell: Cell) -> Training:
             (line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "nothing said"
         )
         raise TrainingError(f"`terratorch fit` ended with exit code {code}: {reason}", fix=f"see {log}")
-    training = Training(identity=cell.identity, peak_memory_gb=round(peak / 1e9, 3))
-    write_json(cell.folder / "training.json", training.model_dump())
-    return training
+    write_json(cell.folder / "training.json", Training(identity=cell.identity).model_dump())
 
 
 def _clear(folder: Path) -> None:
@@ -227,16 +223,10 @@ def _clear(folder: Path) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _run(command: list[str], log: Path) -> tuple[int, int]:
-    """Exit code and peak resident bytes of a program; killed where we are stopped."""
-    with open(log, "wb") as said, subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT) as process:
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return process.returncode, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+def _run(command: list[str], log: Path) -> int:
+    """Exit code of a program; killed where we are stopped."""
+    with open(log, "wb") as said:
+        return subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False).returncode
 
 
 def _best_checkpoint(table: Path) -> tuple[int, int]:

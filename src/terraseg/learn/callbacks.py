@@ -22,6 +22,7 @@ from terraseg.learn.bundling import bundle_info, calibrate
 from terraseg.learn.calibration import Calibration
 from terraseg.learn.task import SegmentationTask
 from terraseg.mapping.bundle import write_bundle
+from terraseg.memory import peak_memory
 
 
 class MetricsTable(Callback):
@@ -59,24 +60,33 @@ class MetricsTable(Callback):
 
 
 class Timings(Callback):
-    """Write timings.json at the end of a training: epochs, steps, hours, images a second, parameters.
+    """Write timings.json at the end of a training: epochs, steps, hours, images a second, memory, parameters.
 
-    Hours are those of all parts of a resumed training. Images a second are of the training steps with their waiting
-    for data, without validation.
+    Hours are those of all parts of a resumed training, and the memory is that of the fullest one: main memory of the
+    process in GB (10^9 bytes). Images a second are of the training steps with their waiting for data, without
+    validation.
     """
 
     def __init__(self) -> None:
         self._seconds = self._train_seconds = 0.0
-        self._images = 0
+        self._images = self._peak = 0
 
     def state_dict(self) -> dict[str, Any]:
         """What was spent up to now."""
-        return {"seconds": self._elapsed(), "train_seconds": self._train_seconds, "images": self._images}
+        return {
+            "seconds": self._elapsed(),
+            "train_seconds": self._train_seconds,
+            "images": self._images,
+            "peak_memory": self._peak_memory(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from an earlier part of the training."""
         self._seconds, self._train_seconds = state_dict["seconds"], state_dict["train_seconds"]
-        self._images = state_dict["images"]
+        self._images, self._peak = state_dict["images"], state_dict["peak_memory"]
+
+    def _peak_memory(self) -> int:
+        return max(self._peak, peak_memory())
 
     def _elapsed(self) -> float:
         return self._seconds + time.monotonic() - self._start
@@ -118,6 +128,7 @@ class Timings(Callback):
                 "steps": trainer.global_step,
                 "hours": round(self._elapsed() / 3600, 5),
                 "images_per_second": round(self._images / max(self._train_seconds, 1e-9), 2),
+                "peak_memory_gb": round(self._peak_memory() / 1e9, 3),
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
                 "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
                 "device": str(pl_module.device),
