@@ -224,12 +224,12 @@ def test_a_record_changed_by_hand_is_refused(given: dict[str, Any], tmp_path: Pa
 def test_a_training_that_fails_says_why_and_begins_anew(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fails(command: list[str], log: Path) -> tuple[int, int]:
+    def fails(command: list[str], log: Path) -> int:
         assert command[1:4] == ["-m", "terratorch", "fit"]
         assert sorted(path.name for path in log.parent.iterdir()) == [".lock", "config.yaml"]
         log.write_text("much\nerror: the loss is not a number.\nmore\n")
         (log.parent / "checkpoints").mkdir()
-        return 1, 0
+        return 1
 
     monkeypatch.setattr("terraseg.compare.cells._run", fails)
     matrix = _load(given, tmp_path)
@@ -261,6 +261,28 @@ def test_the_comparisons_of_demo_and_city_are_sound(
     first, second = (cell.config for cell in matrix.cells[:2])
     first["model"]["init_args"]["weights"] = second["model"]["init_args"]["weights"]
     assert first == second
+
+
+def test_the_comparison_over_few_labels_is_sound(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(_ROOT)
+    few = yaml.safe_load((_ROOT / "configs/compare_few_labels.yaml").read_text(encoding="utf-8"))
+    data = yaml.safe_load((_ROOT / "configs/few_labels_data.yaml").read_text(encoding="utf-8"))
+    assert few["overrides"]["data.init_args.bands"] == data["prepare"]["bands"]
+    few["scenes"] = given["scenes"]
+    few["overrides"].update(given["overrides"])
+    few["fractions"] = given["fractions"]  # the tests' dataset is too small for a twentieth
+    weights = {name: entry["overrides"].get("model.init_args.weights") for name, entry in few["experiments"].items()}
+    assert weights == {"unet_scratch": "random", "unet_imagenet": None, "galileo_scratch": "random", "galileo": None}
+    for name in ("unet_imagenet", "galileo"):
+        few["experiments"][name]["overrides"]["model.init_args.weights"] = given["experiments"]["file"]["overrides"][
+            "model.init_args.weights"
+        ]
+    first = {cell.experiment: cell.config for cell in reversed(_load(few, tmp_path).cells)}
+    for scratch, pretrained in (("unet_scratch", "unet_imagenet"), ("galileo_scratch", "galileo")):
+        first[scratch]["model"]["init_args"]["weights"] = first[pretrained]["model"]["init_args"]["weights"]
+        assert first[scratch] == first[pretrained]
 
 
 def test_the_manual_lists_every_key_and_its_commands_are_understood() -> None:
