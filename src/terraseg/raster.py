@@ -9,6 +9,8 @@ import numpy as np
 import rasterio
 import rasterio.shutil
 from odc.geo.geobox import GeoBox
+from rasterio._err import CPLE_BaseError
+from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetWriter
 
 from terraseg.errors import OutputError
@@ -70,17 +72,23 @@ def cog_writer(
                 target.update_tags(**{key: str(value) for key, value in (tags or {}).items()})
                 yield target
             _check_complete(scratch, final=path)
-            rasterio.shutil.copy(
-                scratch,
-                final,
-                driver="COG",
-                compress="DEFLATE",
-                predictor=str(predictor),
-                blocksize=str(_COG_BLOCK),
-                overview_resampling=overviews,
-                bigtiff="IF_SAFER",
-                num_threads="ALL_CPUS",
-            )
+            try:
+                rasterio.shutil.copy(
+                    scratch,
+                    final,
+                    driver="COG",
+                    compress="DEFLATE",
+                    predictor=str(predictor),
+                    blocksize=str(_COG_BLOCK),
+                    overview_resampling=overviews,
+                    bigtiff="IF_SAFER",
+                    num_threads="ALL_CPUS",
+                )
+            except (CPLE_BaseError, SystemError) as error:  # what rasterio lets through when a write fails
+                raise OutputError(
+                    f"{path} can't be written, the disk may be full ({error})",
+                    fix="free some space and run the same command again",
+                ) from error
             _check_complete(final, final=path)
         finally:
             scratch.unlink(missing_ok=True)
@@ -89,7 +97,12 @@ def cog_writer(
 def _check_complete(path: Path, *, final: str | Path) -> None:
     """GDAL may only log a failed write of the last blocks (full disk): each block must lie inside the file."""
     size = path.stat().st_size
-    with rasterio.open(path) as source:
+    full = OutputError(f"no space left while writing {final}", fix="free some space and run the same command again")
+    try:
+        source = rasterio.open(path)
+    except RasterioIOError as error:  # the directory itself is cut off
+        raise full from error
+    with source:
         for band in range(1, source.count + 1):
             for (row, column), _ in source.block_windows(band):
                 start, length = (
@@ -97,6 +110,4 @@ def _check_complete(path: Path, *, final: str | Path) -> None:
                     for what in ("OFFSET", "SIZE")
                 )
                 if start + length > size:
-                    raise OutputError(
-                        f"no space left while writing {final}", fix="free some space and run the same command again"
-                    )
+                    raise full

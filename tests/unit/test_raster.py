@@ -1,0 +1,43 @@
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from affine import Affine
+from odc.geo.geobox import GeoBox
+
+from terraseg.errors import OutputError
+from terraseg.raster import cog_writer
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """What a full disk looks like: a write that fails half-way."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("share", [0.8, 0.9, 0.98])
+def test_a_disk_that_fills_up_at_any_byte_is_one_line_and_leaves_nothing(tmp_path: Path, share: float) -> None:
+    pixels = np.random.default_rng(0).integers(0, 250, (1200, 1200)).astype(np.uint8)
+    options = {
+        "geobox": GeoBox(pixels.shape, Affine(10, 0, 5e5, 0, -10, 4e6), "EPSG:32631"), "dtype": "uint8", "nodata": 255,
+        "bands": ["x"], "overviews": "average",
+    }  # fmt: skip
+    with cog_writer(tmp_path / "whole.tif", **options) as target:
+        target.write(pixels, 1)
+    full = largest_file(int((tmp_path / "whole.tif").stat().st_size * share))
+    with (
+        pytest.raises(OutputError, match="no space left|can't be written") as raised,
+        full,
+        cog_writer(tmp_path / "x.tif", **options) as target,
+    ):
+        target.write(pixels, 1)
+    assert "\n" not in str(raised.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.tif"]
