@@ -357,12 +357,19 @@ def _compare(verbs: _Verbs) -> None:
         from rich.console import Console
 
         from terraseg.compare.run import compare
-        from terraseg.compare.screen import answers, by_fraction_table
+        from terraseg.compare.screen import (
+            answers,
+            by_fraction_table,
+            efficiency_table,
+            performance_table,
+            which_model,
+        )
 
         tables = compare(options.comparison, cells=options.cells, output=options.output, overrides=options.set)
         console = Console()
-        console.print(by_fraction_table(tables))
-        for line in answers(tables):
+        for table in (performance_table, efficiency_table, by_fraction_table):
+            console.print(table(tables))
+        for line in (*answers(tables), "", *which_model(tables)):
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     parser = _verb(verbs, "compare", run, "experiments over label fractions and seeds")
@@ -390,6 +397,7 @@ def _visualize(verbs: _Verbs) -> None:
             scenes=options.scenes,
             output=options.output,
             report=options.report,
+            comparison=options.comparison,
         )
 
     parser = _verb(verbs, "visualize", run, "figures and report")
@@ -398,6 +406,9 @@ def _visualize(verbs: _Verbs) -> None:
     parser.add_argument("--scenes", type=Path, default=Path("data/raw"), help="the scenes that were predicted")
     parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="folder of the figures")
     parser.add_argument("--report", type=Path, default=Path("results/report.html"), help="the report, one file")
+    parser.add_argument(
+        "--comparison", type=Path, help="comparison.csv; that of --results or the folder above, if any, where absent"
+    )
 
 
 def _models(verbs: _Verbs) -> None:

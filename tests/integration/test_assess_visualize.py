@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from comparisons import make_comparison
 from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
 from terraseg.assess.baseline import index_baseline
 from terraseg.assess.evaluate import evaluate
@@ -14,12 +15,13 @@ from terraseg.assess.maps import View, label_map, richest_block, whole
 from terraseg.assess.record import read_metrics
 from terraseg.assess.report import write_report
 from terraseg.assess.run import visualize
+from terraseg.compare.record import write_tables
 from terraseg.dataset import IGNORE, open_dataset
 from terraseg.errors import DatasetError, SceneError
 from terraseg.scene import find_scenes
 
 SIZE = (128, 256)
-NAMES = ["curves", "iou", "pipeline_overview", "scene", "splits", "test_area", "thresholds"]
+NAMES = ["curves", "iou", "label_efficiency", "pipeline_overview", "scene", "splits", "test_area", "thresholds"]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +45,11 @@ def place(tmp_path_factory, ground):
             output=root / "results/metrics" / f"{name.strip('</b>')}.json",
         )  # fmt: skip
     index_baseline(dataset=dataset, output=root / "results/metrics", draws=200)
+    # Made elsewhere, and written first: the report's own ground has to come first all the same.
+    elsewhere = {"one": (0.3, 0.5, 0.6), "two": (0.3, 0.5, 0.6)}
+    write_tables(root / "results", make_comparison(elsewhere, name="city", attribution="<i>made</i> up", leave_out=1))
+    here = {"weak": (0.2, 0.3, 0.6), "strong": (0.3, 0.5, 0.61)}
+    write_tables(root / "results", make_comparison(here, name="here", dataset_hash=dataset.info.content_hash))
     return root
 
 
@@ -93,6 +100,7 @@ def test_every_figure_is_drawn_and_charts_as_svg_too(drawn):
     assert sorted(file.stem for file in files if file.suffix == ".svg") == [
         "curves",
         "iou",
+        "label_efficiency",
         "pipeline_overview",
         "thresholds",
     ]
@@ -144,6 +152,29 @@ def test_report_says_the_numbers_and_what_they_depend_on(place, drawn):
     assert f"{rows[0]} maps the class building with an IoU of" in text
 
 
+def test_report_says_at_its_top_which_model_to_use_with_few_labels(drawn):
+    text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
+    top = text[: text.index("Result Class building")]
+    for said in (
+        "Which model should I use with 50 labelled chips, and how sure is that?",
+        "Use strong: it is better than weak.",
+        "Better than weak: IoU +0.200 [",
+        "Measured on the dataset of this report.",
+        "one has the highest IoU, but it can't be told apart from two.",
+        "Measured on another dataset than the other parts of this report; 1 trainings are not finished",
+    ):
+        assert said in top
+    assert top.index("Use strong") < top.index("one has")
+
+
+def test_report_holds_performance_and_cost_of_each_comparison(drawn):
+    text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
+    own = text[text.index("here: performance") : text.index("city: performance")]
+    for said in ("strong 100 0.61", "weak 100 0.60", "9.0 M 4.0 M 1 of 2 10 of 20", "cpu 100 [100, 100]", "2 seeds"):
+        assert said in own
+    assert "<i>made</i> up" in text
+
+
 def test_report_has_a_card_of_each_model_with_its_licence(drawn):
     text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
     card = re.search(r"Models <b>strong</b> (.*?) weak (.*?) Limits", text)
@@ -153,7 +184,9 @@ def test_report_has_a_card_of_each_model_with_its_licence(drawn):
 
 
 def test_report_escapes_what_files_say(drawn):
-    assert "<b>strong</b>" not in (drawn[0] / "report.html").read_text()
+    text = (drawn[0] / "report.html").read_text()
+    assert "<b>strong</b>" not in text
+    assert "<i>made</i>" not in text
 
 
 def test_report_refuses_a_result_of_another_dataset(place, ground, tmp_path):
@@ -176,6 +209,8 @@ def test_report_refuses_a_result_of_another_dataset(place, ground, tmp_path):
 
 def test_missing_predictions_and_foreign_scenes_are_said(place, tmp_path):
     given = {"ground_truth": place / "processed", "output": tmp_path / "figures", "report": tmp_path / "report.html"}
+    with pytest.raises(DatasetError, match=r"no comparison at .*other.csv"):
+        visualize(results=place / "results", scenes=place / "raw", comparison=tmp_path / "other.csv", **given)
     with pytest.raises(SceneError, match="no finished prediction"):
         visualize(results=tmp_path, scenes=place / "raw", **given)
     make_scene(tmp_path / "raw", SIZE, name="elsewhere")

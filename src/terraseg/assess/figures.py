@@ -1,5 +1,6 @@
 """The figures of docs/figures, made from results, the dataset and the scene alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from terraseg.assess.charts import curve_chart, interval_chart, threshold_chart
@@ -8,6 +9,8 @@ from terraseg.assess.overview import pipeline_overview
 from terraseg.assess.predictions import find_predictions
 from terraseg.assess.record import read_metrics
 from terraseg.assess.style import house_style, save
+from terraseg.compare.figures import label_efficiency
+from terraseg.compare.record import Tables
 from terraseg.dataset import ChipDataset
 from terraseg.errors import DatasetError, SceneError
 from terraseg.scene import Scene
@@ -15,7 +18,9 @@ from terraseg.scene import Scene
 _SCENE_TITLE = "{}: the whole scene, ground that was trained on included (no score)"
 
 
-def figures(*, results: Path, dataset: ChipDataset, scene: Scene, output: Path) -> list[Path]:
+def figures(
+    *, results: Path, dataset: ChipDataset, scene: Scene, comparisons: Sequence[Tables] = (), output: Path
+) -> list[Path]:
     """Draw everything that the results hold: maps of the test block and of the scene, splits, curves, intervals.
 
     The same input gives the same bytes. Every figure carries the dataset's attribution.
@@ -24,6 +29,7 @@ def figures(*, results: Path, dataset: ChipDataset, scene: Scene, output: Path) 
         results: a folder with ``predictions/`` (contract 5) and ``metrics/`` (contract 6).
         dataset: the labels and splits.
         scene: the scene to show.
+        comparisons: over label fractions, for their label-efficiency curve.
         output: folder of the figures.
 
     Returns:
@@ -58,4 +64,8 @@ def figures(*, results: Path, dataset: ChipDataset, scene: Scene, output: Path) 
         written = []
         for stem, (figure, vector) in drawn.items():
             written += save(figure, output / stem, attribution=dataset.info.attribution, vector=vector)
+        if comparisons:
+            credit = " · ".join(dict.fromkeys(str(one.cells["attribution"].iloc[0]) for one in comparisons))
+            figure = label_efficiency(comparisons)
+            written += save(figure, output / "label_efficiency", attribution=credit, vector=True)
     return written

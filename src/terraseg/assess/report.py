@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import pandas as pd
 
 from terraseg import __version__
 from terraseg.assess.bootstrap import Difference, holm, paired_difference
@@ -20,6 +21,9 @@ from terraseg.assess.pixels import iou
 from terraseg.assess.predictions import Prediction
 from terraseg.assess.record import Estimate, Metrics, read_metrics
 from terraseg.assess.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE
+from terraseg.compare.answer import LABELLED_CHIPS, Answer, Choice, answer, choices, duration, told_apart
+from terraseg.compare.record import Tables
+from terraseg.compare.summary import PERFORMANCE, efficiency, performance
 from terraseg.dataset import ChipDataset
 from terraseg.errors import DatasetError
 from terraseg.files import atomic_path
@@ -51,10 +55,17 @@ _WORDS = {
         "Precision, recall and reliability",
         "Left: all thresholds, the one in use marked. Right: how often a predicted probability came true.",
     ),
+    "label_efficiency": (
+        "How many labels are enough",
+        "IoU over the number of labelled chips. Band: 95 % interval of the spatial block bootstrap, seeds pooled.",
+    ),
     "thresholds": ("F1 by threshold", "The marked threshold was chosen on validation; test had no say in it."),
     "pipeline_overview": ("How the map was made", "The steps, and what each of them makes sure of."),
 }
 """Heading and caption by file stem."""
+
+_CURVE = "label_efficiency"
+"""The figure that stands with the comparisons."""
 
 _COLOURS = {
     "label": LABEL, "prediction": CLASS, "hit": HIT, "miss": MISS, "false_alarm": FALSE_ALARM, "unknown": STRIPE,
@@ -64,11 +75,24 @@ _COLOURS = {
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page shows it; ``source`` is a data URI."""
+    """A figure as the page shows it; ``name`` is its file's stem, ``source`` a data URI."""
 
+    name: str
     heading: str
     caption: str
     source: str
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A comparison over label fractions and seeds as the page shows it; ``own`` if of the report's dataset."""
+
+    tables: Tables
+    answer: Answer | None
+    choices: list[Choice]
+    performance: list[dict[str, Any]]
+    efficiency: list[dict[str, Any]]
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -88,6 +112,7 @@ def write_report(
     predictions: Sequence[Prediction],
     dataset: ChipDataset,
     scenes: Sequence[Scene],
+    comparisons: Sequence[Tables] = (),
     output: Path,
 ) -> None:
     """Write the report, atomically.
@@ -99,6 +124,7 @@ def write_report(
         predictions: their items say what the card of each model holds.
         dataset: what was trained and tested on.
         scenes: the scenes that were mapped, for their provenance.
+        comparisons: over label fractions and seeds; which model to use stands at the top, those of ``dataset`` first.
         output: the HTML file.
 
     Raises:
@@ -115,11 +141,15 @@ def write_report(
                 fix="run `python src/evaluate.py` again",
             )
     script = resources.files("terraseg.assess").joinpath("templates/report.js").read_text(encoding="utf-8")
+    pictures = list(_pictures(figures))
     page = _environment().get_template("report.html.j2").render(
         version=__version__,
         results=results,
         best=results[0],
         comparisons=_comparisons(results),
+        matrices=sorted((_matrix(one, dataset) for one in comparisons), key=lambda one: not one.own),
+        performance_headings=PERFORMANCE,
+        labelled_chips=LABELLED_CHIPS,
         headline=HEADLINE,
         with_interval=WITH_INTERVAL,
         few_units=min(len(result.units) for result in results) < _FEW_UNITS,
@@ -127,7 +157,8 @@ def write_report(
         colours=_COLOURS,
         script=markupsafe.Markup(script),  # noqa: S704 - our own file
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        pictures=list(_pictures(figures)),
+        pictures=[one for one in pictures if one.name != _CURVE],
+        curve=next((one for one in pictures if one.name == _CURVE), None),
         info=dataset.info,
         audit=dataset.audit,
         scenes={scene.name: _flat(scene.item.get("properties", {})) for scene in scenes},
@@ -152,6 +183,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
+    environment.filters["duration"] = duration
+    environment.tests["known"] = pd.notna
+    environment.tests["told_apart"] = told_apart
     return environment
 
 
@@ -186,6 +220,17 @@ def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:
     ]
 
 
+def _matrix(tables: Tables, dataset: ChipDataset) -> Matrix:
+    return Matrix(
+        tables=tables,
+        answer=answer(tables),
+        choices=choices(tables),
+        performance=performance(tables).to_dict("records"),
+        efficiency=efficiency(tables).to_dict("records"),
+        own=tables.cells["dataset_hash"].iloc[0] == dataset.info.content_hash,
+    )
+
+
 def _pictures(files: Iterable[Path]) -> Iterable[Picture]:
     by_stem: dict[str, Path] = {}
     for file in files:
@@ -194,7 +239,7 @@ def _pictures(files: Iterable[Path]) -> Iterable[Picture]:
     for stem, file in by_stem.items():
         heading, caption = _WORDS.get(stem, (stem.replace("_", " "), ""))
         content = base64.b64encode(file.read_bytes()).decode()
-        yield Picture(heading, caption, f"data:{_MEDIA[file.suffix]};base64,{content}")
+        yield Picture(stem, heading, caption, f"data:{_MEDIA[file.suffix]};base64,{content}")
 
 
 def _flat(values: dict[str, Any]) -> dict[str, str]:

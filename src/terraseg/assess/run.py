@@ -11,6 +11,7 @@ from terraseg.assess.layers import layered_map
 from terraseg.assess.predictions import find_predictions
 from terraseg.assess.record import metrics_path
 from terraseg.assess.report import write_report
+from terraseg.compare.record import nearest, read_tables
 from terraseg.dataset import Split, open_dataset
 from terraseg.errors import DatasetError
 from terraseg.scene import find_scenes
@@ -68,7 +69,9 @@ def score_index_baseline(
     return metrics_path(output, INDEX_BASELINE)
 
 
-def visualize(*, results: Path, ground_truth: Path, scenes: Path, output: Path, report: Path) -> list[Path]:
+def visualize(
+    *, results: Path, ground_truth: Path, scenes: Path, output: Path, report: Path, comparison: Path | None = None
+) -> list[Path]:
     """Draw the figures of the scene that holds most of the test chips, and write the report.
 
     Args:
@@ -77,12 +80,14 @@ def visualize(*, results: Path, ground_truth: Path, scenes: Path, output: Path, 
         scenes: a scene or a folder of scenes.
         output: folder of the figures.
         report: the HTML file.
+        comparison: ``comparison.csv`` of `terraseg.compare`; the one in ``results``, or in the folder above it, where
+            absent, and none where neither has one.
 
     Returns:
         The files of the figures.
 
     Raises:
-        TerrasegError: what `figures`, `write_report`, `open_dataset` and `find_scenes` raise.
+        TerrasegError: what `figures`, `write_report`, `read_tables`, `open_dataset` and `find_scenes` raise.
     """
     dataset = open_dataset(ground_truth)
     found = {scene.name: scene for scene in find_scenes(scenes)}
@@ -93,14 +98,16 @@ def visualize(*, results: Path, ground_truth: Path, scenes: Path, output: Path, 
             fix="give the scenes that the dataset was made of",
         )
     scene = found[tested[0]]
-    drawn = figures(results=results, dataset=dataset, scene=scene, output=output)
+    compared = comparison or nearest(results)
+    comparisons = read_tables(compared) if compared else []
+    drawn = figures(results=results, dataset=dataset, scene=scene, comparisons=comparisons, output=output)
     predictions = [one for one in find_predictions(results / "predictions") if one.scene == scene.name]
     layered = layered_map(scene=scene, dataset=dataset, predictions=predictions)
     files = sorted((results / "metrics").glob("*.json"))
     used = [found[name] for name in sorted(set(dataset.tiles["scene"])) if name in found]
     write_report(
         metrics=files, figures=drawn, layered=layered, predictions=predictions, dataset=dataset, scenes=used,
-        output=report,
+        comparisons=comparisons, output=report,
     )  # fmt: skip
     _log.info("%d figures in %s, report in %s", len(drawn), output, report)
     return drawn

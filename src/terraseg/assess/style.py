@@ -91,5 +91,6 @@ def save(figure: Figure, path: Path, *, attribution: str, vector: bool) -> list[
 
 def series(names: Sequence[str]) -> dict[str, tuple[str, str]]:
     """Colour and marker by name, the same ones on every chart."""
-    ordered = sorted(names)
-    return {name: (SERIES[i % len(SERIES)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(ordered)}
+    ordered, count = sorted(set(names)), len(SERIES)
+    # After six of them, the colours come again with other markers.
+    return {name: (SERIES[i % count], MARKERS[(i + i // count) % count]) for i, name in enumerate(ordered)}

@@ -4,32 +4,31 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
-
 from terraseg.assess.record import read_metrics
 from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cells
 from terraseg.compare.matrix import load_matrix
-from terraseg.compare.tables import Tables, make_tables
+from terraseg.compare.record import Tables, check_tables, write_tables
+from terraseg.compare.tables import make_tables
 from terraseg.errors import TrainingError
-from terraseg.files import atomic_path
 
 _log = logging.getLogger(__name__)
 
 
 def compare(config: Path, *, cells: Path, output: Path, overrides: Sequence[str] = ()) -> Tables:
-    """Run the cells that are not finished, and write comparison.csv and its two summaries.
+    """Run the cells that are not finished, and write what they say.
 
     Args:
         config: the YAML.
         cells: folder of all comparisons' cells; runs of several machines may share it.
-        output: folder of ``comparison.csv``, ``comparison_by_fraction.csv`` and ``comparison_labels.csv``.
+        output: folder of `record.FILES`; the rows of other comparisons there stay.
         overrides: ``[EXPERIMENT:]KEY=VALUE`` each.
 
     Raises:
         TrainingError: cells failed, or all of them are other runs' still.
-        TerrasegError: what `load_matrix` and `make_tables` raise.
+        TerrasegError: what `load_matrix`, `make_tables` and `write_tables` raise.
     """
     matrix = load_matrix(config, output=cells, overrides=overrides)
+    check_tables(output)
     run_cells(matrix)
     evaluation = evaluation_of(matrix)
     results = [
@@ -41,13 +40,7 @@ def compare(config: Path, *, cells: Path, output: Path, overrides: Sequence[str]
         raise TrainingError("no cell is finished: other runs hold all of them", fix="run this again after them")
     unfinished = len(matrix.cells) - len(results)
     tables = make_tables(matrix.config, results, budget=matrix.budget, unfinished=unfinished)
-    for name, table in (("", tables.cells), ("_by_fraction", tables.by_fraction), ("_labels", tables.labels)):
-        _write(output / f"comparison{name}.csv", table)
+    write_tables(output, tables)
     if unfinished:
         _log.warning("%d of %d cells are other runs' still: run this again after them", unfinished, len(matrix.cells))
     return tables
-
-
-def _write(path: Path, table: pd.DataFrame) -> None:
-    with atomic_path(path) as temporary:
-        table.to_csv(temporary, index=False, float_format="%.6g")

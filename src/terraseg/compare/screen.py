@@ -1,10 +1,12 @@
-"""The tables on the screen, and the question that a comparison answers: how many labels are enough."""
+"""A comparison on the screen: its tables, which model to use with few labels, and how many labels are enough."""
 
 import pandas as pd
 from rich import box
 from rich.table import Table
 
-from terraseg.compare.tables import Tables
+from terraseg.compare.answer import answer, duration
+from terraseg.compare.record import Tables
+from terraseg.compare.summary import PERFORMANCE, efficiency, performance
 
 
 def by_fraction_table(tables: Tables) -> Table:
@@ -24,6 +26,45 @@ def by_fraction_table(tables: Tables) -> Table:
             _number(row["p_holm"]),
         )
     return table
+
+
+def performance_table(tables: Tables) -> Table:
+    """One row an experiment with the most labels that it was given."""
+    table = Table(title="Performance, with the most labels", box=box.SIMPLE_HEAD)
+    table.add_column("Experiment", overflow="fold", min_width=8)
+    for heading in ("Chips", *PERFORMANCE.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in performance(tables).to_dict("records"):
+        figures = (_with_interval(row, name) for name in PERFORMANCE)
+        table.add_row(str(row["experiment"]), f"{row['labelled_chips']:.0f}", *figures)
+    return table
+
+
+def efficiency_table(tables: Tables) -> Table:
+    """One row an experiment: what the same trainings cost."""
+    table = Table(title="Efficiency, means over seeds", box=box.SIMPLE_HEAD)
+    table.add_column("Experiment", overflow="fold", min_width=8)
+    for heading in ("Parameters", "Trainable", "Best at", "Time", "Images/s", "Memory"):
+        table.add_column(heading, justify="right")
+    for row in efficiency(tables).to_dict("records"):
+        table.add_row(
+            str(row["experiment"]),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['trainable_parameters'] / 1e6:.1f} M",
+            f"epoch {row['best_epoch']:.0f}, step {row['best_step']:.0f}",
+            duration(row["hours"]),
+            f"{row['images_per_second']:.1f}",
+            f"{row['peak_memory_gb']:.1f} GB",
+        )
+    return table
+
+
+def which_model(tables: Tables) -> list[str]:
+    """Which model to use with few labels, and how sure that is; empty where no fraction is finished."""
+    found = answer(tables)
+    if found is None:
+        return []
+    return [f"With {found.chips:.0f} labelled chips: {found.verdict}", *(f"  {each}" for each in found.evidence)]
 
 
 def answers(tables: Tables) -> list[str]:

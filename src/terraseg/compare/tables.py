@@ -1,4 +1,4 @@
-"""What the finished cells say: every cell, each experiment at each label fraction, and how many labels are enough.
+"""What the finished cells say: every cell, each experiment at each label fraction, each pair, how many labels do.
 
 Seeds are pooled: their confusion counts are added, bootstrap unit by bootstrap unit, and the units are drawn. So an
 interval tells how sure a figure is given how few places it was measured in; how much it depends on the seed stands
@@ -7,40 +7,31 @@ beside it, as the least and the most of the single seeds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
 
 from terraseg.assess.bootstrap import Difference, holm, intervals, paired_difference
-from terraseg.assess.pixels import iou
-from terraseg.assess.record import Metrics
+from terraseg.assess.pixels import FROM_CONFUSION, iou
+from terraseg.assess.record import Estimate, Metrics
 from terraseg.compare.cells import CellResult
 from terraseg.compare.matrix import Cell, MatrixConfig
+from terraseg.compare.record import Tables
 from terraseg.errors import DatasetError
 
 _UNSEEN = ("identity", "evaluation")
 
+_POOLED = {name: FROM_CONFUSION[name] for name in ("iou", "f1", "precision", "recall", "miou")}
+"""Figures over pooled seeds."""
+
+_PAIRS = (
+    "fraction", "labelled_chips", "better", "other", "gain", "gain_low", "gain_high", "p", "seeds", "seeds_ahead",
+    "p_holm",
+)  # fmt: skip
+
 Finished = tuple[Cell, CellResult, Metrics]
 """A finished cell with what it left."""
-
-
-@dataclass(frozen=True)
-class Tables:
-    """The three tables.
-
-    Attributes:
-        cells: one row a finished cell.
-        by_fraction: one row an experiment and fraction, of those whose seeds are all finished.
-        labels: one row an experiment whose fractions are all finished.
-        unfinished: number of cells.
-        words: class, split, label rule, budget and attribution of all of it.
-    """
-
-    cells: pd.DataFrame
-    by_fraction: pd.DataFrame
-    labels: pd.DataFrame
-    unfinished: int
-    words: str
 
 
 def make_tables(config: MatrixConfig, finished: Sequence[Finished], *, budget: str, unfinished: int) -> Tables:
@@ -49,16 +40,14 @@ def make_tables(config: MatrixConfig, finished: Sequence[Finished], *, budget: s
     Raises:
         DatasetError: cells were not measured on the same units.
     """
-    by_fraction = _by_fraction(config, finished)
-    first = finished[0][2]
-    words = (
-        f"{first.class_name}, {first.split} split. Label rule: {first.label_rule}. Budget: {budget}. 95 % intervals: "
-        f"{len(first.units)} cells of {first.cell} px drawn {config.draws} times, seeds pooled. "
-        f"Gain: IoU over {config.baseline}'s at the same fraction, p corrected by Holm. "
-        f"{first.attribution}"
-    )
-    rows = pd.DataFrame([_row(each, budget=budget) for each in finished])
-    return Tables(rows, by_fraction, _labels(config, by_fraction), unfinished, words)
+    given = {"baseline": config.baseline, "cells_planned": len(finished) + unfinished, "draws": config.draws}
+    rows = pd.DataFrame([{**_row(each, budget=budget), **given} for each in finished])
+    groups = _whole_groups(config, finished)
+    by_fraction = _by_fraction(config, groups)
+    tables = (rows, by_fraction, _pairs(config, groups), _labels(config, by_fraction))
+    for table in tables:
+        table.insert(0, "comparison", config.name)
+    return Tables(*tables)
 
 
 def _row(finished: Finished, *, budget: str) -> dict[str, object]:
@@ -82,46 +71,103 @@ def _row(finished: Finished, *, budget: str) -> dict[str, object]:
         "model_hash": metrics.model_hash,
         "config_hash": cell.identity,
         "attribution": metrics.attribution,
+        "units": len(metrics.units),
+        "cell": metrics.cell,
     }
 
 
-def _by_fraction(config: MatrixConfig, finished: Sequence[Finished]) -> pd.DataFrame:
-    groups: dict[tuple[str, float], list[Finished]] = {}
+@dataclass(frozen=True)
+class _Group:
+    """An experiment at a fraction with all of its seeds.
+
+    Attributes:
+        labelled_chips: mean of the seeds.
+        ious: by seed.
+        units: confusion counts by unit, added over seeds.
+    """
+
+    labelled_chips: float
+    ious: dict[int, float | None]
+    units: dict[str, tuple[int, ...]]
+
+
+def _whole_groups(config: MatrixConfig, finished: Sequence[Finished]) -> dict[tuple[str, float], _Group]:
+    """By experiment and fraction, those whose seeds are all finished: by fraction, then as in the file."""
+    cells: dict[tuple[str, float], list[Finished]] = {}
     for each in finished:
-        groups.setdefault((each[0].experiment, each[0].fraction), []).append(each)
-    whole = {key: group for key, group in groups.items() if len(group) == len(config.seeds)}
-    units = {key: _pooled([metrics for _, _, metrics in group]) for key, group in whole.items()}
-    full = units.get((config.baseline, max(config.fractions)))
-    rows: list[dict[str, object]] = []
-    for (name, fraction), group in sorted(whole.items(), key=lambda item: _order(config, *item[0])):
-        own, baseline = units[name, fraction], units.get((config.baseline, fraction))
-        versus = _gain(config, baseline, own) if baseline and name != config.baseline else None
-        score = intervals(np.array(list(own.values())), {"iou": iou}, draws=config.draws, seed=0)["iou"]
-        scores = [metrics.figures["iou"].value for _, _, metrics in group]
-        rows.append(
-            {
-                "experiment": name,
-                "fraction": fraction,
-                "labelled_chips": float(np.mean([result.labelled_chips for _, result, _ in group])),
-                "seeds": len(group),
-                "iou": score.value,
-                "iou_low": score.low,
-                "iou_high": score.high,
-                "iou_least_seed": min((each for each in scores if each is not None), default=None),
-                "iou_most_seed": max((each for each in scores if each is not None), default=None),
-                **_columns("versus_baseline", versus),
-                "p": versus.p if versus else None,
-                **_columns("versus_full_baseline", _gain(config, full, own) if full else None),
-            }
+        cells.setdefault((each[0].experiment, each[0].fraction), []).append(each)
+    order = list(config.experiments)
+    return {
+        (name, fraction): _Group(
+            labelled_chips=float(np.mean([result.labelled_chips for _, result, _ in group])),
+            ious={cell.seed: metrics.figures["iou"].value for cell, _, metrics in group},
+            units=_pooled([metrics for _, _, metrics in group]),
         )
+        for (name, fraction), group in sorted(cells.items(), key=lambda item: (item[0][1], order.index(item[0][0])))
+        if len(group) == len(config.seeds)
+    }
+
+
+def _by_fraction(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group]) -> pd.DataFrame:
+    full = groups.get((config.baseline, max(config.fractions)))
+    rows: list[dict[str, object]] = []
+    for (name, fraction), own in groups.items():
+        baseline = groups.get((config.baseline, fraction))
+        versus = _gain(config, baseline, own) if baseline and name != config.baseline else None
+        figures = intervals(np.array(list(own.units.values())), _POOLED, draws=config.draws, seed=0)
+        ious = [each for each in own.ious.values() if each is not None]
+        row: dict[str, object] = {
+            "experiment": name,
+            "fraction": fraction,
+            "labelled_chips": own.labelled_chips,
+            "seeds": len(own.ious),
+            **_columns("iou", figures["iou"]),
+            "iou_least_seed": min(ious, default=None),
+            "iou_most_seed": max(ious, default=None),
+            **_columns("versus_baseline", versus.estimate if versus else None),
+            "p": versus.p if versus else None,
+            **_columns("versus_full_baseline", _gain(config, full, own).estimate if full else None),
+        }
+        for figure in ("f1", "precision", "recall", "miou"):
+            row |= _columns(figure, figures[figure])
+        rows.append(row)
     corrected = holm([row["p"] for row in rows])  # type: ignore[misc]  # floats or None
     for row, p in zip(rows, corrected, strict=True):
         row["p_holm"] = p
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["experiment", "fraction", "iou", "f1", "miou"])
 
 
-def _order(config: MatrixConfig, name: str, fraction: float) -> tuple[float, int]:
-    return fraction, list(config.experiments).index(name)
+def _pairs(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group]) -> pd.DataFrame:
+    """All pairs at each fraction, with p corrected for all of them: which one leads was found in the same data."""
+    rows: list[dict[str, object]] = []
+    for fraction in sorted({fraction for _, fraction in groups}):
+        here = {name: group for (name, of), group in groups.items() if of == fraction}
+        found: list[dict[str, object]] = []
+        for first, second in combinations(here, 2):
+            gain = _gain(config, here[second], here[first])
+            if gain.estimate.value is not None and gain.estimate.value < 0:
+                first, second = second, first
+                gain = _gain(config, here[second], here[first])
+            ahead = [_ahead(here[first].ious[seed], here[second].ious[seed]) for seed in config.seeds]
+            found.append(
+                {
+                    "fraction": fraction,
+                    "labelled_chips": here[first].labelled_chips,
+                    "better": first,
+                    "other": second,
+                    **_columns("gain", gain.estimate),
+                    "p": gain.p,
+                    "seeds": len(ahead),
+                    "seeds_ahead": sum(ahead),
+                }
+            )
+        corrected = holm([row["p"] for row in found])  # type: ignore[misc]  # floats or None
+        rows += [{**row, "p_holm": p} for row, p in zip(found, corrected, strict=True)]
+    return pd.DataFrame(rows, columns=_PAIRS)
+
+
+def _ahead(one: float | None, other: float | None) -> bool:
+    return (one or 0.0) > (other or 0.0)
 
 
 def _pooled(results: Sequence[Metrics]) -> dict[str, tuple[int, ...]]:
@@ -139,14 +185,11 @@ def _pooled(results: Sequence[Metrics]) -> dict[str, tuple[int, ...]]:
     }
 
 
-def _gain(
-    config: MatrixConfig, first: Mapping[str, tuple[int, ...]], second: Mapping[str, tuple[int, ...]]
-) -> Difference:
-    return paired_difference(first, second, iou, draws=config.draws)
+def _gain(config: MatrixConfig, first: _Group, second: _Group) -> Difference:
+    return paired_difference(first.units, second.units, iou, draws=config.draws)
 
 
-def _columns(name: str, difference: Difference | None) -> dict[str, float | None]:
-    estimate = difference.estimate if difference else None
+def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
     return {
         name: estimate.value if estimate else None,
         f"{name}_low": estimate.low if estimate else None,
