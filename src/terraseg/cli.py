@@ -397,6 +397,7 @@ def _visualize(verbs: _Verbs) -> None:
             scenes=options.scenes,
             output=options.output,
             report=options.report,
+            trainings=options.trainings,
             comparison=options.comparison,
         )
 
@@ -406,6 +407,7 @@ def _visualize(verbs: _Verbs) -> None:
     parser.add_argument("--scenes", type=Path, default=Path("data/raw"), help="the scenes that were predicted")
     parser.add_argument("--output", type=Path, default=Path("docs/figures"), help="folder of the figures")
     parser.add_argument("--report", type=Path, default=Path("results/report.html"), help="the report, one file")
+    parser.add_argument("--trainings", type=Path, default=Path("outputs"), help="for the curves of the experiments")
     parser.add_argument(
         "--comparison", type=Path, help="comparison.csv; that of --results or the folder above, if any, where absent"
     )

@@ -4,15 +4,18 @@ import re
 
 import matplotlib as mpl
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.image import imread
 
 from comparisons import make_comparison
 from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
 from terraseg.assess.baseline import index_baseline
+from terraseg.assess.charts import training_chart
 from terraseg.assess.evaluate import evaluate
+from terraseg.assess.figures import training_curves
 from terraseg.assess.maps import View, label_map, richest_block, whole
-from terraseg.assess.record import read_metrics
+from terraseg.assess.record import Estimate, read_metrics, write_metrics
 from terraseg.assess.report import write_report
 from terraseg.assess.run import visualize
 from terraseg.compare.record import write_tables
@@ -21,7 +24,18 @@ from terraseg.errors import DatasetError, SceneError
 from terraseg.scene import find_scenes
 
 SIZE = (128, 256)
-NAMES = ["curves", "iou", "label_efficiency", "pipeline_overview", "scene", "splits", "test_area", "thresholds"]
+NAMES = [
+    "curves",
+    "iou",
+    "label_efficiency",
+    "pipeline_overview",
+    "scene",
+    "size_recall",
+    "splits",
+    "test_area",
+    "thresholds",
+    "training",
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +59,30 @@ def place(tmp_path_factory, ground):
             output=root / "results/metrics" / f"{name.strip('</b>')}.json",
         )  # fmt: skip
     index_baseline(dataset=dataset, output=root / "results/metrics", draws=200)
+    _add_objects(root / "results/metrics/weak.json")
+    (root / "outputs/weak").mkdir(parents=True)
+    curve = {"step": [10, 20], "train/loss": [2.0, 1.0], "val/loss": [2.5, 1.5], "val/iou": [0.2, 0.1]}
+    pd.DataFrame(curve).to_csv(root / "outputs/weak/metrics.csv")
     # Made elsewhere, and written first: the report's own ground has to come first all the same.
     elsewhere = {"one": (0.3, 0.5, 0.6), "two": (0.3, 0.5, 0.6)}
     write_tables(root / "results", make_comparison(elsewhere, name="city", attribution="<i>made</i> up", leave_out=1))
     here = {"weak": (0.2, 0.3, 0.6), "strong": (0.3, 0.5, 0.61)}
     write_tables(root / "results", make_comparison(here, name="here", dataset_hash=dataset.info.content_hash))
     return root
+
+
+def _add_objects(path):
+    """Object figures as they are with footprints: none of them below 100 m², few above 1600 m²."""
+    known = {"object_recall_100_400_m2": 0.111, "object_recall_400_1600_m2": 0.444, "object_f1_0.3": 0.333}
+    found = {name: Estimate(value=value, low=value - 0.1, high=value + 0.1) for name, value in known.items()}
+    found |= {
+        "object_f1_0.5": Estimate(value=0.1, low=0.0, high=0.2),
+        "object_recall_0_100_m2": Estimate(value=None, reason="undefined"),
+        "object_recall_1600_inf_m2": Estimate(value=0.7, reason="one unit only"),
+        "building_count_bias": Estimate(value=-0.25, low=-0.5, high=0.0),
+    }
+    metrics = read_metrics(path)
+    write_metrics(path, metrics.model_copy(update={"figures": {**metrics.figures, **found}}))
 
 
 def _visualize(place, output):
@@ -60,6 +92,7 @@ def _visualize(place, output):
         scenes=place / "raw",
         output=output / "figures",
         report=output / "report.html",
+        trainings=place / "outputs",
     )
 
 
@@ -94,16 +127,10 @@ class _Page(html.parser.HTMLParser):
         self.text.append(data)
 
 
-def test_every_figure_is_drawn_and_charts_as_svg_too(drawn):
+def test_every_figure_is_drawn_as_png_and_svg(drawn):
     _, files = drawn
     assert sorted(file.stem for file in files if file.suffix == ".png") == NAMES
-    assert sorted(file.stem for file in files if file.suffix == ".svg") == [
-        "curves",
-        "iou",
-        "label_efficiency",
-        "pipeline_overview",
-        "thresholds",
-    ]
+    assert sorted(file.stem for file in files if file.suffix == ".svg") == NAMES
     for file in files:
         if file.suffix == ".png":
             picture = imread(file)
@@ -173,6 +200,31 @@ def test_report_holds_performance_and_cost_of_each_comparison(drawn):
     for said in ("strong 100 0.61", "weak 100 0.60", "9.0 M 4.0 M 1 of 2 10 of 20", "cpu 100 [100, 100]", "2 seeds"):
         assert said in own
     assert "<i>made</i> up" in text
+
+
+def test_report_says_how_small_footprints_fare_and_what_a_pixel_sees(drawn):
+    text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
+    objects = text[text.index(" Objects ") : text.index("really better?")]
+    assert "A pixel is 10 m wide and covers 100 m². A footprint of 400 m² has 4 of them" in objects
+    assert "weak 0.333 [0.233, 0.433] 0.100 [0.000, 0.200] – 0.111 [0.011, 0.211] 0.444 [0.344, 0.544] 0.700" in objects
+    drawing = (drawn[0] / "figures/size_recall.svg").read_text()
+    for said in ("no such footprint", "1–4 pixels", "&gt; 16 pixels", "0.44"):
+        assert f"<!-- {said} -->" in drawing or said in drawing
+
+
+def test_training_curves_mark_the_checkpoint_that_was_kept(place):
+    curves = training_curves(place / "outputs", ["weak", "absent"])
+    results = [read_metrics(place / "results/metrics/weak.json")]
+    loss, score = training_chart(curves, results).axes
+    assert [line.get_ydata().tolist() for line in loss.get_lines()] == [[2.0, 1.0], [2.5, 1.5]]
+    assert score.get_lines()[1].get_xydata().tolist() == [[10, 0.2]]
+
+
+def test_a_foreign_metrics_table_is_refused(tmp_path):
+    (tmp_path / "weak").mkdir()
+    (tmp_path / "weak/metrics.csv").write_text("step,val/iou\n")
+    with pytest.raises(DatasetError, match=r"metrics.csv lacks the columns train/loss, val/loss"):
+        training_curves(tmp_path, ["weak"])
 
 
 def test_report_has_a_card_of_each_model_with_its_licence(drawn):

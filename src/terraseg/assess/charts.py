@@ -1,14 +1,17 @@
-"""Charts of results: intervals side by side, precision against recall, reliability."""
+"""Charts of results: intervals side by side, precision against recall, reliability, recall by size, training."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from terraseg.assess.baseline import EXPERIMENT as BASELINE
 from terraseg.assess.evaluate import by_iou
+from terraseg.assess.objects import SIZES
 from terraseg.assess.pixels import confusion, confusions, f1, level, precision, recall
 from terraseg.assess.record import Metrics
 from terraseg.assess.style import GREY, new_axes, new_figure, series
@@ -102,6 +105,98 @@ def threshold_chart(results: Sequence[Metrics]) -> Figure:
     axes.grid(color="#E4E4E4", lw=0.7)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     figure.suptitle("Marker: the threshold that validation chose; test had no say in it", fontsize=8, color=GREY)
+    return figure
+
+
+def has_sizes(result: Metrics) -> bool:
+    """Whether objects were scored, so that recall by footprint size is known."""
+    return _size_names()[0] in result.figures
+
+
+def size_chart(results: Sequence[Metrics], *, gsd: float) -> Figure:
+    """Recall of footprints by their size, with intervals, and how many pixels such a footprint has.
+
+    Args:
+        results: at least one with `has_sizes`; the others are left out.
+        gsd: metres.
+    """
+    scored = sorted(filter(has_sizes, results), key=lambda result: result.experiment)
+    looks = _looks(results)
+    figure = new_figure(8.4, 4.4)
+    axes = new_axes(figure, 1, 1)[0][0]
+    for number, result in enumerate(scored):
+        colour, marker = looks[result.experiment]
+        shift = (number - (len(scored) - 1) / 2) * 0.7 / len(scored)
+        drawn = False
+        for place, name in enumerate(_size_names()):
+            estimate = result.figures[name]
+            if estimate.value is None:
+                continue
+            at = place + shift
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([at, at], [estimate.low, estimate.high], color=colour, lw=2.2, solid_capstyle="butt")
+            label = None if drawn else result.experiment
+            axes.plot(at, estimate.value, marker, color=colour, ms=7, mec="white", mew=0.8, label=label)
+            _note(axes, f"{estimate.value:.2f}", (at, estimate.value), (6, -2))
+            drawn = True
+    for place, name in enumerate(_size_names()):
+        if all(result.figures[name].value is None for result in scored):
+            _note(axes, "no such footprint\nin truth", (place, 0.04), (0, 0), color=GREY, ha="center")
+    axes.set(title=f"Recall of {scored[0].class_name} footprints by size", ylabel="Recall at IoU 0.3", ylim=(0, 1.02))
+    axes.set_xticks(range(len(SIZES) - 1), [_size_label(low, high, gsd) for low, high in pairwise(SIZES)])
+    axes.set_xlim(-0.5, len(SIZES) - 1.5)
+    axes.grid(axis="y", color="#E4E4E4", lw=0.7)
+    axes.set_axisbelow(True)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.suptitle(
+        f"Point: estimate. Line: 95 % interval. A pixel is {gsd:g} m wide and covers {gsd**2:g} m²: what has few of\n"
+        "them is seen as a share of a pixel, not as a shape, and no map of such pixels outlines it",
+        fontsize=8, color=GREY,
+    )  # fmt: skip
+    return figure
+
+
+def _size_names() -> list[str]:
+    return [f"object_recall_{low:g}_{high:g}_m2" for low, high in pairwise(SIZES)]
+
+
+def _size_label(low: float, high: float, gsd: float) -> str:
+    def spelt(divisor: float) -> str:
+        if not low:
+            return f"< {high / divisor:g}"
+        return f"> {low / divisor:g}" if np.isinf(high) else f"{low / divisor:g}–{high / divisor:g}"
+
+    return f"{spelt(1)} m²\n{spelt(gsd**2)} pixels"
+
+
+def training_chart(curves: Mapping[str, pd.DataFrame], results: Sequence[Metrics]) -> Figure:
+    """Loss and validation IoU over the steps of each training, with the checkpoint that was kept.
+
+    Args:
+        curves: metrics.csv by experiment.
+        results: of all experiments, so that each looks here as on the other charts.
+    """
+    looks = _looks(results)
+    figure = new_figure(8.6, 3.9)
+    loss, score = new_axes(figure, 1, 2)[0]
+    for name, curve in sorted(curves.items()):
+        colour, marker = looks[name]
+        for column, style in (("train/loss", ":"), ("val/loss", "-")):
+            known = curve.dropna(subset=column)
+            loss.plot(known["step"], known[column], style, color=colour, lw=1.6)
+        known = curve.dropna(subset="val/iou")
+        score.plot(known["step"], known["val/iou"], color=colour, lw=1.6, label=name)
+        if len(known):
+            best = known.loc[known["val/iou"].idxmax()]
+            score.plot(best["step"], best["val/iou"], marker, color=colour, ms=7, mec="white", mew=0.8)
+    loss.set(title="Loss", xlabel="Step", ylabel="Loss", ylim=(0, None))
+    score.set(title="Validation IoU of the class", xlabel="Step", ylabel="IoU", ylim=(0, 1))
+    for axes in (loss, score):
+        axes.grid(color="#E4E4E4", lw=0.7)
+    figure.legend(loc="outside lower right", ncols=min(len(curves), 3), fontsize=8)
+    figure.suptitle(
+        "Dotted: training. Solid: validation. Marker: the checkpoint that was kept and tested", fontsize=8, color=GREY
+    )
     return figure
 
 

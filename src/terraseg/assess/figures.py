@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from terraseg.assess.charts import curve_chart, interval_chart, threshold_chart
+import pandas as pd
+
+from terraseg.assess.charts import curve_chart, has_sizes, interval_chart, size_chart, threshold_chart, training_chart
 from terraseg.assess.maps import comparison, richest_block, split_map, whole
 from terraseg.assess.overview import pipeline_overview
 from terraseg.assess.predictions import find_predictions
@@ -19,9 +21,15 @@ _SCENE_TITLE = "{}: the whole scene, ground that was trained on included (no sco
 
 
 def figures(
-    *, results: Path, dataset: ChipDataset, scene: Scene, comparisons: Sequence[Tables] = (), output: Path
+    *,
+    results: Path,
+    dataset: ChipDataset,
+    scene: Scene,
+    comparisons: Sequence[Tables] = (),
+    trainings: Path,
+    output: Path,
 ) -> list[Path]:
-    """Draw everything that the results hold: maps of the test block and of the scene, splits, curves, intervals.
+    """Draw everything that the results hold: maps of the test block and of the scene, splits, intervals, curves.
 
     The same input gives the same bytes. Every figure carries the dataset's attribution.
 
@@ -30,10 +38,11 @@ def figures(
         dataset: the labels and splits.
         scene: the scene to show.
         comparisons: over label fractions, for their label-efficiency curve.
+        trainings: folder of the experiments' folders, for their curves; those without ``metrics.csv`` have none.
         output: folder of the figures.
 
     Returns:
-        The files, in the order of a report; charts are PNG and SVG.
+        The files, in the order of a report: PNG and SVG of each.
 
     Raises:
         SceneError: no prediction of the scene, or on another grid.
@@ -51,21 +60,40 @@ def figures(
     predictions.sort(key=lambda one: one.experiment)
     name = dataset.info.classes[1]
     test, everything = richest_block(scene, dataset, split="test"), whole(scene)
+    curves = training_curves(trainings, [result.experiment for result in metrics])
     with house_style():
         drawn = {
-            "test_area": (comparison(test, dataset, predictions, title=f"{name}: held-out test area"), False),
-            "scene": (comparison(everything, dataset, predictions, title=_SCENE_TITLE.format(name)), False),
-            "splits": (split_map(everything, dataset), False),
-            "iou": (interval_chart(metrics), True),
-            "curves": (curve_chart(metrics), True),
-            "thresholds": (threshold_chart(metrics), True),
-            "pipeline_overview": (pipeline_overview(), True),
+            "test_area": comparison(test, dataset, predictions, title=f"{name}: held-out test area"),
+            "scene": comparison(everything, dataset, predictions, title=_SCENE_TITLE.format(name)),
+            "splits": split_map(everything, dataset),
+            "iou": interval_chart(metrics),
+            "curves": curve_chart(metrics),
+            "thresholds": threshold_chart(metrics),
+            **({"size_recall": size_chart(metrics, gsd=dataset.info.gsd)} if any(map(has_sizes, metrics)) else {}),
+            **({"training": training_chart(curves, metrics)} if curves else {}),
+            "pipeline_overview": pipeline_overview(),
         }
         written = []
-        for stem, (figure, vector) in drawn.items():
-            written += save(figure, output / stem, attribution=dataset.info.attribution, vector=vector)
+        for stem, figure in drawn.items():
+            written += save(figure, output / stem, attribution=dataset.info.attribution)
         if comparisons:
             credit = " · ".join(dict.fromkeys(str(one.cells["attribution"].iloc[0]) for one in comparisons))
-            figure = label_efficiency(comparisons)
-            written += save(figure, output / "label_efficiency", attribution=credit, vector=True)
+            written += save(label_efficiency(comparisons), output / "label_efficiency", attribution=credit)
     return written
+
+
+def training_curves(trainings: Path, experiments: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """``<trainings>/<experiment>/metrics.csv`` of those experiments that have one.
+
+    Raises:
+        DatasetError: a file is no table of `terraseg.learn.callbacks.MetricsTable`.
+    """
+    found = {}
+    for name in experiments:
+        if (path := trainings / name / "metrics.csv").is_file():
+            found[name] = pd.read_csv(path)
+            if missing := {"step", "train/loss", "val/loss", "val/iou"} - set(found[name].columns):
+                raise DatasetError(
+                    f"{path} lacks the columns {', '.join(sorted(missing))}", fix="train again, or name other trainings"
+                )
+    return found

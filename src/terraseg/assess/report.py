@@ -59,10 +59,26 @@ _WORDS = {
         "How many labels are enough",
         "IoU over the number of labelled chips. Band: 95 % interval of the spatial block bootstrap, seeds pooled.",
     ),
+    "size_recall": (
+        "Recall by size of the footprint",
+        "What is smaller than a few pixels can't be outlined by a map of such pixels: its recall says what is lost.",
+    ),
+    "training": (
+        "How the trainings went",
+        "The checkpoint with the best validation IoU was kept; test had no say in it.",
+    ),
     "thresholds": ("F1 by threshold", "The marked threshold was chosen on validation; test had no say in it."),
     "pipeline_overview": ("How the map was made", "The steps, and what each of them makes sure of."),
 }
 """Heading and caption by file stem."""
+
+_OBJECTS = {
+    "object_f1_0.3": "F1 at IoU 0.3", "object_f1_0.5": "F1 at IoU 0.5",
+    "object_recall_0_100_m2": "Recall below 100 m²", "object_recall_100_400_m2": "100 to 400 m²",
+    "object_recall_400_1600_m2": "400 to 1600 m²", "object_recall_1600_inf_m2": "above 1600 m²",
+    "building_count_bias": "Bias of the number",
+}  # fmt: skip
+"""Columns of the table of objects."""
 
 _CURVE = "label_efficiency"
 """The figure that stands with the comparisons."""
@@ -119,7 +135,7 @@ def write_report(
 
     Args:
         metrics: result files (contract 6), at least one.
-        figures: PNG and SVG files; where a figure has both, the SVG is shown.
+        figures: PNG and SVG files; where a figure has both, the SVG is shown unless it holds a raster.
         layered: the map with layers and a swipe; the best result's model is shown first. None: a report without it.
         predictions: their items say what the card of each model holds.
         dataset: what was trained and tested on.
@@ -148,6 +164,8 @@ def write_report(
         best=results[0],
         comparisons=_comparisons(results),
         matrices=sorted((_matrix(one, dataset) for one in comparisons), key=lambda one: not one.own),
+        object_headings=_OBJECTS,
+        scored_objects=[result for result in results if set(_OBJECTS) <= result.figures.keys()],
         performance_headings=PERFORMANCE,
         labelled_chips=LABELLED_CHIPS,
         headline=HEADLINE,
@@ -234,12 +252,17 @@ def _matrix(tables: Tables, dataset: ChipDataset) -> Matrix:
 def _pictures(files: Iterable[Path]) -> Iterable[Picture]:
     by_stem: dict[str, Path] = {}
     for file in files:
-        if file.suffix in _MEDIA and (file.stem not in by_stem or file.suffix == ".svg"):
+        if file.suffix in _MEDIA and (file.stem not in by_stem or _is_drawing(file)):
             by_stem[file.stem] = file
     for stem, file in by_stem.items():
         heading, caption = _WORDS.get(stem, (stem.replace("_", " "), ""))
         content = base64.b64encode(file.read_bytes()).decode()
         yield Picture(stem, heading, caption, f"data:{_MEDIA[file.suffix]};base64,{content}")
+
+
+def _is_drawing(file: Path) -> bool:
+    """Whether a file is an SVG of lines and text: one that holds a raster is only a larger PNG."""
+    return file.suffix == ".svg" and b"<image" not in file.read_bytes()
 
 
 def _flat(values: dict[str, Any]) -> dict[str, str]:

@@ -70,7 +70,14 @@ def score_index_baseline(
 
 
 def visualize(
-    *, results: Path, ground_truth: Path, scenes: Path, output: Path, report: Path, comparison: Path | None = None
+    *,
+    results: Path,
+    ground_truth: Path,
+    scenes: Path,
+    output: Path,
+    report: Path,
+    trainings: Path = Path("outputs"),
+    comparison: Path | None = None,
 ) -> list[Path]:
     """Draw the figures of the scene that holds most of the test chips, and write the report.
 
@@ -80,6 +87,7 @@ def visualize(
         scenes: a scene or a folder of scenes.
         output: folder of the figures.
         report: the HTML file.
+        trainings: folder of the experiments' folders, for their training curves.
         comparison: ``comparison.csv`` of `terraseg.compare`; the one in ``results``, or in the folder above it, where
             absent, and none where neither has one.
 
@@ -100,7 +108,9 @@ def visualize(
     scene = found[tested[0]]
     compared = comparison or nearest(results)
     comparisons = read_tables(compared) if compared else []
-    drawn = figures(results=results, dataset=dataset, scene=scene, comparisons=comparisons, output=output)
+    drawn = figures(
+        results=results, dataset=dataset, scene=scene, comparisons=comparisons, trainings=trainings, output=output
+    )
     predictions = [one for one in find_predictions(results / "predictions") if one.scene == scene.name]
     layered = layered_map(scene=scene, dataset=dataset, predictions=predictions)
     files = sorted((results / "metrics").glob("*.json"))

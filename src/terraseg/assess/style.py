@@ -72,8 +72,8 @@ def new_axes(figure: Figure, rows: int, columns: int) -> list[list[Axes]]:
     return [list(row) for row in figure.subplots(rows, columns, squeeze=False)]
 
 
-def save(figure: Figure, path: Path, *, attribution: str, vector: bool) -> list[Path]:
-    """Write ``<path>.png`` and, where lines and text matter, ``<path>.svg``; the same figure gives the same bytes.
+def save(figure: Figure, path: Path, *, attribution: str) -> list[Path]:
+    """Write ``<path>.png`` and ``<path>.svg``; the same figure gives the same bytes.
 
     Args:
         path: without suffix.
@@ -81,7 +81,7 @@ def save(figure: Figure, path: Path, *, attribution: str, vector: bool) -> list[
     """
     figure.supxlabel(attribution, x=0.005, ha="left", fontsize=6.5, color=GREY)
     written = []
-    for suffix in (".png", ".svg") if vector else (".png",):
+    for suffix in (".png", ".svg"):
         target = path.with_name(path.name + suffix)
         with atomic_path(target) as temporary:
             figure.savefig(temporary, dpi=DPI, metadata={"Date": None} if suffix == ".svg" else {"Software": None})
