@@ -1,4 +1,4 @@
-"""The report in a real browser: layers, swipe, keyboard, touch, phone and paper, and nothing is loaded."""
+"""The report in a real browser: layers, swipe, panning, keyboard, touch, phone and paper, and nothing is loaded."""
 
 import io
 import shutil
@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from comparisons import make_comparison
 from factories import make_dataset, make_probability, make_product, make_scene, make_truth
 from terraseg.assess.evaluate import evaluate
+from terraseg.assess.page import pannable_map
 from terraseg.assess.run import visualize
+from terraseg.compare.record import write_tables
+from terraseg.dataset import open_dataset
+from terraseg.scene import find_scenes
 
 SIZE = (128, 256)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -20,6 +25,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the pat
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
+    """With a comparison beside its results."""
     root = tmp_path_factory.mktemp("report")
     truth = make_truth(SIZE, seed=4)
     scene = make_scene(root / "raw", SIZE, truth=truth)
@@ -31,6 +37,8 @@ def report(tmp_path_factory):
             predictions=folder, ground_truth=root / "processed", experiment=name, draws=20,
             output=root / "results/metrics" / f"{folder.name}.json",
         )  # fmt: skip
+    scores = {"from_scratch": (0.2, 0.3, 0.6), "pretrained": (0.3, 0.5, 0.61)}
+    write_tables(root / "results", make_comparison(scores, name="a_comparison_with_a_long_name"))
     page = root / "report.html"
     visualize(
         results=root / "results", ground_truth=root / "processed", scenes=root / "raw", output=root / "figures",
@@ -92,6 +100,65 @@ def test_the_watch_on_requests_and_the_console_sees_something(browser, report, t
     page.goto((tmp_path / "broken.html").as_uri())
     assert any("Content Security Policy" in text for text in said)
     page.close()
+
+
+def test_which_model_to_use_stands_in_the_first_screen_and_is_a_key_away(open_report):
+    page = open_report(viewport={"width": 1280, "height": 900})
+    verdict = page.locator("#choice .verdict")
+    assert verdict.inner_text() == "Use pretrained: it is better than from_scratch."
+    box = verdict.bounding_box()
+    assert box["y"] + box["height"] < 900
+    links = page.get_by_role("navigation").get_by_role("link")
+    assert links.first.inner_text() == "Which model?"
+    links.first.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#choice"
+    curve = page.locator("#comparison img")
+    curve.scroll_into_view_if_needed()
+    assert curve.evaluate("image => image.complete && image.naturalWidth > 100")
+
+
+def test_a_mouse_drags_the_map_and_zooming_keeps_its_middle(open_report):
+    _drag_and_zoom(open_report())
+
+
+def _drag_and_zoom(page):
+    page.get_by_label("Zoom").select_option("4")
+    view = page.locator(".viewport")
+    middle = "one => (one.scrollLeft + one.clientWidth / 2) / one.scrollWidth"
+    assert view.evaluate(middle) == pytest.approx(0.5, abs=0.01)
+    view.scroll_into_view_if_needed()
+    box, before = view.bounding_box(), view.evaluate("one => one.scrollLeft")
+    mouse = getattr(page, "mouse", None) or page.page.mouse  # a frame has its page's
+    mouse.move(box["x"] + 200, box["y"] + 100)
+    mouse.down()
+    mouse.move(box["x"] + 80, box["y"] + 70, steps=4)
+    mouse.up()
+    assert view.evaluate("one => one.scrollLeft") == pytest.approx(before + 120, abs=2)
+    mouse.move(box["x"] + 300, box["y"] + 100)  # let go
+    assert view.evaluate("one => one.scrollLeft") == pytest.approx(before + 120, abs=2)
+    at = view.evaluate(middle)
+    page.get_by_label("Zoom").select_option("8")
+    assert view.evaluate(middle) == pytest.approx(at, abs=0.01)
+
+
+def test_the_map_of_a_notebook_can_be_panned_without_a_network(browser, report):
+    root = report.parent
+    dataset, scene = open_dataset(root / "processed"), find_scenes(root / "raw")[0]
+    context, requests, faults = browser.new_context(), [], []
+    page = context.new_page()
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: faults.append(message.text))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.set_content(pannable_map(scene=scene, dataset=dataset)._repr_html_())
+    frame = page.frames[1]
+    frame.get_by_label("Darken").check()
+    assert frame.locator("#map-state").inner_text() == "Left of the line: label. Right of it: imagery alone."
+    assert frame.get_by_label("Prediction", exact=True).count() == 0
+    _drag_and_zoom(frame)
+    assert faults == []
+    assert [url for url in requests if not url.startswith(("data:", "about:"))] == []
+    context.close()
 
 
 def test_layers_toggle(open_report):
@@ -199,6 +266,11 @@ def test_paper_has_the_map_and_no_controls(open_report):
     page.emulate_media(media="print")
     assert page.locator("#map-controls").is_hidden()
     assert page.locator(".legend").is_visible()
+    assert page.locator("#choice .verdict").is_visible()
+    tables = page.locator("#choice .scroll, #comparison .scroll")
+    assert tables.count() == 3
+    for table in tables.all():
+        assert table.evaluate("one => getComputedStyle(one).overflowX") == "visible"
     map_, viewport = page.locator("#map-layers").bounding_box(), page.locator(".viewport").bounding_box()
     assert map_["width"] == pytest.approx(viewport["width"], abs=2)
     assert page.pdf()[:5] == b"%PDF-"

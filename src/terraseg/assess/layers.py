@@ -42,6 +42,8 @@ class LayeredMap:
 
     Attributes:
         name: of the scene.
+        class_name: of the class.
+        attribution: of imagery and labels.
         rows: of each picture.
         columns: of each picture.
         metres: size of a pixel of the pictures.
@@ -53,6 +55,8 @@ class LayeredMap:
     """
 
     name: str
+    class_name: str
+    attribution: str
     rows: int
     columns: int
     metres: float
@@ -95,6 +99,8 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
     elsewhere = ~split_ground(view, dataset, split="test")
     return LayeredMap(
         name=scene.name,
+        class_name=dataset.info.classes[_POSITIVE],
+        attribution=dataset.info.attribution,
         rows=rows,
         columns=columns,
         metres=view.metres,

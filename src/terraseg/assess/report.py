@@ -1,27 +1,21 @@
 """report.html: the result in one file to send, to read on a phone and to print; it loads nothing."""
 
 import base64
-import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any
-
-import jinja2
-import markupsafe
-import pandas as pd
 
 from terraseg import __version__
 from terraseg.assess.bootstrap import Difference, holm, paired_difference
 from terraseg.assess.evaluate import HEADLINE, WITH_INTERVAL, by_iou
-from terraseg.assess.layers import LABEL, LayeredMap
+from terraseg.assess.layers import LayeredMap
+from terraseg.assess.page import render
 from terraseg.assess.pixels import iou
 from terraseg.assess.predictions import Prediction
 from terraseg.assess.record import Estimate, Metrics, read_metrics
-from terraseg.assess.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE
-from terraseg.compare.answer import LABELLED_CHIPS, Answer, Choice, answer, choices, duration, told_apart
+from terraseg.compare.answer import LABELLED_CHIPS, Answer, Choice, answer, choices
 from terraseg.compare.record import Tables
 from terraseg.compare.summary import PERFORMANCE, efficiency, performance
 from terraseg.dataset import ChipDataset
@@ -82,11 +76,6 @@ _OBJECTS = {
 
 _CURVE = "label_efficiency"
 """The figure that stands with the comparisons."""
-
-_COLOURS = {
-    "label": LABEL, "prediction": CLASS, "hit": HIT, "miss": MISS, "false_alarm": FALSE_ALARM, "unknown": STRIPE,
-}  # fmt: skip
-"""Legend of the map."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +145,9 @@ def write_report(
                 expected=f"dataset {dataset.info.content_hash[:12]}",
                 fix="run `python src/evaluate.py` again",
             )
-    script = resources.files("terraseg.assess").joinpath("templates/report.js").read_text(encoding="utf-8")
     pictures = list(_pictures(figures))
-    page = _environment().get_template("report.html.j2").render(
+    page = render(
+        "report.html.j2",
         version=__version__,
         results=results,
         best=results[0],
@@ -172,9 +161,6 @@ def write_report(
         with_interval=WITH_INTERVAL,
         few_units=min(len(result.units) for result in results) < _FEW_UNITS,
         layered=layered and _best_first(layered, results),
-        colours=_COLOURS,
-        script=markupsafe.Markup(script),  # noqa: S704 - our own file
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         pictures=[one for one in pictures if one.name != _CURVE],
         curve=next((one for one in pictures if one.name == _CURVE), None),
         info=dataset.info,
@@ -190,21 +176,6 @@ def write_report(
     )  # fmt: skip
     with atomic_path(output) as temporary:
         temporary.write_text(page, encoding="utf-8")
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("terraseg.assess"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
-    environment.filters["duration"] = duration
-    environment.tests["known"] = pd.notna
-    environment.tests["told_apart"] = told_apart
-    return environment
 
 
 def _best_first(layered: LayeredMap, results: Sequence[Metrics]) -> LayeredMap:

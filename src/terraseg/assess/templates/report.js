@@ -1,11 +1,12 @@
 // Layers and swipe: left of the line the topmost of the shown layers, right of it the others.
 const byId = (id) => document.getElementById(id);
 const [map, model, swipe, zoom] = ["map-layers", "map-model", "map-swipe", "map-zoom"].map(byId);
+const view = map.parentElement;
 const layers = [...map.querySelectorAll("[data-layer]")];
 
 function draw() {
   const shown = layers.filter((layer) => {
-    const ofModel = !("model" in layer.dataset) || layer.dataset.model === model.value;
+    const ofModel = !("model" in layer.dataset) || layer.dataset.model === model?.value;
     layer.hidden = !(ofModel && byId(`map-${layer.dataset.layer}`).checked);
     return !layer.hidden;
   });
@@ -18,11 +19,34 @@ function draw() {
   byId("map-line").hidden = !top;
   byId("map-line").style.left = `${at}%`;
   byId("map-shade-layer").hidden = !byId("map-shade").checked;
-  map.style.width = `${100 * zoom.value}%`;
+  zoomTo(Number(zoom.value));
   byId("map-state").textContent = top
     ? `Left of the line: ${top.dataset.layer}. Right of it: ${below.join(" and ") || "imagery alone"}.`
     : "Imagery alone.";
 }
+
+// The middle of what is seen stays where it is.
+function zoomTo(factor) {
+  const width = `${100 * factor}%`;
+  if (map.style.width === width) return;
+  const across = (view.scrollLeft + view.clientWidth / 2) / map.offsetWidth;
+  const down = (view.scrollTop + view.clientHeight / 2) / map.offsetHeight;
+  map.style.width = width;
+  view.scrollTo(across * map.offsetWidth - view.clientWidth / 2, down * map.offsetHeight - view.clientHeight / 2);
+}
+
+// A mouse drags the map; fingers and arrow keys scroll it without our help.
+let grabbed = null;
+view.addEventListener("pointerdown", (event) => {
+  if (event.pointerType !== "mouse" || event.button || event.target === view) return;
+  grabbed = [event.clientX + view.scrollLeft, event.clientY + view.scrollTop];
+  view.setPointerCapture(event.pointerId);
+});
+view.addEventListener("pointermove", (event) => {
+  if (grabbed) view.scrollTo(grabbed[0] - event.clientX, grabbed[1] - event.clientY);
+});
+view.addEventListener("lostpointercapture", () => (grabbed = null));
+view.addEventListener("dragstart", (event) => event.preventDefault());
 
 byId("map-controls").addEventListener("input", draw);
 byId("map-controls").hidden = false;
