@@ -45,7 +45,7 @@ class EmbeddedMap:
 
 
 def pannable_map(
-    *, scene: Scene, dataset: ChipDataset, predictions: Sequence[Prediction] = (), height: int = 700
+    *, scene: Scene, dataset: ChipDataset, predictions: Sequence[Prediction] = (), height: int = 760
 ) -> EmbeddedMap:
     """The map of the report for a notebook: zoom, drag, switch layers, swipe.
 
