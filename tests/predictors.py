@@ -45,8 +45,12 @@ class NumpyPredictor:
     licence: str = "ODbL-1.0"
     attribution: str = "model of the tests"
     provenance: dict[str, Any] = field(default_factory=lambda: {"weights_hash": "abc"})
+    workers: int = 1
     delay: float = 0.0
     windows: int = 0
+
+    def enter_worker(self) -> None:
+        pass
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         self.windows += len(pixels)

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from odc.geo.geobox import GeoBox
+from rasterio.errors import RasterioIOError
 
 from terraseg.mapping.polygons import vectorise
 from terraseg.products import Product
@@ -121,3 +122,11 @@ def test_both_files_hold_the_same_and_are_valid_when_empty(tmp_path: Path, fill:
     assert set(table.columns) == set(frame.columns)
     metadata = pyogrio.read_info(product.geopackage)["layer_metadata"]
     assert metadata["attribution"] == "© A"
+
+
+def test_a_raster_that_breaks_off_is_said_as_such_and_leaves_no_file(tmp_path: Path) -> None:
+    product = make_product(tmp_path, np.random.default_rng(0).integers(0, 2, (700, 700)).astype(np.uint8))
+    product.mask.write_bytes(product.mask.read_bytes()[: product.mask.stat().st_size // 3])
+    with pytest.raises(RasterioIOError):
+        outline(product)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.tif", "probability.tif"]

@@ -1,7 +1,10 @@
+import itertools
 import json
 import logging
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -103,6 +106,22 @@ def test_windows_that_disagree_blend_without_a_seam(tmp_path: Path) -> None:
     jump = abs(float(logit(0.73106)) - 0) / 2  # what unblended neighbours would differ by, in probability
     assert np.abs(np.diff(probability, axis=1)).max() < 0.1 * jump
     assert np.ptp(probability) > 0.3
+
+
+def test_workers_that_overtake_each_other_change_nothing(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "raw", (70, 90))
+    alone = stitched(scene, NumpyPredictor(from_neighbours), crop=24, overlap=8, batch=1)
+    threads: set[int] = set()
+    turns = itertools.count()
+
+    def overtaken(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        threads.add(threading.get_ident())
+        time.sleep(0.004 * (next(turns) % 2))
+        return from_neighbours(pixels)
+
+    beside = stitched(scene, NumpyPredictor(overtaken, workers=3), crop=24, overlap=8, batch=3)
+    assert len(threads) > 1
+    np.testing.assert_array_equal(beside, alone)
 
 
 def test_the_product_is_complete_and_says_where_it_comes_from(tmp_path: Path) -> None:

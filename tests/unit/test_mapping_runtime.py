@@ -1,3 +1,5 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,23 @@ def test_nodata_enters_as_the_mean(tmp_path: Path) -> None:
 def test_precision_does_not_depend_on_the_kind_of_cpu(tmp_path: Path) -> None:
     TorchPredictor(conv(tmp_path), device="cpu")
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.fixture
+def two_cores() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_cores")
+def test_a_worker_has_one_core_and_no_other_thread_loses_one(tmp_path: Path) -> None:
+    predictor = TorchPredictor(conv(tmp_path), device="cpu")
+    with ThreadPoolExecutor(predictor.workers, initializer=predictor.enter_worker) as workers:
+        assert list(workers.map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
+    with ThreadPoolExecutor(1) as later:
+        assert later.submit(torch.get_num_threads).result() == predictor.workers == torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77"])

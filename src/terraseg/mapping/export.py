@@ -1,9 +1,9 @@
 """A bundle's model exported for other runtimes, each measured against PyTorch on real pixels before it may be used."""
 
-import itertools
 import logging
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,8 +187,7 @@ def _measure(
 
 def _probability(predictor: BundlePredictor, chips: Chips, *, batch_size: int) -> npt.NDArray[np.float64]:
     """(chips, rows, columns). The first chip goes alone: a batch dimension that is fixed in secret shows."""
-    edges = [0, *range(1, len(chips), batch_size), len(chips)]
-    odds = [predictor(chips[begin:end]) for begin, end in itertools.pairwise(edges)]
+    odds = _side_by_side(predictor, [chips[:1], *_batches(chips[1:], batch_size)])
     return np.asarray(expit(np.concatenate(odds).astype(np.float64)))
 
 
@@ -197,10 +196,19 @@ def _speed(predictor: BundlePredictor, chips: Chips, batch_size: int) -> float:
     seconds = []
     for _ in range(_ROUNDS):
         begin = time.perf_counter()
-        for first in range(0, len(chips), batch_size):
-            predictor(chips[first : first + batch_size])
+        _side_by_side(predictor, _batches(chips, batch_size))
         seconds.append(time.perf_counter() - begin)
     return len(chips) / min(seconds)
+
+
+def _batches(chips: Chips, size: int) -> list[Chips]:
+    return [chips[first : first + size] for first in range(0, len(chips), size)]
+
+
+def _side_by_side(predictor: BundlePredictor, batches: list[Chips]) -> list[npt.NDArray[np.float32]]:
+    """The answers of all workers, as the mapping asks them."""
+    with ThreadPoolExecutor(predictor.workers, initializer=predictor.enter_worker) as pool:
+        return list(pool.map(predictor, batches))
 
 
 def parity_table(record: ExportRecord) -> Table:

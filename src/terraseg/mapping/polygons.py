@@ -1,8 +1,8 @@
 """From a mask to polygons: strip by strip, merged where the strips meet, out to GeoParquet and GeoPackage."""
 
+import itertools
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pyogrio
-import pyogrio.errors
 import pyproj
 import rasterio
 import rasterio.features
@@ -31,6 +30,8 @@ EQUAL_AREA = "EPSG:6933"
 """The projection of areas: WGS 84 / NSIDC EASE-Grid 2.0 Global, cylindrical equal-area."""
 
 _LAYER = "buildings"
+
+_SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())])
 
 _STRIP_PIXELS = 1 << 20
 """Pixels that are outlined at a time."""
@@ -81,22 +82,21 @@ def vectorise(
         "min_area_m2": min_area_m2,
         "area_m2": f"of the pixels, before simplification, in {EQUAL_AREA}",
     }
-    count = 0
     with rasterio.open(mask) as source:
         crs, grid = pyproj.CRS(source.crs), source.transform
         strip_rows = strip_rows or min(512, max(64, _STRIP_PIXELS // source.width))
-    with _polygon_files(output, crs, metadata) as files:
+
+    def batches() -> Iterator[pa.RecordBatch]:
         for regions in _regions(mask, probability, class_value=class_value, strip_rows=strip_rows):
-            geometry = gpd.GeoSeries(_to_crs(regions.geometry, grid), crs=crs)
-            area = geometry.to_crs(EQUAL_AREA).area
+            geometry = _to_crs(regions.geometry, grid)
+            area = gpd.GeoSeries(geometry, crs=crs).to_crs(EQUAL_AREA).area.to_numpy()
+            large = area >= min_area_m2
             if simplify_m > 0:
-                geometry = geometry.simplify(simplify_m, preserve_topology=True)
+                geometry = shapely.simplify(geometry, simplify_m, preserve_topology=True)
             mean = regions.total / regions.pixels * PROBABILITY_SCALE
-            frame = gpd.GeoDataFrame({"area_m2": area, "mean_probability": mean}, geometry=geometry)
-            frame = frame[frame["area_m2"] >= min_area_m2]
-            files.append(frame)
-            count += len(frame)
-    return count
+            yield pa.record_batch([area[large], mean[large], shapely.to_wkb(geometry[large])], schema=_SCHEMA)
+
+    return _write(batches(), output, crs, metadata)
 
 
 @dataclass(frozen=True)
@@ -139,14 +139,27 @@ def _label(
     """Labels (rows, columns), 1 to n, of a strip's 4-connected regions, and the n regions."""
     labels, count = scipy.ndimage.label(selected, output=np.int32)
     of_pixel = labels[selected] - 1
-    geometry = np.empty(count, object)
     shapes = rasterio.features.shapes(labels, mask=selected, connectivity=4, transform=Affine.translation(0, first))
+    rings: list[list[tuple[float, float]]] = []
+    label_of_ring: list[int] = []
     for shape, label in shapes:
-        shell, *holes = shape["coordinates"]
-        geometry[int(label) - 1] = shapely.Polygon(shell, holes)
+        rings += shape["coordinates"]  # the shell, then the holes
+        label_of_ring += [int(label)] * len(shape["coordinates"])
+    geometry = _polygons(rings, np.asarray(label_of_ring, np.int64) - 1)
     pixels = np.bincount(of_pixel, minlength=count).astype(np.float64)
     total = np.bincount(of_pixel, weights=probability[selected], minlength=count)
     return labels, _Regions(geometry, pixels, total)
+
+
+def _polygons(rings: list[list[tuple[float, float]]], of_ring: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
+    """Polygons 0 to n from their rings, all made in one call: one by one takes eight times as long."""
+    sizes = [len(ring) for ring in rings]
+    flat = itertools.chain.from_iterable(itertools.chain.from_iterable(rings))
+    points = np.fromiter(flat, np.float64, 2 * sum(sizes)).reshape(-1, 2)
+    closed = shapely.linearrings(points, indices=np.repeat(np.arange(len(rings)), sizes))
+    order = np.argsort(of_ring, kind="stable")  # of a polygon's rings the shell stays first
+    polygons: npt.NDArray[np.object_] = shapely.polygons(closed[order], indices=of_ring[order])
+    return polygons
 
 
 def _join(
@@ -186,47 +199,49 @@ def _to_crs(geometry: npt.NDArray[np.object_], grid: Affine) -> npt.NDArray[np.o
     return moved
 
 
-class _PolygonFiles:
-    """Both files, appended to so that no more than one strip's polygons are in memory."""
-
-    def __init__(self, parquet: pq.ParquetWriter, geopackage: Path) -> None:
-        self._parquet, self._geopackage = parquet, geopackage
-
-    def append(self, frame: gpd.GeoDataFrame) -> None:
-        if frame.empty:
-            return
-        columns = [frame["area_m2"].to_numpy(), frame["mean_probability"].to_numpy(), frame.geometry.to_wkb()]
-        self._parquet.write_table(pa.table(columns, schema=self._parquet.schema))
-        pyogrio.write_dataframe(frame, self._geopackage, layer=_LAYER, driver="GPKG", append=True)
-
-
-@contextmanager
-def _polygon_files(output: Product, crs: pyproj.CRS, metadata: dict[str, Any]) -> Iterator[_PolygonFiles]:
+def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, metadata: dict[str, Any]) -> int:
+    """Write both files in one pass, with no more than one batch in memory; returns the count of polygons."""
     geo = {  # https://geoparquet.org/releases/v1.1.0
         "version": "1.1.0",
         "primary_column": "geometry",
         "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs.to_json_dict()}},
     }
-    schema = pa.schema(
-        [("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())],
-        metadata={"geo": json.dumps(geo), "terraseg": json.dumps(metadata)},
-    )
-    empty = gpd.GeoDataFrame(
-        {"area_m2": np.empty(0), "mean_probability": np.empty(0)}, geometry=gpd.GeoSeries([], crs=crs)
-    )
+    schema = _SCHEMA.with_metadata({"geo": json.dumps(geo), "terraseg": json.dumps(metadata)})
+    failures: list[BaseException] = []
+    count = 0
+
+    def into_parquet(parquet: pq.ParquetWriter) -> Iterator[pa.RecordBatch]:
+        nonlocal count
+        try:
+            for batch in batches:
+                if batch.num_rows:
+                    parquet.write_table(pa.Table.from_batches([batch]).cast(schema))
+                    count += batch.num_rows
+                    yield batch
+        except BaseException as failure:  # GDAL, who pulls the batches, would pass on no more than its text
+            failures.append(failure)
+            raise
+
     try:
-        with atomic_path(output.polygons) as parquet_path, atomic_path(output.geopackage) as geopackage_path:
-            pyogrio.write_dataframe(
-                empty,
+        with (
+            atomic_path(output.polygons) as parquet_path,
+            atomic_path(output.geopackage) as geopackage_path,
+            pq.ParquetWriter(parquet_path, schema, compression="zstd") as parquet,
+        ):
+            pyogrio.write_arrow(
+                pa.RecordBatchReader.from_batches(_SCHEMA, into_parquet(parquet)),
                 geopackage_path,
                 layer=_LAYER,
                 driver="GPKG",
+                geometry_name="geometry",
                 geometry_type="Polygon",
+                crs=crs.to_wkt(),
                 layer_metadata={key: str(value) for key, value in metadata.items()},
             )
-            with pq.ParquetWriter(parquet_path, schema, compression="zstd") as parquet:
-                yield _PolygonFiles(parquet, geopackage_path)
-    except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
+    except RuntimeError as error:  # as all of pyogrio
+        if failures:
+            raise failures[0] from None
         raise OutputError(
             f"{output.geopackage} can't be written ({error})", fix="free some space and run the same command again"
         ) from error
+    return count

@@ -26,7 +26,7 @@ _IMPLAUSIBLE = 20.0
 
 
 class Predictor(Protocol):
-    """A model of one class. Calling it may use all cores; it is called from one thread only."""
+    """A model of one class."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -67,6 +67,13 @@ class Predictor(Protocol):
     @property
     def provenance(self) -> dict[str, Any]:
         """JSON that identifies it and its runtime: whatever may change a pixel must be in here."""
+
+    @property
+    def workers(self) -> int:
+        """Calls that it serves at once; together they are to use the cores that the process may use, and no more."""
+
+    def enter_worker(self) -> None:
+        """Called once in each thread that is to call it beside others."""
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, bands, rows, columns) to log-odds of the class (batch, rows, columns)."""

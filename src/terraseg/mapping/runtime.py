@@ -1,6 +1,7 @@
 """What all runtimes share before and after the model, and PyTorch, the one that every bundle runs on."""
 
 from abc import ABC, abstractmethod
+from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
@@ -42,8 +43,24 @@ class BundlePredictor(ABC):
         )  # fmt: skip
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
-        self.provenance: dict[str, Any] = {**info.model_dump(mode="json"), **runtime}
+        # How many windows a forward takes depends on it, and so may the last bit of a logit.
+        self.workers = torch.get_num_threads() if runtime["device"] == "cpu" else 1
+        self.provenance: dict[str, Any] = {**info.model_dump(mode="json"), **runtime, "workers": self.workers}
         """The bundle's head, and what runs it."""
+
+    def enter_worker(self) -> None:
+        """Give this thread one core where there are several workers.
+
+        A core a batch, not all cores an operation: small operations leave cores idle, and when other threads need a
+        core, those that share an operation wait for each other at its end, which costs many times the operation.
+        """
+        if self.workers > 1:
+            torch.get_num_threads()  # else the first operation would set this thread up again, with the default
+            torch.set_num_threads(1)
+            # That was the default of all threads to come, too.
+            default = Thread(target=torch.set_num_threads, args=(self.workers,))
+            default.start()
+            default.join()
 
     @abstractmethod
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:

@@ -1,8 +1,9 @@
 """The stream through one scene: read ahead, forward in batches, blend; only the open rows are in memory."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar, cast
@@ -19,6 +20,7 @@ from terraseg.mapping.vrt import remote_sources
 from terraseg.mapping.windows import WindowAxis
 from terraseg.scene import NODATA, Scene
 
+Pixels = npt.NDArray[np.uint16]
 Probability = npt.NDArray[np.float32]
 
 _Item = TypeVar("_Item")
@@ -49,7 +51,15 @@ class _Batch:
     """Windows of one row offset: indexes of their columns, and their pixels (windows, bands, crop, crop)."""
 
     columns: list[int]
-    pixels: npt.NDArray[np.uint16]
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The answer to a batch: indexes of its columns, and (windows, crop, crop), weighted across."""
+
+    columns: list[int]
+    probability: Probability
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def predict_rows(
     again; a resumed run therefore adds the same numbers in the same order, and gives the same bytes.
 
     Args:
-        batch_size: windows of one forward.
+        batch_size: windows that are predicted at a time, by all workers of the predictor together.
         tta: average over the eight rotations and flips of each window.
 
     Raises:
@@ -89,11 +99,15 @@ def predict_rows(
     indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
     open_rows = np.zeros((rows.crop, columns.padded), np.float32)
     blended = np.zeros_like(open_rows)
-    with open_raster(scene.path, remote_sources(scene.path)) as source:
-        read = _Reader(source, indexes, rows=rows, columns=columns, batch_size=batch_size)
-        for item in read_ahead(read(rows.first_touching(first)), depth=_AHEAD):
-            if isinstance(item, _Batch):
-                _blend(item, predictor, blended, columns=columns, tta=tta)
+    size = max(batch_size // predictor.workers, 1)
+    with ExitStack() as stages:  # whoever stops early closes them before the source that their threads read
+        source = stages.enter_context(open_raster(scene.path, remote_sources(scene.path)))
+        read = _Reader(source, indexes, rows=rows, columns=columns, batch_size=size)
+        batches = stages.enter_context(closing(read_ahead(read(rows.first_touching(first)), depth=_AHEAD)))
+        for item in stages.enter_context(closing(_predict(batches, predictor, columns=columns, tta=tta))):
+            if isinstance(item, _Predicted):
+                for k, window in zip(item.columns, item.probability, strict=True):
+                    blended[:, columns.offsets[k] :][:, : columns.crop] += window
                 continue
             blended *= rows.weights[item.index][:, None]
             open_rows += blended
@@ -114,7 +128,7 @@ def even_batches(windows: Sequence[int], most: int) -> list[list[int]]:
     return [[int(k) for k in batch] for batch in np.array_split(windows, count)] if count else []
 
 
-def read_ahead(items: Iterator[_Item], *, depth: int) -> Iterator[_Item]:
+def read_ahead(items: Iterator[_Item], *, depth: int) -> Generator[_Item, None, None]:
     """The same items, each made by another thread while those before it are used; at most ``depth`` of them wait."""
     with ThreadPoolExecutor(1, "read-ahead") as reader:
         end = object()
@@ -166,13 +180,32 @@ class _Reader:
         return height
 
 
-def _blend(batch: _Batch, predictor: Predictor, blended: Probability, *, columns: WindowAxis, tta: bool) -> None:
-    """Add a batch to the row of windows (crop, padded columns) that it belongs to."""
-    probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
-    probability *= columns.weights[batch.columns][:, None, :]
-    for k, window in zip(batch.columns, probability, strict=True):
-        left = columns.offsets[k]
-        blended[:, left : left + columns.crop] += window
+def _predict(
+    items: Iterator[_Batch | _EndOfRow], predictor: Predictor, *, columns: WindowAxis, tta: bool
+) -> Generator[_Predicted | _EndOfRow, None, None]:
+    """The same items, each batch as its prediction: by all workers, in the same order."""
+
+    def answer(batch: _Batch) -> _Predicted:
+        probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
+        probability *= columns.weights[batch.columns][:, None, :]
+        return _Predicted(batch.columns, probability)
+
+    waiting: deque[_EndOfRow | Future[_Predicted]] = deque()
+
+    def oldest() -> _Predicted | _EndOfRow:
+        item = waiting.popleft()
+        return item.result() if isinstance(item, Future) else item
+
+    with ThreadPoolExecutor(predictor.workers, "predict", initializer=predictor.enter_worker) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(answer, item) if isinstance(item, _Batch) else item)
+                if len(waiting) > predictor.workers:
+                    yield oldest()
+            while waiting:
+                yield oldest()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
@@ -183,7 +216,7 @@ def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
     return probability
 
 
-def _d4_mean(predictor: Predictor, pixels: npt.NDArray[np.uint16]) -> Probability:
+def _d4_mean(predictor: Predictor, pixels: Pixels) -> Probability:
     """Mean probability over the eight symmetries of the square (the dihedral group D4)."""
     total = np.zeros((len(pixels), *pixels.shape[2:]), np.float32)
     for flip in (False, True):
