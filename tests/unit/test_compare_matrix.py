@@ -289,7 +289,7 @@ def test_the_manual_lists_every_key_and_its_commands_are_understood() -> None:
     text = (_ROOT / "docs/comparison.md").read_text(encoding="utf-8")
     assert [key for key in MatrixConfig.model_fields if f"| `{key}` |" not in text] == []
     commands = [line for line in text.splitlines() if line.startswith("python src/compare.py")]
-    assert len(commands) == 3
+    assert len(commands) == 4
     for command in commands:
         options = _parser().parse_args(["compare", *shlex.split(command)[2:]])
         assert (_ROOT / options.comparison).is_file()

@@ -1,11 +1,17 @@
 """What a comparison says, on confusion counts whose answer is known."""
 
+from collections.abc import Callable
+from io import StringIO
+
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from comparisons import make_cell, make_comparison, make_config
 from terraseg.assess.bootstrap import holm
+from terraseg.compare.record import Tables
 from terraseg.compare.screen import answers, by_fraction_table, efficiency_table, performance_table, which_model
 from terraseg.compare.tables import make_tables
 from terraseg.errors import DatasetError
@@ -91,6 +97,26 @@ def test_the_screen_shows_both_summaries_and_says_which_model_to_use() -> None:
     assert said[0] == "With 50 labelled chips: Use better: it is better than base."
     assert len(said) > 3
     assert which_model(make_comparison({"base": (0.4, 0.5, 0.6)}, leave_out=3)) == []
+
+
+@pytest.mark.parametrize(
+    ("table", "headings"),
+    [
+        (by_fraction_table, ["Experiment", "Labels", "Chips", "IoU", "by seed", "Gain", "p"]),
+        (performance_table, ["Experiment", "Chips", "IoU", "F1", "Precision", "Recall", "mIoU"]),
+        (efficiency_table, ["Experiment", "Parameters", "Trainable", "Best at", "Time", "Images/s", "Memory"]),
+    ],
+)
+def test_no_column_is_lost_in_a_terminal_of_80_characters(
+    table: Callable[[Tables], Table], headings: list[str]
+) -> None:
+    tables = make_comparison({"unet_scratch": (0.4, 0.5, 0.6), "galileo_scratch": (0.35, 0.32, 0.62)})
+    console = Console(width=80, record=True, file=StringIO())
+    console.print(table(tables))
+    lines = console.export_text().splitlines()
+    (head,) = [line.split() for line in lines if "Experiment" in line]
+    assert head == " ".join(headings).split()
+    assert "…" not in "".join(lines)
 
 
 def test_a_comparison_without_a_whole_fraction_is_tabled_too() -> None:

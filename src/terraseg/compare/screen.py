@@ -11,8 +11,7 @@ from terraseg.compare.summary import PERFORMANCE, efficiency, performance
 
 def by_fraction_table(tables: Tables) -> Table:
     """One row an experiment and fraction."""
-    table = Table(title="Comparison", caption=tables.words, caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("Experiment", overflow="fold", min_width=8)
+    table = _table("Comparison", caption=tables.words)
     for heading in ("Labels", "Chips", "IoU", "by seed", "Gain", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in tables.by_fraction.to_dict("records"):
@@ -30,20 +29,19 @@ def by_fraction_table(tables: Tables) -> Table:
 
 def performance_table(tables: Tables) -> Table:
     """One row an experiment with the most labels that it was given."""
-    table = Table(title="Performance, with the most labels", box=box.SIMPLE_HEAD)
-    table.add_column("Experiment", overflow="fold", min_width=8)
+    table = _table("Performance, with the most labels")
     for heading in ("Chips", *PERFORMANCE.values()):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in performance(tables).to_dict("records"):
-        figures = (_with_interval(row, name) for name in PERFORMANCE)
+        figures = [_number(row[name]) for name in PERFORMANCE]
+        figures[0] = _with_interval(row, "iou")  # all intervals are too wide for a terminal; the files hold them
         table.add_row(str(row["experiment"]), f"{row['labelled_chips']:.0f}", *figures)
     return table
 
 
 def efficiency_table(tables: Tables) -> Table:
     """One row an experiment: what the same trainings cost."""
-    table = Table(title="Efficiency, means over seeds", box=box.SIMPLE_HEAD)
-    table.add_column("Experiment", overflow="fold", min_width=8)
+    table = _table("Efficiency, means over seeds")
     for heading in ("Parameters", "Trainable", "Best at", "Time", "Images/s", "Memory"):
         table.add_column(heading, justify="right")
     for row in efficiency(tables).to_dict("records"):
@@ -56,6 +54,15 @@ def efficiency_table(tables: Tables) -> Table:
             f"{row['images_per_second']:.1f}",
             f"{row['peak_memory_gb']:.1f} GB",
         )
+    return table
+
+
+def _table(title: str, *, caption: str | None = None) -> Table:
+    """Rich drops columns where a terminal of 80 characters is too narrow: the names fold, and gaps are small."""
+    table = Table(
+        title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("Experiment", overflow="fold", min_width=10)
     return table
 
 
