@@ -39,7 +39,8 @@ def _batch(mask: Tensor) -> dict[str, Any]:
 def _attached(task: SegmentationTask, **chips: Any) -> SegmentationTask:
     """With a trainer that has data, without Lightning's loops."""
     data = SimpleNamespace(
-        dataset=None, bands=("B03", "B04"), means=torch.ones(2).numpy(), stds=torch.ones(2).numpy(), nodata=0,
+        dataset=SimpleNamespace(info=SimpleNamespace(frames=1)),
+        bands=("B03", "B04"), means=torch.ones(2).numpy(), stds=torch.ones(2).numpy(), nodata=0,
         class_names=("background", "building"), superpixels=None, **chips,
     )  # fmt: skip
     task._trainer = Mock(datamodule=data, callbacks=[], out_dtype="int16", ckpt_path="x.ckpt", global_step=3)
