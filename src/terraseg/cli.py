@@ -252,6 +252,7 @@ def _predict(verbs: _Verbs) -> None:
                 workers=options.workers,
                 scheduler=options.scheduler,
                 retries=options.retries,
+                mosaic=options.mosaic,
             )
         except FailedScenesError as error:
             Console(stderr=True).print(error.table())
@@ -290,6 +291,9 @@ def _predict(verbs: _Verbs) -> None:
     where.add_argument("--workers", type=int, help="processes on this machine; one for each GPU where absent")
     where.add_argument("--scheduler", help="address of a running Dask scheduler instead, tcp://HOST:PORT")
     parser.add_argument("--retries", type=int, default=2, help="of a scene that fails, after all others")
+    parser.add_argument(
+        "--mosaic", choices=("date", "confidence"), help="one map of all scenes, too: the latest pixel or the surest"
+    )
 
 
 def _export(verbs: _Verbs) -> None:

@@ -186,7 +186,7 @@ def _one_round(
 
 
 def _map_scene(task: _SceneTask) -> Outcome:
-    predictor = _opened(task.source)  # a model that can't be opened fails for all scenes: it ends the run
+    predictor = opened(task.source)  # a model that can't be opened fails for all scenes: it ends the run
     with _ONE_AT_A_TIME:
         try:
             product = predict_scene(task.scene, predictor, task.output, **task.options)
@@ -214,7 +214,7 @@ def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
 
 def _predict_rows(task: _RowsTask) -> tuple[range, str]:
     """Predict what is missing of a part; the reason why it failed, or nothing."""
-    work, predictor = task.work, _opened(task.source)
+    work, predictor = task.work, opened(task.source)
     with _ONE_AT_A_TIME, reading(work.scene):
         try:
             work(predictor, work.strips.missing(task.part), progress=False)
@@ -237,7 +237,7 @@ def _show_progress(work: StripWork, finished: threading.Event) -> None:
         bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
 
 
-def _opened(source: ModelSource) -> Predictor:
+def opened(source: ModelSource) -> Predictor:
     """The model, opened once a process."""
     with _ONE_AT_A_TIME:
         if not _OPENED or _OPENED[0][0] != source:

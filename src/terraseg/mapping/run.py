@@ -14,7 +14,8 @@ from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, open_bundle
 from terraseg.mapping.inputs import scenes_at
 from terraseg.mapping.manifest import read_manifest
-from terraseg.mapping.many import FailedScenesError, Outcome, map_scenes, open_scenes
+from terraseg.mapping.many import FailedScenesError, Outcome, map_scenes, open_scenes, opened
+from terraseg.mapping.mosaic import Rule, mosaic_products
 from terraseg.mapping.parity import open_predictor
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.predictor import Predictor
@@ -66,6 +67,7 @@ def predict(
     workers: int | None = None,
     scheduler: str | None = None,
     retries: int = 2,
+    mosaic: Rule | None = None,
 ) -> list[Product]:
     """Map a scene, or each scene of a folder, with a trained model.
 
@@ -90,9 +92,10 @@ def predict(
         workers: processes on this machine; one for each GPU unless given.
         scheduler: address of a Dask scheduler whose workers predict instead, see `open_workers`.
         retries: how often a scene that failed is tried again, where there are several.
+        mosaic: once all scenes are mapped, one map of them for each CRS, see `mosaic_products`.
 
     Returns:
-        The finished products, sorted by scene.
+        The finished products in the order of the scenes, and the mosaics.
 
     Raises:
         FailedScenesError: some of several scenes failed; all others are finished.
@@ -125,12 +128,24 @@ def predict(
             scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes]
             source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
         with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
-            if manifest is None and len(scenes) == 1 and crew.count == 1:
-                return [predict_scene(scenes[0], source.open(), output, **options)]
-            outcomes += map_scenes(scenes, source, output, workers=crew, retries=retries, options=options)
-    if not all(outcome.product for outcome in outcomes):
+            if manifest is None and len(scenes) == 1 and crew.count == 1:  # whose error is told as it is
+                outcomes = [Outcome(scenes[0].name, predict_scene(scenes[0], opened(source), output, **options))]
+            else:
+                outcomes += map_scenes(scenes, source, output, workers=crew, retries=retries, options=options)
+    products = [outcome.product for outcome in outcomes if outcome.product]
+    if len(products) < len(outcomes):
         raise FailedScenesError(outcomes)
-    return [outcome.product for outcome in outcomes if outcome.product]
+    if mosaic is not None:
+        products += mosaic_products(
+            list(zip(scenes, products, strict=True)),
+            opened(source),
+            output,
+            rule=mosaic,
+            threshold=options["threshold"],
+            simplify_m=simplify_m,
+            min_area_m2=min_area_m2,
+        )
+    return products
 
 
 @contextmanager
