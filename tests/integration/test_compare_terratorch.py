@@ -1,6 +1,8 @@
 """A comparison from its YAML to its tables, by the stock `terratorch fit`."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import geopandas as gpd
@@ -14,6 +16,7 @@ from factories import make_dataset, make_scene, make_truth
 from terraseg.assess.record import read_metrics
 from terraseg.cli import main
 from terraseg.mapping.bundle import open_bundle
+from terraseg.memory import peak_memory
 
 _CONFIG = Path(__file__).parents[2] / "configs" / "demo_unet.yaml"
 
@@ -101,3 +104,21 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
     written = {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()}
     assert main(["compare", str(comparison)]) == 0
     assert {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()} == written
+
+
+# --- the memory that a training tells ---
+
+
+def test_the_peak_remembers_what_was_given_back() -> None:
+    before = peak_memory()
+    held = bytearray(b"x") * (before + (64 << 20))  # so that whatever the tests held before is exceeded
+    del held
+    assert peak_memory() > before + (64 << 20)
+
+
+def test_a_child_doesnt_inherit_the_peak_of_a_fat_parent() -> None:
+    held = bytearray(b"x") * (512 << 20)
+    command = [sys.executable, "-c", "from terraseg.memory import peak_memory; print(peak_memory())"]
+    said = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert len(held) == 512 << 20
+    assert int(said.stdout) < 128 << 20
