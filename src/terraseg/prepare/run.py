@@ -239,7 +239,9 @@ def _labels_of(
             raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
         table = gpd.read_parquet(path).to_crs(crs)
         cells, shares = table.geometry.to_numpy(), table["covered_share"].to_numpy()
-    polygons, shift = shapely.make_valid(inside.to_numpy()), None
+    polygons, shift = inside.to_numpy(copy=True), None
+    broken = ~shapely.is_valid(polygons)  # few: a copy of all of them would be the peak of memory
+    polygons[broken] = shapely.make_valid(polygons[broken])
     if config.label_shift:
         shift = measure_shift(scene, polygons)
         _log.info(
