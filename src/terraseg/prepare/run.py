@@ -69,7 +69,7 @@ def preprocess(
     output = Path(output)
     places = find_places(scenes, frames=config.frames)
     found = [scene for place in places for scene in place]
-    footprints, sources = find_footprints(labels)
+    sources = find_footprints(labels)[1]
     fingerprint = _fingerprint(found, labels, config)
     done = _finished(output, fingerprint)
     if done:
@@ -91,7 +91,7 @@ def preprocess(
     with atomic_folder(output) as folder:
         for place in places:
             scene = place[0]
-            labels_here = _labels_of(scene, footprints, sources, config)
+            labels_here = _labels_of(scene, labels, sources, config)
             if labels_here.shift:
                 shifts[scene.name] = labels_here.shift
             results = _cut_place(place, labels_here, folder=folder, config=config, indices=indices, gap=gap)
@@ -214,8 +214,12 @@ def _in_order(
 
 
 def _labels_of(
-    scene: Scene, footprints: gpd.GeoDataFrame, sources: Sequence[FootprintSource], config: PrepareConfig
+    scene: Scene,
+    labels: str | Path | Sequence[str | Path],
+    sources: Sequence[FootprintSource],
+    config: PrepareConfig,
 ) -> _Labels:
+    """What is known of a scene's ground; the files are read anew, so that no second copy of them stays."""
     crs = str(scene.geobox.crs)
     frame = shapely.box(*scene.geobox.extent.boundingbox.bbox)
     extent = gpd.GeoSeries([known_extent(sources)], crs=4326).to_crs(crs).iloc[0]
@@ -224,7 +228,7 @@ def _labels_of(
             f"the labels' area does not touch the scene {scene.name}",
             fix="download scene and labels with the same --aoi",
         )
-    shapes = footprints.geometry.to_crs(crs)
+    shapes = find_footprints(labels)[0].geometry.to_crs(crs)
     inside = shapes[shapes.intersects(frame)]
     if inside.empty:
         raise LabelError(
