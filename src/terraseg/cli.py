@@ -318,19 +318,20 @@ def _evaluate(verbs: _Verbs) -> None:
         """Score predicted scenes on held-out ground: IoU, F1 and more, each with its 95 % interval."""
         from rich.console import Console
 
-        from terraseg.assess.run import score, score_index_baseline
+        from terraseg.assess.run import score, score_bundle, score_index_baseline
         from terraseg.assess.screen import tables
 
         names = ("ground_truth", "output", "split", "boundary_tolerance", "seed")
         given = {name: getattr(options, name) for name in names}
         of_model = {name: getattr(options, name) for name in ("footprints", "by", "choose_threshold", "experiment")}
-        if not options.index_baseline:
+        alone = "--index-baseline" if options.index_baseline else "--bundle" if options.bundle else None
+        if alone is None:
             how = {**given, **of_model, "by_field": options.by_field}
             files = score(predictions=options.predictions, **how)
         elif wrong := [f"--{name.replace('_', '-')}" for name, value in of_model.items() if value]:
-            raise ConfigError(f"--index-baseline doesn't go with {', '.join(wrong)}", fix="leave one of them away")
+            raise ConfigError(f"{alone} doesn't go with {', '.join(wrong)}", fix="leave one of them away")
         else:
-            files = [score_index_baseline(**given)]
+            files = [score_bundle(bundle=options.bundle, **given) if options.bundle else score_index_baseline(**given)]
         console = Console()
         for table in tables(files, places=bool(options.by or options.footprints)):
             console.print(table)
@@ -341,6 +342,7 @@ def _evaluate(verbs: _Verbs) -> None:
     what.add_argument(
         "--index-baseline", action="store_true", help="score the best single-index threshold, tuned on train, instead"
     )
+    what.add_argument("--bundle", type=Path, help="score a model on the dataset's chips instead of on maps of scenes")
     parser.add_argument("--ground-truth", type=Path, default=Path("data/processed"), help="dataset, mask or polygons")
     parser.add_argument("--output", type=Path, default=Path("results/metrics"), help="folder of the results")
     parser.add_argument("--experiment", help="only this one; each that predicted where absent")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from terraseg.assess.baseline import EXPERIMENT as INDEX_BASELINE
 from terraseg.assess.baseline import index_baseline
+from terraseg.assess.chips import evaluate_chips
 from terraseg.assess.evaluate import evaluate
 from terraseg.assess.figures import figures
 from terraseg.assess.layers import layered_map
@@ -54,6 +55,31 @@ def score(
             seed=seed,
         )
     return [metrics_path(output, name) for name in names]
+
+
+def score_bundle(
+    *, bundle: Path, ground_truth: Path, output: Path, split: Split, boundary_tolerance: float, seed: int
+) -> Path:
+    """Score a trained model on the chips of a dataset, without any map of a scene.
+
+    Raises:
+        TerrasegError: what `evaluate_chips`, `open_bundle` and `open_dataset` raise.
+    """
+    from terraseg.mapping.bundle import open_bundle  # imports torch, as nothing else of this room does
+    from terraseg.mapping.chips import chip_scores
+    from terraseg.mapping.runtime import TorchPredictor
+
+    dataset, model = open_dataset(ground_truth), open_bundle(bundle)
+    evaluate_chips(
+        dataset=dataset,
+        scores=chip_scores(dataset, TorchPredictor(model)),
+        model=model.info,
+        output=output,
+        split=split,
+        boundary_tolerance=boundary_tolerance,
+        seed=seed,
+    )
+    return metrics_path(output, model.info.experiment)
 
 
 def score_index_baseline(
