@@ -16,7 +16,8 @@ from rasterio.io import DatasetWriter
 from terraseg.errors import OutputError
 from terraseg.files import atomic_path
 
-_COG_BLOCK = 512
+COG_BLOCK = 512
+"""Side of a block in pixels."""
 
 
 @contextmanager
@@ -58,8 +59,8 @@ def cog_writer(
         "transform": geobox.affine,
         "nodata": nodata,
     }
-    scratch_options = {"tiled": True, "blockxsize": _COG_BLOCK, "blockysize": _COG_BLOCK, "BIGTIFF": "IF_SAFER"}
-    if height < _COG_BLOCK or width < _COG_BLOCK:
+    scratch_options = {"tiled": True, "blockxsize": COG_BLOCK, "blockysize": COG_BLOCK, "BIGTIFF": "IF_SAFER"}
+    if height < COG_BLOCK or width < COG_BLOCK:
         scratch_options = {}
     predictor = {"f": 3, "i": 2, "u": 2}[np.dtype(dtype).kind]
     with atomic_path(path) as final:
@@ -79,7 +80,7 @@ def cog_writer(
                     driver="COG",
                     compress="DEFLATE",
                     predictor=str(predictor),
-                    blocksize=str(_COG_BLOCK),
+                    blocksize=str(COG_BLOCK),
                     overview_resampling=overviews,
                     bigtiff="IF_SAFER",
                     num_threads="ALL_CPUS",

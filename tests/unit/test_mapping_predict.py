@@ -29,8 +29,8 @@ from terraseg.errors import CheckpointError, ConfigError, OutputError, SceneErro
 from terraseg.mapping import predict as predict_module
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.scratch import output_lock
-from terraseg.mapping.stream import predict_rows
-from terraseg.mapping.windows import WindowAxis
+from terraseg.mapping.stream import predict_strips
+from terraseg.mapping.windows import WindowAxis, WindowGrid
 from terraseg.products import Product
 from terraseg.scene import Scene, open_scene, scene_writer
 
@@ -53,17 +53,24 @@ def read(path: Path) -> npt.NDArray[np.uint8]:
     return pixels
 
 
-def stitched(scene: Scene, predictor: NumpyPredictor, *, crop: int, overlap: int, batch: int = 3) -> npt.NDArray[Any]:
+def stitched(
+    scene: Scene,
+    predictor: NumpyPredictor,
+    *,
+    crop: int,
+    overlap: int,
+    batch: int = 3,
+    panel: int | None = None,
+    start: int = 0,
+) -> npt.NDArray[Any]:
+    """Probability of the whole scene; NaN where no strip from ``start`` on has written, or one twice."""
     height, width = scene.geobox.shape
-    rows = predict_rows(
-        scene,
-        predictor,
-        rows=WindowAxis(height, crop, overlap),
-        columns=WindowAxis(width, crop, overlap),
-        batch_size=batch,
-        tta=False,
-    )
-    return np.concatenate([strip.probability for strip in rows])
+    grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap), panel_pixels=panel)
+    whole = np.full((height, width), np.nan, np.float32)
+    for strip in predict_strips(scene, predictor, grid=grid, batch_size=batch, tta=False, start=start):
+        place = tuple(slice(*side) for side in grid.pixels(strip.index))
+        whole[place] = np.where(np.isnan(whole[place]), strip.probability, np.nan)
+    return whole
 
 
 @st.composite
@@ -73,15 +80,32 @@ def geometries(draw: st.DrawFn) -> tuple[tuple[int, int], int, int]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(geometries(), st.integers(1, 20), st.integers(0, 2**32 - 1))
-def test_an_identity_model_gives_its_input_back(geometry: Any, batch: int, seed: int) -> None:
+@given(geometries(), st.integers(1, 20), st.integers(15, 70), st.integers(0, 2**32 - 1))
+def test_an_identity_model_gives_its_input_back(geometry: Any, batch: int, panel: int, seed: int) -> None:
     size, crop, overlap = geometry
     pixels = np.random.default_rng(seed).integers(1, 250, size).astype(np.uint16)
     with tempfile.TemporaryDirectory() as folder:
         scene = scene_of(Path(folder), pixels)
-        probability = stitched(scene, NumpyPredictor(), crop=crop, overlap=overlap, batch=batch)
+        probability = stitched(scene, NumpyPredictor(), crop=crop, overlap=overlap, batch=batch, panel=panel)
     np.testing.assert_allclose(probability, pixels / 250, atol=2e-6)
     np.testing.assert_array_equal(np.rint(probability * 250), pixels)
+
+
+@settings(max_examples=25, deadline=None)
+@given(geometries(), st.integers(10, 70), st.data())
+def test_panels_and_where_a_run_begins_change_nothing(geometry: Any, panel: int, data: st.DataObject) -> None:
+    size, crop, overlap = geometry
+    pixels = np.random.default_rng(0).integers(0, 250, size).astype(np.uint16)
+    grid = WindowGrid(WindowAxis(size[0], crop, overlap), WindowAxis(size[1], crop, overlap), panel_pixels=panel)
+    start = data.draw(st.integers(0, grid.strips - 1))
+    with tempfile.TemporaryDirectory() as folder:
+        scene = scene_of(Path(folder), pixels)
+        whole = stitched(scene, NumpyPredictor(from_neighbours), crop=crop, overlap=overlap)
+        rest = stitched(scene, NumpyPredictor(from_neighbours), crop=crop, overlap=overlap, panel=panel, start=start)
+    for strip in range(grid.strips):
+        place = tuple(slice(*side) for side in grid.pixels(strip))
+        expected = whole[place] if strip >= start else np.nan
+        np.testing.assert_array_equal(np.where(pixels[place], rest[place], 0), np.where(pixels[place], expected, 0))
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from terraseg.errors import ConfigError
-from terraseg.mapping.windows import WindowAxis
+from terraseg.mapping.windows import WindowAxis, WindowGrid
 
 
 @st.composite
@@ -63,3 +63,28 @@ def test_finished_rows_follow_each_other_and_get_no_later_contribution(axis: Win
 def test_refuses_what_cannot_cover_or_blend(crop: int, overlap: int) -> None:
     with pytest.raises(ConfigError, match="expected"):
         WindowAxis(100, crop, overlap)
+
+
+@given(axes(), axes(), st.integers(1, 250))
+def test_strips_share_out_the_scene_and_a_panel_has_all_windows_over_its_own(
+    rows: WindowAxis, columns: WindowAxis, most: int
+) -> None:
+    grid = WindowGrid(rows, columns, panel_pixels=most)
+    finished = np.zeros((rows.size, columns.size), int)
+    for strip in range(grid.strips):
+        finished[tuple(slice(*side) for side in grid.pixels(strip))] += 1
+    assert (finished == 1).all()
+    for panel in grid.panels:
+        weight = np.zeros(panel.padded)
+        for offset, weights in zip(panel.offsets, panel.weights, strict=True):
+            weight[offset : offset + panel.crop] += weights
+        np.testing.assert_allclose(weight[slice(*panel.finished)], 1, atol=1e-6)
+        assert panel.left + panel.size <= columns.size
+
+
+def test_a_wide_scene_is_cut_into_few_panels_of_bounded_width() -> None:
+    grid = WindowGrid(WindowAxis(10_980, 224, 56), WindowAxis(100_000, 224, 56))
+    windows = sum(len(panel.offsets) for panel in grid.panels)
+    assert max(panel.size for panel in grid.panels) <= 6144 + 224
+    assert windows <= 1.04 * len(grid.columns.offsets)
+    assert len(WindowGrid(grid.rows, WindowAxis(5_490, 224, 56)).panels) == 1

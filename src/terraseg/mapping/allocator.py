@@ -3,7 +3,7 @@
 import ctypes
 import sys
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Names of the options in glibc's malloc.h (mallopt(3))."""
 
 _LARGEST = 32 << 20
@@ -17,7 +17,9 @@ def reuse_freed_memory() -> None:
     """Let the process keep what one batch frees for the next one; without glibc this does nothing.
 
     By itself glibc gives a batch's arrays back to the kernel, which has to clear each page again for the next batch:
-    with a small model that costs more than the model. It is for a program that maps scenes, not for an import.
+    with a small model that costs more than the model. And all threads take from one pool: each with its own, what the
+    reading thread has freed would lie idle while rasters are written. It is for a program that maps scenes, not for
+    an import.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -25,3 +27,4 @@ def reuse_freed_memory() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_ARENA_MAX, 1)

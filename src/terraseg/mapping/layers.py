@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from terraseg.mapping.predictor import Predictor
-from terraseg.mapping.stream import FinishedRows, Probability
+from terraseg.mapping.stream import FinishedStrip, Probability
 from terraseg.products import (
     LOGITS_NODATA,
     LOGITS_SCALE,
@@ -102,7 +102,7 @@ UNCERTAINTY = Layer(
 ALWAYS, OPTIONAL = (PROBABILITY, MASK), (LOGITS, UNCERTAINTY)
 
 
-def encode(finished: FinishedRows, *, layers: Sequence[Layer], threshold: float, class_id: int) -> list[Pixels]:
+def encode(finished: FinishedStrip, *, layers: Sequence[Layer], threshold: float, class_id: int) -> list[Pixels]:
     """DN of some layers, (rows, columns) each, nodata where nothing was observed."""
     encoded = []
     for layer in layers:

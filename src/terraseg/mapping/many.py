@@ -206,16 +206,16 @@ def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
             results = list(workers.run(_predict_rows, tasks, lost=lambda task: (task.part, _KILLED)))
         finally:
             finished.set()
-    failed = [(work.pixel_rows(part), reason) for part, reason in results if reason]
+    failed = [(part.start, f"{work.where(part)}: {reason}") for part, reason in results if reason]
     if failed:
-        blocks = "; ".join(f"rows {first} to {end}: {reason}" for (first, end), reason in sorted(failed))
+        blocks = "; ".join(block for _, block in sorted(failed))
         raise SceneError(f"{len(failed)} of {len(parts)} blocks of {work.scene.name} failed ({blocks})")
 
 
 def _predict_rows(task: _RowsTask) -> tuple[range, str]:
     """Predict what is missing of a part; the reason why it failed, or nothing."""
     work, predictor = task.work, opened(task.source)
-    with _ONE_AT_A_TIME, reading(work.scene):
+    with _ONE_AT_A_TIME, reading(work.scene, work.grid):
         try:
             work(predictor, work.strips.missing(task.part), progress=False)
         except Exception as error:  # noqa: BLE001 -- whatever one part raises, the others go on

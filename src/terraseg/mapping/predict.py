@@ -19,17 +19,17 @@ from terraseg.mapping.layers import ALWAYS, LOGITS, OPTIONAL, UNCERTAINTY, Layer
 from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predictor import Predictor, check_fit
 from terraseg.mapping.scratch import FinishedStrips, fingerprint, output_lock
-from terraseg.mapping.stream import predict_rows
-from terraseg.mapping.strips import StripWork, reading
+from terraseg.mapping.stream import predict_strips
+from terraseg.mapping.strips import StripWork, reading, writing
 from terraseg.mapping.vrt import raster_identity
-from terraseg.mapping.windows import WindowAxis
+from terraseg.mapping.windows import WindowAxis, WindowGrid
 from terraseg.products import Product
 from terraseg.raster import cog_writer
 from terraseg.scene import Scene
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 3
+_FORMAT = 4
 """Version of how pixels are made; a change of the arithmetic counts it up, so that no run resumes on older rows."""
 
 _FINGERPRINT = "TERRASEG_FINGERPRINT"
@@ -54,7 +54,7 @@ def predict_scene(
 ) -> Product:
     """Map one scene to ``output/<scene name>``: probability and mask as COG, polygons, STAC item.
 
-    Memory depends on the scene's width and the crop, not on its height. Killed at any instant, the same call goes
+    Memory depends on the crop and the batch, not on the scene's size. Killed at any instant, the same call goes
     on where it was and gives the same pixels; on a finished product it does nothing. A pixel without an
     observation in any band has none in the product, whatever its neighbours say.
 
@@ -79,7 +79,7 @@ def predict_scene(
         OutputError: disk full, not writable, or in use by another run.
     """
     height, width = scene.geobox.shape
-    rows, columns = WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap)
+    grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap))
     if batch_size < 1 or not 0 < threshold < 1:
         raise ConfigError(f"batch size {batch_size} and threshold {threshold:g}", expected="1 or more, and 0 to 1")
     scene_times(scene)
@@ -98,7 +98,7 @@ def predict_scene(
     outline = {"simplify_m": scene.gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
     print_of_run = fingerprint(_identity(scene, predictor, settings))
     product = Product(output / scene.name)
-    with output_lock(product.root), reading(scene):
+    with output_lock(product.root), reading(scene, grid):
         if _is_finished(product, print_of_run, outline, layers):
             logger.info("%s is finished already: nothing to do", product.root)
             return product
@@ -106,11 +106,11 @@ def predict_scene(
         product.item.unlink(missing_ok=True)  # unfinished from here on
         for layer in set(OPTIONAL) - set(layers):  # of a run before
             layer.path(product).unlink(missing_ok=True)
-        strips = FinishedStrips(product.root, fingerprint=print_of_run, count=len(rows.offsets))
+        strips = FinishedStrips(product.root, fingerprint=print_of_run, count=grid.strips)
         if not all(_tag(path) == print_of_run for path in (layer.path(product) for layer in layers)):
-            stream = partial(predict_rows, scene, rows=rows, columns=columns, batch_size=batch_size, tta=tta)
+            stream = partial(predict_strips, scene, grid=grid, batch_size=batch_size, tta=tta)
             encoded = partial(encode, layers=layers, threshold=threshold, class_id=predictor.class_id)
-            work = StripWork(scene, rows, stream, encoded, strips)
+            work = StripWork(scene, grid, stream, encoded, strips)
             if spread is None:
                 work(predictor, strips.missing(), progress=progress)
             else:
@@ -118,7 +118,7 @@ def predict_scene(
             if fingerprint(_identity(scene, predictor, settings)) != print_of_run:
                 raise SceneError(f"{scene.path} has changed while it was read", fix="run the same command again")
             tags = {_FINGERPRINT: print_of_run, **settings}
-            _write_rasters(scene, predictor, product, strips, rows=rows, layers=layers, tags=tags)
+            _write_rasters(scene, predictor, product, strips, grid=grid, layers=layers, tags=tags)
         strips.remove()
         count = vectorise(
             product.mask,
@@ -174,7 +174,7 @@ def _write_rasters(
     product: Product,
     strips: FinishedStrips,
     *,
-    rows: WindowAxis,
+    grid: WindowGrid,
     layers: Sequence[Layer],
     tags: dict[str, Any],
 ) -> None:
@@ -187,6 +187,7 @@ def _write_rasters(
     }
     try:
         with ExitStack() as stack:
+            stack.enter_context(writing(scene, layers))
             targets = [
                 stack.enter_context(
                     cog_writer(
@@ -202,9 +203,9 @@ def _write_rasters(
                 )
                 for layer in layers
             ]
-            for index in range(strips.count):
-                first, end = rows.finished(index)
-                window = Window(0, first, scene.geobox.shape.x, end - first)
+            for index in sorted(range(grid.strips), key=grid.pixels):  # rows of blocks are finished from the top down
+                (top, bottom), (left, right) = grid.pixels(index)
+                window = Window(left, top, right - left, bottom - top)
                 for target, pixels in zip(targets, strips.read(index, layers=len(layers)), strict=True):
                     target.write(pixels, 1, window=window)
     except RasterioIOError as error:  # GDAL does not say more

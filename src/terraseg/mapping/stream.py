@@ -1,10 +1,10 @@
-"""The stream through one scene: read ahead, forward in batches, blend; only the open rows are in memory."""
+"""The stream through one scene: read ahead, forward in batches, blend; only a panel's open rows are in memory."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -17,7 +17,7 @@ from terraseg.errors import CheckpointError
 from terraseg.mapping.predictor import Predictor, readable
 from terraseg.mapping.remote import PatientRaster, open_raster
 from terraseg.mapping.vrt import remote_sources
-from terraseg.mapping.windows import WindowAxis
+from terraseg.mapping.windows import Panel, WindowAxis, WindowGrid
 from terraseg.scene import NODATA, Scene
 
 Pixels = npt.NDArray[np.uint16]
@@ -30,18 +30,16 @@ _AHEAD = 2
 
 
 @dataclass(frozen=True)
-class FinishedRows:
-    """Rows of a scene that no window will change any more.
+class FinishedStrip:
+    """Rows of a panel that no window will change any more.
 
     Attributes:
-        index: of the window row that finished them.
-        first: the first of them in the scene.
+        index: of the strip in its `WindowGrid`.
         probability: (rows, columns), blended, 0 to 1; meaningless where not ``valid``.
         valid: (rows, columns), whether every band has an observation.
     """
 
     index: int
-    first: int
     probability: Probability
     valid: npt.NDArray[np.bool_]
 
@@ -70,22 +68,15 @@ class _EndOfRow:
     valid: npt.NDArray[np.bool_]
 
 
-def predict_rows(
-    scene: Scene,
-    predictor: Predictor,
-    *,
-    rows: WindowAxis,
-    columns: WindowAxis,
-    batch_size: int,
-    tta: bool,
-    start: int = 0,
-) -> Iterator[FinishedRows]:
-    """Predict a scene from window row ``start`` to its end, from top to bottom.
+def predict_strips(
+    scene: Scene, predictor: Predictor, *, grid: WindowGrid, batch_size: int, tta: bool, start: int = 0
+) -> Iterator[FinishedStrip]:
+    """Predict a scene from strip ``start`` to its end: each panel from top to bottom, the panels from left to right.
 
     Windows are blended as probabilities and not as log-odds: the mean of calibrated probabilities is the
     probability of the mixture, while in a mean of log-odds one overconfident window has no bound to its vote.
 
-    A batch never spans two window rows, and earlier window rows that reach into the first rows are predicted
+    A batch never spans two rows of windows, and earlier rows of windows that reach into the first strip are predicted
     again; a resumed run therefore adds the same numbers in the same order, and gives the same bytes.
 
     Args:
@@ -95,19 +86,41 @@ def predict_rows(
     Raises:
         CheckpointError: the model answers with NaN.
     """
+    first, row = grid.place(start)
+    for index in range(first, len(grid.panels)):
+        strips = _predict_panel(
+            scene, predictor, rows=grid.rows, panel=grid.panels[index], batch_size=batch_size, tta=tta, start=row
+        )
+        for strip in strips:
+            yield replace(strip, index=index * len(grid.rows.offsets) + strip.index)
+        row = 0
+
+
+def _predict_panel(
+    scene: Scene,
+    predictor: Predictor,
+    *,
+    rows: WindowAxis,
+    panel: Panel,
+    batch_size: int,
+    tta: bool,
+    start: int,
+) -> Iterator[FinishedStrip]:
+    """The strips of a panel from row of windows ``start`` on, counted within the panel."""
     first = rows.finished(start)[0]
     indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
-    open_rows = np.zeros((rows.crop, columns.padded), np.float32)
+    own = slice(*panel.finished)
+    open_rows = np.zeros((rows.crop, panel.padded), np.float32)
     blended = np.zeros_like(open_rows)
     size = max(batch_size // predictor.workers, 1)
     with ExitStack() as stages:  # whoever stops early closes them before the source that their threads read
         source = stages.enter_context(open_raster(scene.path, remote_sources(scene.path)))
-        read = _Reader(source, indexes, rows=rows, columns=columns, batch_size=size)
+        read = _Reader(source, indexes, rows=rows, panel=panel, batch_size=size)
         batches = stages.enter_context(closing(read_ahead(read(rows.first_touching(first)), depth=_AHEAD)))
-        for item in stages.enter_context(closing(_predict(batches, predictor, columns=columns, tta=tta))):
+        for item in stages.enter_context(closing(_predict(batches, predictor, panel=panel, tta=tta))):
             if isinstance(item, _Predicted):
                 for k, window in zip(item.columns, item.probability, strict=True):
-                    blended[:, columns.offsets[k] :][:, : columns.crop] += window
+                    blended[:, panel.offsets[k] :][:, : panel.crop] += window
                 continue
             blended *= rows.weights[item.index][:, None]
             open_rows += blended
@@ -115,8 +128,7 @@ def predict_rows(
             if np.isnan(blended.max()):  # the largest of numbers with a NaN among them is NaN
                 raise CheckpointError(f"the model answers with NaN at rows {top} to {end} of {scene.path}")
             if item.index >= start:
-                finished = open_rows[: end - top, : columns.size].copy()
-                yield FinishedRows(item.index, top, finished, item.valid[: end - top])
+                yield FinishedStrip(item.index, open_rows[: end - top, own].copy(), item.valid[: end - top, own])
             open_rows[: top - end] = open_rows[end - top :]
             open_rows[top - end :] = 0
             blended[:] = 0
@@ -145,26 +157,26 @@ class _Reader:
     """
 
     def __init__(
-        self, source: PatientRaster, indexes: Sequence[int], *, rows: WindowAxis, columns: WindowAxis, batch_size: int
+        self, source: PatientRaster, indexes: Sequence[int], *, rows: WindowAxis, panel: Panel, batch_size: int
     ) -> None:
         self._source, self._indexes, self._batch_size = source, indexes, batch_size
-        self._rows, self._columns = rows, columns
-        self._pixels = np.full((len(indexes), rows.crop, columns.padded), NODATA, np.uint16)
+        self._rows, self._panel = rows, panel
+        self._pixels = np.full((len(indexes), rows.crop, panel.padded), NODATA, np.uint16)
         self._read_to = 0
 
     def __call__(self, begin: int) -> Iterator[_Batch | _EndOfRow]:
         """The batches of each row of windows from ``begin`` on, wholly empty windows left out, and each row's end."""
-        columns, pixels, crop = self._columns, self._pixels, self._columns.crop
+        panel, pixels, crop = self._panel, self._pixels, self._panel.crop
         for index in range(begin, len(self._rows.offsets)):
             height = self._advance(index)
             valid: npt.NDArray[np.bool_] = np.ones(pixels.shape[1:], np.bool_)
             for band in pixels:
                 np.logical_and(valid, band != NODATA, out=valid)
             any_valid = np.asarray(valid.any(axis=0))
-            wanted = [k for k, left in enumerate(columns.offsets) if any_valid[left : left + crop].any()]
+            wanted = [k for k, left in enumerate(panel.offsets) if any_valid[left : left + crop].any()]
             for chosen in even_batches(wanted, self._batch_size):
-                yield _Batch(chosen, np.stack([pixels[:, :, columns.offsets[k] :][:, :, :crop] for k in chosen]))
-            yield _EndOfRow(index, valid[:height, : columns.size])
+                yield _Batch(chosen, np.stack([pixels[:, :, panel.offsets[k] :][:, :, :crop] for k in chosen]))
+            yield _EndOfRow(index, valid[:height, : panel.size])
 
     def _advance(self, index: int) -> int:
         """Have ``_pixels`` hold a row of windows; returns its height within the scene."""
@@ -172,22 +184,22 @@ class _Reader:
         top, height = rows.offsets[index], min(rows.crop, rows.size)
         kept = max(self._read_to - top, 0)
         pixels[:, :kept] = pixels[:, height - kept : height]
-        window = Window(0, top + kept, self._columns.size, height - kept)
+        window = Window(self._panel.left, top + kept, self._panel.size, height - kept)
         with readable(Path(self._source.name)):
             # All bands at once: one by one, the blocks of a scene that interleaves them are decoded once a band.
-            self._source.read(self._indexes, window=window, out=pixels[:, kept:height, : self._columns.size])
+            self._source.read(self._indexes, window=window, out=pixels[:, kept:height, : self._panel.size])
         self._read_to = top + height
         return height
 
 
 def _predict(
-    items: Iterator[_Batch | _EndOfRow], predictor: Predictor, *, columns: WindowAxis, tta: bool
+    items: Iterator[_Batch | _EndOfRow], predictor: Predictor, *, panel: Panel, tta: bool
 ) -> Generator[_Predicted | _EndOfRow, None, None]:
     """The same items, each batch as its prediction: by all workers, in the same order."""
 
     def answer(batch: _Batch) -> _Predicted:
         probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
-        probability *= columns.weights[batch.columns][:, None, :]
+        probability *= panel.weights[batch.columns][:, None, :]
         return _Predicted(batch.columns, probability)
 
     waiting: deque[_EndOfRow | Future[_Predicted]] = deque()

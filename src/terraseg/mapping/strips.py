@@ -12,34 +12,36 @@ import rasterio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from terraseg.mapping.layers import Layer
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.scratch import FinishedStrips
-from terraseg.mapping.stream import FinishedRows
-from terraseg.mapping.windows import WindowAxis
+from terraseg.mapping.stream import FinishedStrip
+from terraseg.mapping.windows import WindowGrid
+from terraseg.raster import COG_BLOCK
 from terraseg.scene import Scene
 
 logger = logging.getLogger(__name__)
 
 _CACHE_BYTES = 16 << 20
-"""GDAL's block cache for the outputs; a row of the scene's blocks comes on top."""
+"""GDAL's block cache beside what a row of blocks needs."""
 
 
 @dataclass(frozen=True)
 class StripWork:
-    """The prediction of a scene's rows but for the model, so that it can be sent to other processes.
+    """The prediction of a scene's strips but for the model, so that it can be sent to other processes.
 
     Attributes:
         scene: the scene.
-        rows: of its windows; a strip is what one of them finishes.
-        stream: `terraseg.mapping.stream.predict_rows` of it; takes ``predictor`` and ``start``.
-        encode: finished rows to what is kept of them.
+        grid: of its windows.
+        stream: `terraseg.mapping.stream.predict_strips` of it; takes ``predictor`` and ``start``.
+        encode: a finished strip to what is kept of it.
         strips: where that is kept.
     """
 
     scene: Scene
-    rows: WindowAxis
-    stream: Callable[..., Iterator[FinishedRows]]
-    encode: Callable[[FinishedRows], Sequence[npt.NDArray[np.generic]]]
+    grid: WindowGrid
+    stream: Callable[..., Iterator[FinishedStrip]]
+    encode: Callable[[FinishedStrip], Sequence[npt.NDArray[np.generic]]]
     strips: FinishedStrips
 
     def __call__(self, predictor: Predictor, parts: Sequence[range], *, progress: bool = True) -> None:
@@ -65,24 +67,36 @@ class StripWork:
             if written is not None:
                 written.result()
 
-    def pixel_rows(self, part: range) -> tuple[int, int]:
-        """The rows (first, one after the last) of the scene that a run of strips covers."""
-        return self.rows.finished(part[0])[0], self.rows.finished(part[-1])[1]
+    def where(self, part: range) -> str:
+        """The rows and columns of the scene that a run of strips covers, in words."""
+        rows, columns = zip(*(self.grid.pixels(strip) for strip in part), strict=True)
+        place = f"rows {min(first for first, _ in rows)} to {max(end for _, end in rows)}"
+        if len(self.grid.panels) == 1:
+            return place
+        return f"{place} of columns {min(first for first, _ in columns)} to {max(end for _, end in columns)}"
 
-    def _keep(self, finished: FinishedRows) -> None:
+    def _keep(self, finished: FinishedStrip) -> None:
         self.strips.write(finished.index, self.encode(finished))
 
 
-def reading(scene: Scene) -> rasterio.Env:
-    """GDAL's settings while a scene is predicted: its cache holds the scene's blocks across its width.
+def reading(scene: Scene, grid: WindowGrid) -> rasterio.Env:
+    """GDAL's settings while a scene is predicted: its cache holds the blocks across a panel.
 
     A quarter more is for what GDAL keeps with them.
     """
     with rasterio.open(scene.path) as source:
         rows, columns = source.block_shapes[0]
-        across = -(-source.width // columns)
+        touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
+        across = max(end - first for first, end in touched)
         row_of_blocks = int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
     return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks)
+
+
+def writing(scene: Scene, layers: Sequence[Layer]) -> rasterio.Env:
+    """GDAL's settings while rasters are written: its cache holds a row of their blocks until that is complete."""
+    width = -(-scene.geobox.shape.x // COG_BLOCK) * COG_BLOCK
+    row_of_blocks = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks * 5 // 4)
 
 
 def progress_of_rows(*, disable: bool = False) -> Progress:

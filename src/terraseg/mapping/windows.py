@@ -8,6 +8,9 @@ import numpy.typing as npt
 
 from terraseg.errors import ConfigError
 
+_PANEL_PIXELS, _PANEL_CROPS = 6144, 24
+"""Width of a panel: so many pixels, or crops where that is more."""
+
 
 @dataclass(frozen=True)
 class WindowAxis:
@@ -74,3 +77,87 @@ class WindowAxis:
     def first_touching(self, pixel: int) -> int:
         """Index of the first window that contributes to ``pixel`` or to one after it."""
         return next(index for index, offset in enumerate(self.offsets) if offset + self.crop > pixel)
+
+
+@dataclass(frozen=True, eq=False)
+class Panel:
+    """Neighbouring columns of a scene, from top to bottom, and the windows across them.
+
+    The windows of the panel to the left that reach into its first columns are its own, too: they are predicted
+    twice, so that a panel needs no other.
+
+    Attributes:
+        left: the scene's column where the first window begins; all other pixels are counted from here.
+        size: columns of the scene that the windows cover.
+        crop: pixels of a window.
+        offsets: first pixel of each window.
+        weights: (windows, crop), those of `WindowAxis.weights`.
+        finished: the pixels (first, one after the last) that are the panel's own.
+    """
+
+    left: int
+    size: int
+    crop: int
+    offsets: tuple[int, ...]
+    weights: npt.NDArray[np.float32]
+    finished: tuple[int, int]
+
+    @property
+    def padded(self) -> int:
+        """Pixels that the windows span: ``size``, or more where the last one reaches beyond the scene."""
+        return self.offsets[-1] + self.crop
+
+
+@dataclass(frozen=True)
+class WindowGrid:
+    """The windows of a scene, in panels: what is in memory depends on a panel's width and not on the scene's.
+
+    A strip is what one row of windows finishes of a panel. Strips are counted from the top down, panel by panel.
+
+    Attributes:
+        rows, columns: the windows along both sides.
+        panel_pixels: most columns of a panel; as many as keep what is predicted twice below 4 % unless given.
+    """
+
+    rows: WindowAxis
+    columns: WindowAxis
+    panel_pixels: int | None = None
+
+    @cached_property
+    def panels(self) -> tuple[Panel, ...]:
+        """From left to right, of about the same width."""
+        columns = self.columns
+        most = self.panel_pixels or max(_PANEL_PIXELS, _PANEL_CROPS * columns.crop)
+        count = min(-(-columns.size // most), len(columns.offsets))
+        shares = np.array_split(np.arange(len(columns.offsets)), count)
+        return tuple(self._panel(int(windows[0]), int(windows[-1])) for windows in shares)
+
+    def _panel(self, first: int, last: int) -> Panel:
+        columns = self.columns
+        begin, end = columns.finished(first)[0], columns.finished(last)[1]
+        windows = slice(columns.first_touching(begin), last + 1)
+        left = columns.offsets[windows][0]
+        return Panel(
+            left=left,
+            size=min(columns.offsets[last] + columns.crop, columns.size) - left,
+            crop=columns.crop,
+            offsets=tuple(offset - left for offset in columns.offsets[windows]),
+            weights=columns.weights[windows],
+            finished=(begin - left, end - left),
+        )
+
+    @property
+    def strips(self) -> int:
+        """How many there are."""
+        return len(self.panels) * len(self.rows.offsets)
+
+    def place(self, strip: int) -> tuple[int, int]:
+        """Index of a strip's panel and of its row of windows."""
+        return divmod(strip, len(self.rows.offsets))
+
+    def pixels(self, strip: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The scene's rows and columns, (first, one after the last) each, that a strip finishes."""
+        index, row = self.place(strip)
+        panel = self.panels[index]
+        first, end = panel.finished
+        return self.rows.finished(row), (panel.left + first, panel.left + end)
