@@ -155,6 +155,16 @@ def test_blocks_that_stay_broken_are_named_and_the_others_kept(tmp_path: Path) -
         np.testing.assert_array_equal(left, right)
 
 
+def test_a_broken_block_of_a_wide_scene_is_named_by_rows_and_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terraseg.mapping.windows._PANEL_PIXELS", 40)
+    monkeypatch.setattr("terraseg.mapping.windows._PANEL_CROPS", 1)
+    scene = poisoned(make_scene(tmp_path / "raw", (70, 150)), row=60)
+    (outcome,) = map_scenes([scene], NumpySource(Failing(99)), tmp_path, workers=Fakes(4), retries=0, options=OPTIONS)
+    assert "rows 0 to 70 of columns 0 to 48: RuntimeError: out of luck" in outcome.reason
+
+
 def test_many_scenes_go_whole_few_scenes_by_rows(tmp_path: Path) -> None:
     scenes = [make_scene(tmp_path / "raw", (120, 40), name=name) for name in "ab"]
     for count, tasks in ((2, 2), (3, 2 * 3)):

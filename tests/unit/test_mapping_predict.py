@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pystac
 import pytest
 import rasterio
+from geopandas.testing import assert_geodataframe_equal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
@@ -252,12 +253,32 @@ def test_a_finished_product_is_left_alone_and_other_settings_start_again(
     assert product.mask.stat().st_mtime_ns > before
 
 
+@pytest.fixture
+def narrow_panels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Panels of 40 columns at most, as if the scenes here were wide."""
+    monkeypatch.setattr("terraseg.mapping.windows._PANEL_PIXELS", 40)
+    monkeypatch.setattr("terraseg.mapping.windows._PANEL_CROPS", 1)
+
+
+def test_a_wide_scene_gives_the_product_of_a_narrow_one(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    scene = make_scene(tmp_path / "raw", (70, 150))
+    whole = predict_scene(scene, NumpyPredictor(from_neighbours), tmp_path / "whole", **OPTIONS)
+    request.getfixturevalue("narrow_panels")
+    predictor = NumpyPredictor(from_neighbours)
+    panels = predict_scene(scene, predictor, tmp_path / "panels", **OPTIONS)
+    for left, right in ((whole.probability, panels.probability), (whole.mask, panels.mask)):
+        np.testing.assert_array_equal(read(left), read(right))
+    outlines = [gpd.read_parquet(product.polygons) for product in (whole, panels)]
+    assert_geodataframe_equal(*outlines)
+
+
 class StopError(Exception):
     pass
 
 
+@pytest.mark.usefixtures("narrow_panels")
 @pytest.mark.parametrize("error", [StopError, KeyboardInterrupt])
-@pytest.mark.parametrize(("overlap", "after"), [(8, 3), (24, 9), (31, 40)])
+@pytest.mark.parametrize(("overlap", "after"), [(8, 3), (8, 9), (24, 9), (24, 22), (31, 40)])
 def test_a_stopped_run_goes_on_to_the_same_pixels(
     tmp_path: Path, error: type[BaseException], overlap: int, after: int, caplog: pytest.LogCaptureFixture
 ) -> None:
