@@ -25,9 +25,13 @@ from affine import Affine
 from test_mapping_runtime import ConvBundle, make_info
 
 from factories import make_scene
+from predictors import NumpyPredictor
 from terraseg.bands import PRITHVI_BANDS
 from terraseg.cli import main
+from terraseg.errors import SceneError
 from terraseg.mapping import run
+from terraseg.mapping.predictor import check_fit
+from terraseg.mapping.remote import PatientRaster
 from terraseg.mapping.scratch import output_lock
 from terraseg.scene import Scene
 
@@ -176,3 +180,32 @@ def test_scenes_of_unlike_kinds_in_a_folder_are_one_line(
     assert predict(scene.path.parent, tmp_path / "out", monkeypatch) == 2
     assert "expected scenes of one kind" in complaint(capsys)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("overviews", [True, False])
+def test_the_look_at_a_wide_scene_stays_coarse_on_both_sides(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overviews: bool
+) -> None:
+    """Finer on the short side, it would decode each block of a whole scene many times, before any prediction."""
+    scene = make_scene(tmp_path / "raw", (120, 3000))
+    if not overviews:
+        rewrite(scene.path)
+    looks: list[tuple[tuple[int, ...], int]] = []
+    read = PatientRaster.read
+
+    def spied(raster: PatientRaster, indexes: list[int], **options: Any) -> Any:
+        window = options.get("window")
+        looks.append((options["out_shape"], 120 if window is None else window.height))
+        return read(raster, indexes, **options)
+
+    monkeypatch.setattr(PatientRaster, "read", spied)
+    check_fit(scene, NumpyPredictor(), crop=32)
+    expected = [((6, 21, 512), 120)] if overviews else [((6, 1, 512), 1)] * 32
+    assert looks == expected
+
+
+def test_wrong_units_are_seen_without_overviews(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "raw", (120, 3000))
+    rewrite(scene.path, pixels=lambda values: values // 40)
+    with pytest.raises(SceneError, match="times those that the model was trained on"):
+        check_fit(scene, NumpyPredictor(), crop=32)

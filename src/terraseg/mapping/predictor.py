@@ -9,17 +9,21 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
 
 from terraseg.bands import UNIT, band, band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
-from terraseg.mapping.remote import open_raster
+from terraseg.mapping.remote import PatientRaster, open_raster
 from terraseg.mapping.vrt import remote_sources
 from terraseg.scene import NODATA, Scene
 
 logger = logging.getLogger(__name__)
 
 _LOOK = 512
-"""Side of the decimated look at a scene's values, in pixels."""
+"""Longer side of the coarse look at a scene's values, in pixels."""
+
+_ROWS = 32
+"""Rows that are looked at where there are no overviews."""
 
 _IMPLAUSIBLE = 20.0
 """Factor between a scene's values and the model's statistics beyond which the unit must be another one."""
@@ -137,14 +141,10 @@ def _indexes(scene: Scene, predictor: Predictor) -> list[int]:
 def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> None:
     height, width = scene.geobox.shape
     with readable(scene.path), open_raster(scene.path, remote_sources(scene.path)) as source:
-        look = source.read(
-            [index + 1 for index in indexes],
-            out_shape=(len(indexes), min(height, _LOOK), min(width, _LOOK)),
-            masked=False,
-        )
+        look = _look(source, indexes, height=height, width=width)
     valid = look[:, np.all(look != NODATA, axis=0)]
     if valid.shape[1] == 0:
-        logger.warning("%s: no valid pixel in a look at every %d-th", scene.path, max(height // _LOOK, 1))
+        logger.warning("%s: no valid pixel in a coarse look", scene.path)
         return
     # Water is dark in some bands and snow bright in others: only a factor in most bands is another unit.
     ratio = float(np.median(np.median(valid, axis=1) / np.asarray(predictor.means)))
@@ -155,6 +155,18 @@ def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> Non
             expected="reflectance = DN x 1e-4, as declared",
             fix="check the scene's unit and offset, and download it again",
         )
+
+
+def _look(source: PatientRaster, indexes: list[int], *, height: int, width: int) -> npt.NDArray[np.uint16]:
+    """(bands, rows, columns): every k-th pixel, or some rows of them where that would mean to read the whole scene."""
+    step = max(height, width, _LOOK) / _LOOK
+    rows, columns = -(-height // step), -(-width // step)
+    bands = [index + 1 for index in indexes]
+    if step == 1 or source.has_overviews:
+        return source.read(bands, out_shape=(len(bands), int(rows), int(columns)))
+    places = np.linspace(0, height - 1, min(_ROWS, height)).astype(int)
+    lines = [Window(0, int(row), width, 1) for row in places]
+    return np.hstack([source.read(bands, window=line, out_shape=(len(bands), 1, int(columns))) for line in lines])
 
 
 def _check_crop(predictor: Predictor, crop: int) -> None:

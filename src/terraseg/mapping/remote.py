@@ -131,6 +131,11 @@ class PatientRaster:
         self.name, self._path, self._remote = str(path), path, remote
         self._source: DatasetReader = rasterio.open(path)
 
+    @property
+    def has_overviews(self) -> bool:
+        """Whether a coarse view needs less than all of it."""
+        return bool(self._source.overviews(1))
+
     def read(self, indexes: Sequence[int], **options: Any) -> npt.NDArray[np.uint16]:  # noqa: ANN401  # rasterio's
         """As `rasterio.io.DatasetReader.read`.
 
