@@ -85,12 +85,12 @@ class BenchBundle(Bundle):
         return {"pointwise": pointwise, "padded_cnn": padded_cnn}[self.info.experiment]().eval()
 
 
-def predictor(name: str, crop: int) -> TorchPredictor:
-    """The runtime under test around one of the models here."""
-    info = BundleInfo(
-        experiment=name,
-        model_factory="",
-        model_args={},
+def bundle_info(experiment: str, crop: int, *, model_factory: str = "", **model_args: object) -> BundleInfo:
+    """The head of a bundle whose weights nobody trained."""
+    return BundleInfo(
+        experiment=experiment,
+        model_factory=model_factory,
+        model_args=model_args,
         bands=PRITHVI_BANDS,
         unit=UNIT,
         nodata=0,
@@ -108,7 +108,11 @@ def predictor(name: str, crop: int) -> TorchPredictor:
         attribution="benchmark",
         versions={},
     )
-    return TorchPredictor(BenchBundle(Path(), info), device="cpu")
+
+
+def predictor(name: str, crop: int) -> TorchPredictor:
+    """The runtime under test around one of the models here."""
+    return TorchPredictor(BenchBundle(Path(), bundle_info(name, crop)), device="cpu")
 
 
 def make_scene(folder: Path, side: int) -> Scene:

@@ -1,0 +1,287 @@
+"""Bars of whole-scene prediction against what it is measured by: TerraTorch's own command, and the bare model.
+
+::
+
+    conv      A 1 x 1 convolution over six bands, as an encoder-decoder of TerraTorch, on a COG of 5490 x 5490 px:
+              `terraseg predict` against `terratorch predict` with SemanticSegmentationTask and tiled inference, both
+              with the same weights, windows of 224 px that overlap by 56, and batches of 16. Each is its command's own
+              entry point in a process of its own, from the arguments to the last file: ours reads a bundle, TerraTorch
+              a checkpoint; ours writes probability, mask (COGs with overviews), polygons and item, TerraTorch one
+              class map. Imports and first calls don't count: each process has mapped a scene of 512 px before.
+    prithvi   The demo's Prithvi-EO 2.0 tiny with UperNet, random weights, single precision: `predict_scene`, files and
+              polygons included, against nothing but the model on the same windows in the same batches. The model is
+              run in both ways that there are, all cores an operation and a core a batch, and the faster one counts.
+              Where a bundle with an exported model is at hand (--bundle), its fastest runtime is a row without a bar.
+
+About 4 minutes on two cores, of which TerraTorch takes half. In turns, and the best of each counts, as others may use
+the machine. Prints a table; the last line is one JSON object with a key a bar.
+"""
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+import torch
+import yaml
+from bench_map import BATCH, MEANS, STDS, bundle_info, make_scene, pointwise
+from rasterio.windows import Window
+from torch import nn
+
+from terraseg.bands import PRITHVI_BANDS
+from terraseg.mapping.allocator import reuse_freed_memory
+from terraseg.mapping.bundle import Bundle, open_bundle, write_bundle
+from terraseg.mapping.parity import open_predictor
+from terraseg.mapping.predict import predict_scene
+from terraseg.mapping.run import predict
+from terraseg.mapping.runtime import BundlePredictor
+from terraseg.mapping.stream import even_batches
+from terraseg.mapping.windows import WindowAxis
+from terraseg.memory import peak_memory
+from terraseg.scene import Scene
+
+ROOT = Path(__file__).parents[1]
+CROP, OVERLAP = 224, 56
+WARM = 512
+"""Side of the scene that each process maps before it is timed."""
+
+FACTORY = "EncoderDecoderFactory"
+CONV = {"backbone": "BareBands", "decoder": "IdentityDecoder", "num_classes": 2}
+
+
+def main() -> None:
+    """Measure both, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", type=int, default=5490, help="side of the scene of conv; 0: without it")
+    parser.add_argument("--prithvi-side", type=int, default=3920, help="side of the scene of prithvi; 0: without it")
+    parser.add_argument("--rounds", type=int, default=2, help="of prithvi, and of our side of conv")
+    parser.add_argument("--bundle", type=Path, default=ROOT / "outputs/demo_prithvi_tiny/bundle")
+    parser.add_argument("--command", choices=COMMANDS, help=argparse.SUPPRESS)  # of the measured child process
+    parser.add_argument("--scenes", type=Path, nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    logging.disable(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.command:
+            print(json.dumps(_run_command(options.command, options.scenes, folder)))
+            return
+        bars = _conv_bars(folder, options.side, rounds=options.rounds) if options.side else {}
+        if options.prithvi_side:
+            bars |= _prithvi_bars(folder, options.prithvi_side, rounds=options.rounds, bundle=options.bundle)
+    print(f"{'bar':40} {'value':>8} {'goal':>8}")
+    for key, bar in bars.items():
+        print(f"{key:40} {bar['value']:>8} {bar['goal']:>8} {'' if bar['ok'] else 'MISSED'}")
+    print(json.dumps(bars))
+
+
+# conv
+
+
+def _conv_bars(folder: Path, side: int, *, rounds: int) -> dict[str, dict[str, Any]]:
+    scenes = [str(make_scene(folder / f"{size}", size).path) for size in (WARM, side)]
+    told: dict[str, list[dict[str, float]]] = {name: [] for name in COMMANDS}
+    for name in ["terraseg", "terratorch", *["terraseg"] * (rounds - 1)]:
+        child = [sys.executable, __file__, "--command", name, "--scenes", *scenes]
+        done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
+        told[name].append(json.loads(done.stdout.splitlines()[-1]))
+    if len({round(run["class_share"], 4) for runs in told.values() for run in runs}) > 1:
+        raise SystemExit("the two commands' maps differ: they did not run the same model")
+    best = {name: min(runs, key=lambda run: run["seconds"]) for name, runs in told.items()}
+    print(f"{'conv':14} {'s':>8} {'peak MB':>8}   {side} px, {best['terraseg']['class_share']:.1%} of the class")
+    for name, run in best.items():
+        print(f"  {name:12} {run['seconds']:>8.1f} {run['peak_mb']:>8.0f}   {run['warm_seconds']:.1f} s for {WARM} px")
+    ratio = best["terratorch"]["seconds"] / best["terraseg"]["seconds"]
+    return {"conv_times_faster_than_terratorch": _bar(ratio, 4, at_least=True)}
+
+
+def _run_command(name: str, scenes: list[Path], folder: Path) -> dict[str, float]:
+    """Map the small scene and the large one by one command's own entry point."""
+    _register_bare_bands()
+    command, seconds = COMMANDS[name](folder), []
+    for scene in scenes:
+        begin = time.perf_counter()
+        written = command(scene, folder / f"maps of {scene.stem}")
+        seconds.append(time.perf_counter() - begin)
+    with rasterio.open(written) as source:
+        share = float((source.read(1) == 1).mean())
+    return {"warm_seconds": seconds[0], "seconds": seconds[1], "peak_mb": peak_memory() / 2**20, "class_share": share}
+
+
+def _terraseg(folder: Path) -> Callable[[Path, Path], Path]:
+    """`terraseg predict --bundle`; returns a function of scene and output that gives the mask's path."""
+    from terraseg.learn.model import build_model
+
+    model = build_model(FACTORY, CONV)
+    model.head.head[-1].load_state_dict(pointwise().state_dict())
+    info = bundle_info("conv", CROP, model_factory=FACTORY, **CONV)
+    bundle = write_bundle(folder / "bundle", info=info, model=model, config="").root
+
+    def command(scene: Path, output: Path) -> Path:
+        (product,) = predict(bundle=bundle, input=scene, output=output, overlap=OVERLAP, batch_size=BATCH, device="cpu")
+        return product.mask
+
+    return command
+
+
+def _terratorch(folder: Path) -> Callable[[Path, Path], Path]:
+    """`terratorch predict -c --ckpt_path --predict_output_dir`; returns the like of `_terraseg`."""
+    from lightning.pytorch import Trainer
+    from terratorch.__main__ import main as terratorch
+    from terratorch.tasks import SemanticSegmentationTask
+
+    tiles = {"crop": CROP, "stride": CROP - OVERLAP, "batch_size": BATCH}
+    arguments = {
+        "model_factory": FACTORY, "model_args": {**CONV, "backbone_pretrained": False}, "loss": "ce",
+        "ignore_index": -1, "tiled_inference_parameters": tiles,
+    }  # fmt: skip
+    task = SemanticSegmentationTask(**deepcopy(arguments))  # it changes what it gets
+    task.model.head.head[-1].load_state_dict(pointwise().state_dict())
+    task.hparams.clear()  # else they, not the config, would be the model section of the command
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, default_root_dir=folder)
+    trainer.strategy.connect(task)
+    trainer.save_checkpoint(folder / "conv.ckpt")
+    chips = {f"{split}_data_root": str(folder) for split in ("train", "val", "test")}
+    config = {
+        "trainer": {"accelerator": "cpu", "logger": False, "enable_progress_bar": False,
+                    "default_root_dir": str(folder)},
+        "model": {"class_path": "terratorch.tasks.SemanticSegmentationTask", "init_args": arguments},
+        "data": {
+            "class_path": "GenericNonGeoSegmentationDataModule",
+            "init_args": {"batch_size": 1, "num_workers": 0, "num_classes": 2, **chips, "img_grep": "*.tif",
+                          "label_grep": "*.tif", "means": list(MEANS), "stds": list(STDS), "no_data_replace": 0,
+                          "check_stackability": False},  # it would read the scene once more
+        },
+    }  # fmt: skip
+    (folder / "conv.yaml").write_text(yaml.safe_dump(config))
+
+    def command(scene: Path, output: Path) -> Path:
+        sys.argv = [
+            "terratorch", "predict", "-c", str(folder / "conv.yaml"), "--ckpt_path", str(folder / "conv.ckpt"),
+            "--predict_output_dir", str(output), "--data.init_args.predict_data_root", str(scene.parent),
+        ]  # fmt: skip
+        terratorch()
+        (written,) = output.glob("*.tif")
+        return written
+
+    return command
+
+
+COMMANDS = {"terraseg": _terraseg, "terratorch": _terratorch}
+
+
+def _register_bare_bands() -> None:
+    from terratorch.registry import TERRATORCH_BACKBONE_REGISTRY
+
+    @TERRATORCH_BACKBONE_REGISTRY.register
+    class BareBands(nn.Module):
+        """A backbone that hands on its input: with TerraTorch's head over it, a 1 x 1 convolution."""
+
+        def __init__(self, *, pretrained: bool) -> None:
+            super().__init__()
+            self.out_channels = [len(PRITHVI_BANDS)]
+            assert not pretrained
+
+        def forward(self, image: torch.Tensor) -> list[torch.Tensor]:
+            return [image]
+
+
+# prithvi
+
+
+def _prithvi_bars(folder: Path, side: int, *, rounds: int, bundle: Path) -> dict[str, dict[str, Any]]:
+    reuse_freed_memory()  # as `terraseg predict` does
+    section = yaml.safe_load((ROOT / "configs/demo_prithvi_tiny.yaml").read_text(encoding="utf-8"))["model"][
+        "init_args"
+    ]
+    random = _random_bundle(folder / "bundle", section["model_factory"], section["model_args"])
+    predictor = open_predictor(random, runtime="torch", device="cpu", crop=CROP)
+    times = _against_forward(folder, "torch", predictor, side=side, crop=CROP, rounds=rounds)
+    bars = {"prithvi_tiny_end_to_end_over_forward": _bar(times, 1.1)}
+    if (bundle / "runtimes").is_dir():
+        exported = open_bundle(bundle)
+        crop = exported.info.tile_size
+        fastest = open_predictor(exported, runtime="auto", device="cpu", crop=crop)
+        _against_forward(folder, fastest.provenance["runtime"], fastest, side=side, crop=crop, rounds=rounds)
+    return bars
+
+
+def _random_bundle(root: Path, factory: str, arguments: dict[str, Any]) -> Bundle:
+    from terraseg.learn.model import build_model
+
+    torch.manual_seed(0)
+    model = build_model(factory, arguments)
+    return write_bundle(
+        root, info=bundle_info("prithvi", CROP, model_factory=factory, **arguments), model=model, config=""
+    )
+
+
+def _against_forward(
+    folder: Path, name: str, predictor: BundlePredictor, *, side: int, crop: int, rounds: int
+) -> float:
+    """End-to-end time over that of the model alone, both the least of all rounds; prints both."""
+    scene = make_scene(folder / "raw", side)
+    options = {"crop": crop, "overlap": crop // 4, "batch_size": BATCH, "threshold": _rare(predictor, scene, crop)}
+    windows = range(len(WindowAxis(side, crop, crop // 4).offsets))
+    inputs = np.random.default_rng(0).standard_normal((BATCH, len(PRITHVI_BANDS), crop, crop), np.float32)
+
+    def forward(windows: int) -> torch.Tensor:
+        with torch.inference_mode():
+            return predictor._forward(inputs[:windows])
+
+    def one_after_the_other() -> None:
+        for batch in even_batches(windows, BATCH) * len(windows):
+            forward(len(batch))
+
+    def a_core_a_batch() -> None:
+        batches = even_batches(windows, max(BATCH // predictor.workers, 1)) * len(windows)
+        with ThreadPoolExecutor(predictor.workers, initializer=predictor.enter_worker) as pool:
+            deque(pool.map(forward, map(len, batches)), maxlen=0)
+
+    def end_to_end() -> None:
+        predict_scene(scene, predictor, Path(tempfile.mkdtemp(dir=folder)), **options)
+
+    ways = (end_to_end, a_core_a_batch, one_after_the_other)
+    forward(BATCH)
+    seconds: dict[str, list[float]] = {way.__name__: [] for way in ways}
+    for _ in range(rounds):
+        for way in ways:
+            begin = time.perf_counter()
+            way()
+            seconds[way.__name__].append(time.perf_counter() - begin)
+    best = {way: min(held) for way, held in seconds.items()}
+    whole, alone = best.pop("end_to_end"), min(best.values())
+    ratio = whole / alone
+    print(
+        f"{name}, {side} px, {len(windows) ** 2} windows of {crop} px: {whole:.1f} s end to end, {ratio:.3f} x forward;"
+    )
+    print("   the model alone " + ", ".join(f"{way.replace('_', ' ')} {held:.1f} s" for way, held in best.items()))
+    return ratio
+
+
+def _rare(predictor: BundlePredictor, scene: Scene, crop: int) -> float:
+    """A threshold that a twentieth of the pixels reach: random weights know none."""
+    with rasterio.open(scene.path) as source:
+        odds = predictor(source.read(window=Window(0, 0, crop, crop))[None])
+    return float(1 / (1 + np.exp(-np.quantile(odds, 0.95))))
+
+
+def _bar(value: float, goal: float, *, at_least: bool = False) -> dict[str, Any]:
+    ok = value >= goal if at_least else value <= goal
+    return {"value": round(value, 3), "goal": f"{'>=' if at_least else '<='} {goal:g}", "ok": ok}
+
+
+if __name__ == "__main__":
+    main()
