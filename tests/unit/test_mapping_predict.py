@@ -408,6 +408,22 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path: Path, monkey
     assert product.item.is_file()
 
 
+def test_a_disk_that_fills_up_while_polygons_are_made_loses_no_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene, predictor = make_scene(tmp_path / "raw", (150, 70)), NumpyPredictor(from_neighbours)
+    with monkeypatch.context() as patch:
+        patch.setattr("terraseg.raster.rasterio.shutil.copy", lambda *_, **__: full_disk())
+        with pytest.raises(OutputError, match="no space left|can't be written"):
+            predict_scene(scene, predictor, tmp_path, **OPTIONS)
+    assert not list((tmp_path / "scene").glob("*.*tif"))
+    assert not list((tmp_path / "scene").glob("*.json"))
+    again = NumpyPredictor(from_neighbours)
+    product = predict_scene(scene, again, tmp_path, **OPTIONS)
+    assert product.item.is_file()
+    assert again.windows == 1  # every window was kept: one call tries the crop
+
+
 @pytest.mark.parametrize("step", ["_write_rasters", "vectorise", "product_item"])
 def test_a_run_that_stops_late_does_not_leave_a_finished_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
 from terraseg.errors import OutputError
-from terraseg.raster import cog_writer
+from terraseg.raster import cog_draft, cog_writer
 
 
 @contextmanager
@@ -41,3 +42,20 @@ def test_a_disk_that_fills_up_at_any_byte_is_one_line_and_leaves_nothing(tmp_pat
         target.write(pixels, 1)
     assert "\n" not in str(raised.value)
     assert [path.name for path in tmp_path.iterdir()] == ["whole.tif"]
+
+
+def test_a_draft_can_be_read_before_it_is_a_cog_and_its_name_is_free_until_then(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 250, (1200, 700)).astype(np.uint8)
+    geobox = GeoBox(pixels.shape, Affine(10, 0, 5e5, 0, -10, 4e6), "EPSG:32631")
+    with cog_draft(tmp_path / "x.tif", geobox=geobox, dtype="uint8", nodata=255, bands=["x"]) as draft:
+        with draft.writing() as target:
+            target.write(pixels, 1)
+        with rasterio.open(draft.scratch) as source:
+            np.testing.assert_array_equal(source.read(1), pixels)
+        draft.finish(threads=1)
+        assert not (tmp_path / "x.tif").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.tif"]
+    with rasterio.open(tmp_path / "x.tif") as source:
+        np.testing.assert_array_equal(source.read(1), pixels)
+        assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert source.overviews(1)

@@ -2,8 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from terraseg.mapping.strips import StripWork, reading, writing
 from terraseg.mapping.vrt import raster_identity
 from terraseg.mapping.windows import WindowAxis, WindowGrid
 from terraseg.products import Product
-from terraseg.raster import cog_writer
+from terraseg.raster import cog_draft
 from terraseg.scene import Scene
 
 logger = logging.getLogger(__name__)
@@ -106,6 +107,15 @@ def predict_scene(
         product.item.unlink(missing_ok=True)  # unfinished from here on
         for layer in set(OPTIONAL) - set(layers):  # of a run before
             layer.path(product).unlink(missing_ok=True)
+        outlined = partial(
+            vectorise,
+            output=product,
+            class_value=predictor.class_id,
+            attribution=attribution,
+            model_licence=predictor.licence,
+            simplify_m=outline["simplify_m"],
+            min_area_m2=outline["min_area_m2"],
+        )
         strips = FinishedStrips(product.root, fingerprint=print_of_run, count=grid.strips)
         if not all(_tag(path) == print_of_run for path in (layer.path(product) for layer in layers)):
             stream = partial(predict_strips, scene, grid=grid, batch_size=batch_size, tta=tta)
@@ -118,18 +128,12 @@ def predict_scene(
             if fingerprint(_identity(scene, predictor, settings)) != print_of_run:
                 raise SceneError(f"{scene.path} has changed while it was read", fix="run the same command again")
             tags = {_FINGERPRINT: print_of_run, **settings}
-            _write_rasters(scene, predictor, product, strips, grid=grid, layers=layers, tags=tags)
+            drafts = _write_rasters(scene, predictor, product, strips, grid=grid, layers=layers, tags=tags)
+            with drafts as (probability, mask, *_):  # they become COGs while their polygons are made
+                count = outlined(mask=mask, probability=probability)
+        else:
+            count = outlined(mask=product.mask, probability=product.probability)
         strips.remove()
-        count = vectorise(
-            product.mask,
-            product.probability,
-            product,
-            class_value=predictor.class_id,
-            attribution=attribution,
-            model_licence=predictor.licence,
-            simplify_m=outline["simplify_m"],
-            min_area_m2=outline["min_area_m2"],
-        )
         settings["fingerprint"] = print_of_run
         drawn = {**outline, "count": count}
         item = product_item(product, scene, predictor, settings=settings, polygons=drawn, layers=layers)
@@ -168,6 +172,7 @@ def _tag(path: Path) -> str | None:
     return tag
 
 
+@contextmanager
 def _write_rasters(
     scene: Scene,
     predictor: Predictor,
@@ -177,7 +182,8 @@ def _write_rasters(
     grid: WindowGrid,
     layers: Sequence[Layer],
     tags: dict[str, Any],
-) -> None:
+) -> Iterator[list[Path]]:
+    """Write the rasters; yields drafts of all layers, to be read while other threads make the COGs of them."""
     tags = {
         **tags,
         "CLASS": predictor.class_name,
@@ -185,29 +191,42 @@ def _write_rasters(
         "MODEL_LICENCE": predictor.licence,
         "MODEL": json.dumps(predictor.provenance, sort_keys=True),
     }
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(writing(scene, layers))
-            targets = [
-                stack.enter_context(
-                    cog_writer(
-                        layer.path(product),
-                        geobox=scene.geobox,
-                        dtype=layer.dtype,
-                        nodata=layer.nodata,
-                        bands=[layer.title(predictor)],
-                        overviews=layer.overviews,
-                        scale=layer.scale,
-                        tags=tags,
-                    )
+    with ExitStack() as stack:
+        drafts = [
+            stack.enter_context(
+                cog_draft(
+                    layer.path(product),
+                    geobox=scene.geobox,
+                    dtype=layer.dtype,
+                    nodata=layer.nodata,
+                    bands=[layer.title(predictor)],
+                    overviews=layer.overviews,
+                    scale=layer.scale,
+                    tags=tags,
                 )
-                for layer in layers
-            ]
+            )
+            for layer in layers
+        ]
+        with _full_disk_named(product), ExitStack() as written:
+            written.enter_context(writing(scene, layers))
+            targets = [written.enter_context(draft.writing()) for draft in drafts]
             for index in sorted(range(grid.strips), key=grid.pixels):  # rows of blocks are finished from the top down
                 (top, bottom), (left, right) = grid.pixels(index)
                 window = Window(left, top, right - left, bottom - top)
                 for target, pixels in zip(targets, strips.read(index, layers=len(layers)), strict=True):
                     target.write(pixels, 1, window=window)
+        with ThreadPoolExecutor(len(drafts), "cog") as pool:
+            finished = [pool.submit(draft.finish, threads=1) for draft in drafts]
+            yield [draft.scratch for draft in drafts]
+            with _full_disk_named(product):
+                for cog in finished:
+                    cog.result()
+
+
+@contextmanager
+def _full_disk_named(product: Product) -> Iterator[None]:
+    try:
+        yield
     except RasterioIOError as error:  # GDAL does not say more
         raise OutputError(
             f"the rasters of {product.root} can't be written ({error.__cause__ or error})",

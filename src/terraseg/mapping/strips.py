@@ -17,6 +17,7 @@ from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.scratch import FinishedStrips
 from terraseg.mapping.stream import FinishedStrip
 from terraseg.mapping.windows import WindowGrid
+from terraseg.mapping.workers import core_shares
 from terraseg.raster import COG_BLOCK
 from terraseg.scene import Scene
 
@@ -82,14 +83,14 @@ class StripWork:
 def reading(scene: Scene, grid: WindowGrid) -> rasterio.Env:
     """GDAL's settings while a scene is predicted: its cache holds the blocks across a panel.
 
-    A quarter more is for what GDAL keeps with them.
+    A quarter more is for what GDAL keeps with them. All cores decode them, as the windows below wait for all.
     """
     with rasterio.open(scene.path) as source:
         rows, columns = source.block_shapes[0]
         touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
         across = max(end - first for first, end in touched)
         row_of_blocks = int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks)
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks, GDAL_NUM_THREADS=len(core_shares(1)[0]))
 
 
 def writing(scene: Scene, layers: Sequence[Layer]) -> rasterio.Env:
