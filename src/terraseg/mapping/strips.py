@@ -16,6 +16,7 @@ from terraseg.mapping.layers import Layer
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.scratch import FinishedStrips
 from terraseg.mapping.stream import FinishedStrip
+from terraseg.mapping.vrt import remote_sources
 from terraseg.mapping.windows import WindowGrid
 from terraseg.mapping.workers import core_shares
 from terraseg.raster import COG_BLOCK
@@ -83,14 +84,16 @@ class StripWork:
 def reading(scene: Scene, grid: WindowGrid) -> rasterio.Env:
     """GDAL's settings while a scene is predicted: its cache holds the blocks across a panel.
 
-    A quarter more is for what GDAL keeps with them. All cores decode them, as the windows below wait for all.
+    A quarter more is for what GDAL keeps with them. All cores decode them, as the windows below wait for all; but not
+    over http, where GDAL would ask for several blocks in one request and try none of it again.
     """
+    threads = 1 if remote_sources(scene.path) else len(core_shares(1)[0])
     with rasterio.open(scene.path) as source:
         rows, columns = source.block_shapes[0]
         touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
         across = max(end - first for first, end in touched)
         row_of_blocks = int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks, GDAL_NUM_THREADS=len(core_shares(1)[0]))
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks, GDAL_NUM_THREADS=threads)
 
 
 def writing(scene: Scene, layers: Sequence[Layer]) -> rasterio.Env:
