@@ -1,7 +1,11 @@
 """How raw pixels become model input: the one function that training and mapping share, so that they can't differ."""
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
+
+_Value = TypeVar("_Value", bound=np.generic)
 
 
 def normalise(
@@ -39,6 +43,42 @@ def normalise(
     return normalised
 
 
+def model_input(
+    pixels: npt.NDArray[np.generic],
+    *,
+    frames: int,
+    means: npt.NDArray[np.float32],
+    stds: npt.NDArray[np.float32],
+    nodata: float | None,
+    out: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
+    """`normalise` the layers of a place: where a date has no observation, it alone is at the mean.
+
+    Args:
+        pixels: (..., frames x bands, rows, columns), raw DN, the first date first.
+        frames: dates.
+        means: see `normalise`; those of all dates.
+        stds: see `normalise`.
+        nodata: see `normalise`.
+        out: float32 of the shape of the answer to write into.
+
+    Returns:
+        float32 (..., bands, rows, columns), of several dates (..., bands, frames, rows, columns) as Prithvi wants them.
+    """
+    if frames == 1:
+        return normalise(pixels, means=means, stds=stds, nodata=nodata, out=out)
+    dates = by_date(pixels, frames=frames)
+    if out is None:
+        out = np.empty((*dates.shape[:-4], dates.shape[-3], frames, *dates.shape[-2:]), np.float32)
+    normalise(dates, means=means, stds=stds, nodata=nodata, out=out.swapaxes(-4, -3))
+    return out
+
+
+def by_date(pixels: npt.NDArray[_Value], *, frames: int) -> npt.NDArray[_Value]:
+    """(..., frames x bands, rows, columns) as (..., frames, bands, rows, columns)."""
+    return pixels.reshape(*pixels.shape[:-3], frames, pixels.shape[-3] // frames, *pixels.shape[-2:])
+
+
 def unobserved(pixels: npt.NDArray[np.generic], *, nodata: float) -> npt.NDArray[np.bool_]:
     """Pixels without an observation: any band of them is ``nodata`` or NaN.
 
@@ -55,3 +95,17 @@ def unobserved(pixels: npt.NDArray[np.generic], *, nodata: float) -> npt.NDArray
     else:
         absent = (pixels == nodata) | (pixels != pixels)
     return np.asarray(absent.any(axis=-3))
+
+
+def never_observed(pixels: npt.NDArray[np.generic], *, frames: int, nodata: float) -> npt.NDArray[np.bool_]:
+    """Pixels of a place that no date shows.
+
+    Args:
+        pixels: (..., frames x bands, rows, columns), raw DN.
+        frames: dates.
+        nodata: the DN that means no observation.
+
+    Returns:
+        (..., rows, columns).
+    """
+    return np.asarray(unobserved(by_date(pixels, frames=frames), nodata=nodata).all(axis=-3))

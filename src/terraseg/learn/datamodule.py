@@ -26,7 +26,7 @@ from terraseg.learn.pack import Pack, open_pack
 from terraseg.learn.runtime import out_of_memory
 from terraseg.learn.standard import DATASET, standard_of
 from terraseg.learn.turns import TURNS, turned
-from terraseg.normalise import normalise
+from terraseg.normalise import by_date, model_input
 from terraseg.scene import find_places
 from terraseg.subsets import chosen_chips
 
@@ -217,14 +217,11 @@ class ChipDataModule(LightningDataModule):
             (..., bands, rows, columns), of several dates (..., bands, frames, rows, columns).
         """
         info = self.dataset.info
+        if self.indices != list(range(len(info.bands))):
+            chosen = by_date(pixels, frames=info.frames)[..., self.indices, :, :]
+            pixels = chosen.reshape(*pixels.shape[:-3], info.frames * len(self.bands), *pixels.shape[-2:])
         nodata = None if observed else self.nodata
-        dates = pixels.reshape(*pixels.shape[:-3], info.frames, len(info.bands), *pixels.shape[-2:])
-        chosen = dates if self.indices == list(range(len(info.bands))) else dates[..., self.indices, :, :]
-        if info.frames == 1:
-            return normalise(chosen[..., 0, :, :, :], means=self.means, stds=self.stds, nodata=nodata, out=out)
-        by_date = None if out is None else out.swapaxes(-4, -3)
-        by_date = normalise(chosen, means=self.means, stds=self.stds, nodata=nodata, out=by_date)
-        return by_date.swapaxes(-4, -3)
+        return model_input(pixels, frames=info.frames, means=self.means, stds=self.stds, nodata=nodata, out=out)
 
     def on_exception(self, exception: BaseException) -> None:
         """Give a lack of memory a cause that says what to turn; the command ends with its line."""
