@@ -281,7 +281,8 @@ def _predict(verbs: _Verbs) -> None:
     parser.add_argument(
         "--runtime",
         default="auto",
-        help="torch, torch-bf16, onnx, openvino, openvino-bf16; on a CPU the fastest of `terraseg export` where absent",
+        help="torch, torch-bf16, onnx, openvino, openvino-bf16, openvino-int8; where absent, on a CPU the fastest that "
+        "`terraseg export` found within parity",
     )
     parser.add_argument("--logits", action="store_true", help="write the log-odds, too")
     parser.add_argument("--uncertainty", action="store_true", help="write the entropy of the probability, too")
@@ -309,7 +310,9 @@ def _export(verbs: _Verbs) -> None:
     parser = _verb(verbs, "export", run, "a model for faster runtimes")
     parser.add_argument("--bundle", type=Path, required=True, help="outputs/<experiment>/bundle")
     parser.add_argument("--input", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes")
-    parser.add_argument("--chips", type=int, default=64, help="chips of the scenes to compare on")
+    parser.add_argument(
+        "--chips", type=int, default=64, help="of the scenes: half to compare on, half to calibrate int8"
+    )
     parser.add_argument("--batch-size", type=int, default=8, help="chips at a time")
 
 

@@ -15,24 +15,34 @@ from torch import Tensor, nn
 from factories import make_scene
 from terraseg.cli import main
 from terraseg.errors import CheckpointError, ConfigError, SceneError
-from terraseg.mapping import exported, parity, run
+from terraseg.mapping import export, exported, parity, run
 from terraseg.mapping.bundle import Bundle
-from terraseg.mapping.export import export_bundle, parity_table
-from terraseg.mapping.parity import RUNTIMES, ExportRecord, open_predictor, read_record, record_path, runtimes_folder
+from terraseg.mapping.export import export_bundle, parity_table, real_chips
+from terraseg.mapping.parity import (
+    RUNTIMES,
+    ExportRecord,
+    exported_predictor,
+    open_predictor,
+    read_record,
+    record_path,
+    runtimes_folder,
+)
 from terraseg.mapping.runtime import TorchPredictor
 from terraseg.scene import Scene, open_scene
 
-PIXELS = np.random.default_rng(0).integers(1, 4000, (5, 6, 32, 32)).astype(np.uint16)
-
 
 class Net(nn.Module):
-    """Two layers; with ``chipwise`` over a loop, whose length the exporter can't leave open."""
+    """Three layers, of which the middle one is quantised; ``plain`` without it.
 
-    def __init__(self, *, chipwise: bool) -> None:
+    With ``chipwise`` over a loop, whose length the exporter can't leave open.
+    """
+
+    def __init__(self, kind: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.layers = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 2, 1))
-        self.chipwise = chipwise
+        middle = [] if kind == "plain" else [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), *middle, nn.Conv2d(8, 2, 1))
+        self.chipwise = kind == "chipwise"
 
     def forward(self, image: Tensor) -> Tensor:
         logits: Tensor = torch.stack([self.layers(chip) for chip in image]) if self.chipwise else self.layers(image)
@@ -41,7 +51,7 @@ class Net(nn.Module):
 
 class NetBundle(Bundle):
     def load_model(self) -> nn.Module:
-        return Net(chipwise=self.info.experiment == "chipwise").eval()
+        return Net(self.info.experiment).eval()
 
 
 def net(root: Path, **changes: Any) -> NetBundle:
@@ -71,31 +81,37 @@ def edit(bundle: Bundle, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_every_runtime_agrees_with_pytorch(exported_once: tuple[NetBundle, ExportRecord]) -> None:
+def test_every_runtime_agrees_with_pytorch(exported_once: tuple[NetBundle, ExportRecord], scene: Scene) -> None:
     bundle, _ = exported_once
-    expected = TorchPredictor(bundle, device="cpu")(PIXELS)
-    for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("torch-bf16", 0.1)):
+    reference = TorchPredictor(bundle, device="cpu")
+    pixels = real_chips([scene], reference, size=32, count=5)
+    expected = reference(pixels)
+    for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("torch-bf16", 0.1), ("openvino-int8", 0.1)):
         predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
-        answer = predictor(PIXELS)
+        answer = predictor(pixels)
         assert answer.shape == expected.shape
         np.testing.assert_allclose(answer, expected, atol=tolerance)
-    assert not np.array_equal(answer, expected), "bf16 that computes in fp32"
+        if tolerance == 0.1:
+            assert np.abs(answer - expected).max() > 1e-4, f"{runtime} computes in fp32"
 
 
 def test_the_provenance_tells_runtimes_apart(exported_once: tuple[NetBundle, ExportRecord]) -> None:
     bundle, record = exported_once
     facts = [open_predictor(bundle, runtime=name, device="cpu", crop=32).provenance for name in record.runtimes]
-    assert len({json.dumps(fact) for fact in facts}) == len(record.runtimes) >= 4
+    assert len({json.dumps(fact) for fact in facts}) == len(record.runtimes) >= 5
     assert [fact.get("export") for fact in facts[:4]] == [None, None, *[record.files["model.onnx"]] * 2]
+    assert facts[-1]["export"] == record.files["model_int8.onnx"]
+    assert facts[-1]["precision"] == "int8 and float32"
 
 
 def test_the_record_holds_what_was_measured(exported_once: tuple[NetBundle, ExportRecord]) -> None:
     bundle, record = exported_once
     assert read_record(bundle) == record
     assert set(record.runtimes) <= set(RUNTIMES)
-    assert (record.chips, record.scenes, record.weights_hash) == (6, ("a",), "abc")
-    for name in ("onnx", "openvino"):
-        assert 0 < record.runtimes[name].max_dp < 1e-4
+    assert (record.chips, record.calibration_chips) == (3, 3)
+    assert (record.scenes, record.weights_hash) == (("a",), "abc")
+    for name, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("openvino-int8", 0.02)):
+        assert 0 < record.runtimes[name].max_dp < tolerance
         assert record.runtimes[name].passed
         assert record.runtimes[name].images_per_s > 0
     assert parity_table(record).row_count == len(record.runtimes)
@@ -103,17 +119,53 @@ def test_the_record_holds_what_was_measured(exported_once: tuple[NetBundle, Expo
 
 def test_a_model_whose_batch_is_fixed_gets_filled_batches(tmp_path: Path, scene: Scene) -> None:
     bundle = net(tmp_path, experiment="chipwise")
-    record = export_bundle(bundle, [scene], chips=4, batch_size=2)
-    expected = TorchPredictor(bundle, device="cpu")(PIXELS)
-    for runtime in ("onnx", "openvino"):
+    record = export_bundle(bundle, [scene], chips=6, batch_size=2)
+    reference = TorchPredictor(bundle, device="cpu")
+    pixels = real_chips([scene], reference, size=32, count=5)
+    for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("openvino-int8", 0.1)):
         predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
         assert predictor._fixed_batch == 2
-        np.testing.assert_allclose(predictor(PIXELS), expected, atol=1e-4)
-        assert record.runtimes[runtime].max_dp < 1e-4
+        np.testing.assert_allclose(predictor(pixels), reference(pixels), atol=tolerance)
+        assert record.runtimes[runtime].max_dp < tolerance
+
+
+def test_the_chips_that_calibrate_are_those_that_are_not_compared_on(
+    tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, given = net(tmp_path), []
+    monkeypatch.setattr(export, "quantise_model", lambda _, __, batches: given.extend(batches))
+    export_bundle(bundle, [scene], chips=5, batch_size=4)
+    reference = TorchPredictor(bundle, device="cpu")
+    chips = real_chips([scene], reference, size=32, count=5)
+    means, stds = np.asarray(bundle.info.means)[:, None, None], np.asarray(bundle.info.stds)[:, None, None]
+    seen = np.where((chips == 0).any(axis=1, keepdims=True), 0, (chips - means) / stds)
+    assert [len(batch) for batch in given] == [4]
+    np.testing.assert_allclose(given[0], seen[[1, 3, 1, 3]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("experiment", "chips"), [("plain", 4), ("tiny", 1)])
+def test_without_anything_to_quantise_that_runtime_is_left_out(
+    tmp_path: Path, scene: Scene, caplog: pytest.LogCaptureFixture, experiment: str, chips: int
+) -> None:
+    bundle = net(tmp_path, experiment=experiment)
+    with caplog.at_level(logging.WARNING, "terraseg"):
+        record = export_bundle(bundle, [scene], chips=chips, batch_size=2)
+    assert caplog.text.count("runtime openvino-int8 is left out: nothing was quantised") == 1
+    assert list(record.files) == ["model.onnx"]
+    assert record.calibration_chips == 0
+    assert set(record.runtimes) >= {"torch", "onnx", "openvino"}
+    with pytest.raises(ConfigError, match=r"nothing was quantised: the export has no model_int8\.onnx; expected"):
+        open_predictor(bundle, runtime="openvino-int8", device="cpu", crop=32)
+
+
+def test_a_model_that_openvino_can_not_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model_int8.onnx").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match=r"^OpenVINO can't run model_int8\.onnx \(.+\); to mend it: --runtime torch"):
+        exported_predictor(net(tmp_path), "openvino-int8", tmp_path, {"model_int8.onnx": "123"})
 
 
 def test_auto_takes_the_fastest_that_passed(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
-    rows = {"torch": (0, 10), "openvino": (0, 20), "onnx": (0.005, 30), "openvino-bf16": (0.006, 40)}
+    rows = {"torch": (0, 10), "openvino": (0, 20), "onnx": (0.005, 30), "openvino-int8": (0.006, 40)}
     edit(
         bundle,
         runtimes={
@@ -125,6 +177,7 @@ def test_auto_takes_the_fastest_that_passed(bundle: NetBundle, caplog: pytest.Lo
         predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
     assert predictor.provenance["runtime"].startswith("onnxruntime")
     assert "runtime onnx: the fastest within parity, 3.0 x torch, class changes 0.5 %" in caplog.text
+    assert "; faster but beyond parity: openvino-int8" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "terraseg"):
         open_predictor(bundle, runtime="openvino", device="cpu", crop=32)
@@ -153,7 +206,7 @@ def test_without_an_export_auto_is_pytorch_and_others_are_refused(
         predictor = open_predictor(net(tmp_path), runtime="auto", device="cpu", crop=32)
     assert predictor.provenance["precision"] == "float32"
     assert "nothing is exported" in caplog.text
-    for runtime in ("onnx", "openvino", "openvino-bf16"):
+    for runtime in ("onnx", "openvino", "openvino-bf16", "openvino-int8"):
         with pytest.raises(CheckpointError, match="has not been exported: .* terraseg export --bundle"):
             open_predictor(net(tmp_path), runtime=runtime, device="cpu", crop=32)
 
@@ -165,17 +218,30 @@ def test_an_export_of_other_weights_is_refused(bundle: NetBundle, runtime: str) 
         open_predictor(trained_again, runtime=runtime, device="cpu", crop=32)
 
 
-def test_a_changed_export_is_refused(bundle: NetBundle) -> None:
-    with open(runtimes_folder(bundle) / "model.onnx", "ab") as handle:
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
+def test_a_changed_export_is_refused(bundle: NetBundle, name: str) -> None:
+    path = runtimes_folder(bundle) / name
+    with open(path, "ab") as handle:
         handle.write(b"x")
-    with pytest.raises(CheckpointError, match=r"model\.onnx is not the file"):
+    with pytest.raises(CheckpointError, match=f"{name} is not the file"):
         open_predictor(bundle, runtime="openvino", device="cpu", crop=32)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is not the file"):
+        read_record(bundle)
     edit(bundle, format=9)
     with pytest.raises(CheckpointError, match="has format 9"):
         read_record(bundle)
     record_path(runtimes_folder(bundle)).write_text("{}")
     with pytest.raises(CheckpointError, match="can't be read"):
         read_record(bundle)
+
+
+def test_an_export_of_an_older_terraseg_is_refused(bundle: NetBundle) -> None:
+    path = record_path(runtimes_folder(bundle))
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "calibration_chips"}
+    path.write_text(json.dumps(old | {"format": 1}))
+    with pytest.raises(CheckpointError, match="has format 1; expected format 2; to mend it: terraseg export --bundle"):
+        open_predictor(bundle, runtime="auto", device="cpu", crop=32)
 
 
 def test_what_can_not_be_is_one_line(bundle: NetBundle) -> None:

@@ -20,9 +20,11 @@ from terraseg.bands import band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.files import atomic_folder, sha256_of_file
 from terraseg.mapping.bundle import Bundle, open_bundle
+from terraseg.mapping.exported import filled
 from terraseg.mapping.parity import (
     CLASS_CHANGES,
     MODEL,
+    QUANTISED,
     RUNTIMES,
     ExportRecord,
     Parity,
@@ -32,6 +34,7 @@ from terraseg.mapping.parity import (
     this_machine,
 )
 from terraseg.mapping.predictor import check_fit, readable
+from terraseg.mapping.quantise import quantise_model
 from terraseg.mapping.runtime import BundlePredictor, TorchPredictor
 from terraseg.normalise import unobserved
 from terraseg.scene import NODATA, Scene, find_scenes
@@ -50,7 +53,8 @@ def export(*, bundle: Path, input: Path, chips: int = 64, batch_size: int = 8) -
     Args:
         bundle: folder of the bundle.
         input: a scene, or a folder of scenes of one kind, of what the model was trained for.
-        chips: how many to compare on, evenly over the scenes.
+        chips: how many to cut, evenly over the scenes: every second one to compare on, the others to calibrate the
+            quantised model with.
         batch_size: chips of one forward.
 
     Raises:
@@ -70,15 +74,19 @@ def export_bundle(bundle: Bundle, scenes: Sequence[Scene], *, chips: int, batch_
     for scene in scenes:
         check_fit(scene, reference, crop=bundle.info.tile_size)
     pixels = real_chips(scenes, reference, size=bundle.info.tile_size, count=chips)
+    pixels, calibration = pixels[::2], pixels[1::2]
     with atomic_folder(runtimes_folder(bundle)) as folder:
         export_model(bundle, folder / MODEL, batch_size=batch_size)
+        batches = [filled(reference.normalised(batch), batch_size) for batch in _batches(calibration, batch_size)]
+        quantised = quantise_model(folder / MODEL, folder / QUANTISED, batches)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
-        runtimes = _measure(bundle, reference, folder / MODEL, files[MODEL], pixels, batch_size=batch_size)
+        runtimes = _measure(bundle, reference, folder, files, pixels, batch_size=batch_size)
         record = ExportRecord(
             weights_hash=bundle.info.weights_hash,
             files=files,
             scenes=tuple(scene.name for scene in scenes),
             chips=len(pixels),
+            calibration_chips=len(calibration) if quantised else 0,
             batch_size=batch_size,
             machine=this_machine(),
             runtimes=runtimes,
@@ -158,7 +166,7 @@ def real_chips(scenes: Sequence[Scene], predictor: BundlePredictor, *, size: int
 
 
 def _measure(
-    bundle: Bundle, reference: BundlePredictor, model: Path, digest: str, chips: Chips, *, batch_size: int
+    bundle: Bundle, reference: BundlePredictor, folder: Path, files: dict[str, str], chips: Chips, *, batch_size: int
 ) -> dict[str, Parity]:
     expected = _probability(reference, chips, batch_size=batch_size)
     measured = {RUNTIMES[0]: Parity(max_dp=0, class_changes=0, images_per_s=_speed(reference, chips, batch_size))}
@@ -168,7 +176,7 @@ def _measure(
             if runtime == "torch-bf16":
                 predictor: BundlePredictor = TorchPredictor(bundle, device="cpu", precision="bfloat16")
             else:
-                predictor = exported_predictor(bundle, runtime, model, digest=digest)
+                predictor = exported_predictor(bundle, runtime, folder, files)
         except ConfigError as error:
             logger.warning("runtime %s is left out: %s", runtime, error)
             continue

@@ -18,17 +18,22 @@ from terraseg.mapping.runtime import BundlePredictor, Precision
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
+def filled(inputs: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """The batch filled to ``size`` by repetition."""
+    return inputs if len(inputs) == size else np.resize(inputs, (size, *inputs.shape[1:]))
+
+
 class _ExportedPredictor(BundlePredictor):
     """Batches for a model of a fixed crop, and where its exporter allowed no other, of a fixed batch.
 
     Args:
         bundle: statistics, classes and temperature; its model is not loaded.
         runtime: name and version.
-        precision: what the model computes in.
+        precision: what the model computes in, in words.
         digest: SHA-256 of the exported file.
     """
 
-    def __init__(self, bundle: Bundle, *, runtime: str, precision: Precision, digest: str) -> None:
+    def __init__(self, bundle: Bundle, *, runtime: str, precision: str, digest: str) -> None:
         facts = {"runtime": runtime, "device": "cpu", "precision": precision, "export": digest}
         super().__init__(bundle, runtime=facts)
 
@@ -51,9 +56,7 @@ class _ExportedPredictor(BundlePredictor):
         parts = []
         for begin in range(0, len(inputs), size):
             part = inputs[begin : begin + size]
-            filled = np.zeros((size, *inputs.shape[1:]), np.float32)
-            filled[: len(part)] = part
-            parts.append(self._run(filled)[: len(part)])
+            parts.append(self._run(filled(part, size))[: len(part)])
         return torch.from_numpy(np.concatenate(parts))
 
 
@@ -92,14 +95,24 @@ class OpenVinoPredictor(_ExportedPredictor):
         model: the exported file.
         digest: its SHA-256.
         precision: the inference precision that OpenVINO is told.
+        quantised: the model was written by `terraseg.mapping.quantise`; what it has left over is in ``precision``.
 
     Raises:
-        ConfigError: this processor has no such precision; OpenVINO would fall back without a word.
+        ConfigError: this processor has no such precision, for which OpenVINO would take another without a word; or
+            OpenVINO can't run the model on this processor.
     """
 
-    def __init__(self, bundle: Bundle, model: Path, *, digest: str, precision: Precision = "float32") -> None:
-        runtime = f"openvino {openvino.__version__}"
-        super().__init__(bundle, runtime=runtime, precision=precision, digest=digest)
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: Path,
+        *,
+        digest: str,
+        precision: Precision = "float32",
+        quantised: bool = False,
+    ) -> None:
+        words = f"int8 and {precision}" if quantised else precision
+        super().__init__(bundle, runtime=f"openvino {openvino.__version__}", precision=words, digest=digest)
         hint = _HINTS[precision]
         settings = {
             "INFERENCE_PRECISION_HINT": hint,
@@ -107,7 +120,11 @@ class OpenVinoPredictor(_ExportedPredictor):
             "INFERENCE_NUM_THREADS": self.workers,
             "ENABLE_CPU_PINNING": False,  # pinned threads wait for whatever else runs on their core
         }
-        self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        try:
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"OpenVINO can't run {model.name} ({reason})", fix="--runtime torch") from error
         used = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != hint:
             raise ConfigError(f"OpenVINO computes in {used} on this processor, not in {hint}", fix="--runtime openvino")

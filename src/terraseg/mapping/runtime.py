@@ -62,6 +62,10 @@ class BundlePredictor(ABC):
             default.start()
             default.join()
 
+    def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """Raw DN (batch, bands, rows, columns) to what the model is given: the same shape, normalised."""
+        return normalise(pixels, means=self._means, stds=self._stds, nodata=self.nodata)
+
     @abstractmethod
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
         """Normalised (batch, bands, rows, columns) to logits (batch, classes, rows, columns), on any device."""
@@ -72,9 +76,8 @@ class BundlePredictor(ABC):
         Log-odds of one class against all others are its logit minus the logsumexp of the others', divided by the
         temperature that the bundle was calibrated with (Guo et al. 2017, arXiv:1706.04599).
         """
-        inputs = normalise(pixels, means=self._means, stds=self._stds, nodata=self.nodata)
         with torch.inference_mode():
-            logits = self._forward(inputs).float()
+            logits = self._forward(self.normalised(pixels)).float()
             if len(self._others) == 1:
                 rest = logits[:, self._others[0]]
             else:
