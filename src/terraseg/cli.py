@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     _compare(verbs)
     _visualize(verbs)
     _models(verbs)
+    _serve(verbs)
     _demo(verbs)
     return parser
 
@@ -432,6 +433,31 @@ def _models(verbs: _Verbs) -> None:
         Console().print(models_table())
 
     _verb(verbs, "models", run, "the backbones and their licences")
+
+
+def _serve(verbs: _Verbs) -> None:
+    def run(options: argparse.Namespace) -> None:
+        """Fine-tune for others: upload labelled GeoTIFFs, train, get metrics, bundle and maps, over HTTP."""
+        from terraseg.serve.run import serve
+
+        serve(
+            root=options.root,
+            host=options.host,
+            port=options.port,
+            token_file=options.token_file,
+            recipes=options.recipes,
+            weights=options.weights,
+            max_upload_gb=options.max_upload_gb,
+        )
+
+    parser = _verb(verbs, "serve", run, "the fine-tuning service")
+    parser.add_argument("--root", type=Path, required=True, help="folder of the datasets and jobs")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at; others than this need a token")
+    parser.add_argument("--port", type=int, default=8765, help="to listen at")
+    parser.add_argument("--token-file", type=Path, help="its one line is the token that requests must carry")
+    parser.add_argument("--recipes", type=Path, default=Path("configs"), help="folder of the configs to train with")
+    parser.add_argument("--weights", type=Path, default=Path("data/weights"), help="weights that a job may name")
+    parser.add_argument("--max-upload-gb", type=float, default=20.0, help="of one upload")
 
 
 def _demo(verbs: _Verbs) -> None:

@@ -2,7 +2,7 @@
 
 Every message is one line that says what was found, what was expected and what to do about it. The
 command line prints it and exits with status 2; nothing else of terraseg catches these errors, but for a
-comparison, which goes on with its other cells.
+comparison, which goes on with its other cells, and the service, which hands them to its client.
 """
 
 
@@ -71,3 +71,15 @@ class OutputError(TerrasegError):
 
 class BusyError(OutputError):
     """An output is being written by another run right now."""
+
+
+class ServiceError(TerrasegError):
+    """The fine-tuning service can't be reached, or refuses a request; `terraseg.serve.faults` says which."""
+
+
+def cause_of(error: BaseException) -> TerrasegError | None:
+    """The error of ours that an exception is or was raised from; None where there is none."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, TerrasegError):
+        cause = cause.__cause__
+    return cause

@@ -149,3 +149,10 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
     """Hex SHA-256 of a file's bytes."""
     with open(path, "rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def last_words(log: Path) -> str:
+    """Why a program failed, by its log: the last line that speaks of an error, else the last one."""
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
+    said = [line for line in lines if line.strip()]
+    return next((line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "nothing said")

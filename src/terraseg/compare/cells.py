@@ -29,7 +29,7 @@ from terraseg.assess.evaluate import evaluate
 from terraseg.assess.record import FORMAT as METRICS_FORMAT
 from terraseg.compare.matrix import Cell, Matrix, placed
 from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
-from terraseg.files import write_json
+from terraseg.files import last_words, write_json
 from terraseg.mapping.scratch import output_lock
 from terraseg.subsets import chosen_chips
 
@@ -204,12 +204,7 @@ def _train(cell: Cell) -> None:
     command = [sys.executable, "-m", "terratorch", "fit", "--config", str(config)]
     code = _run(command, log)
     if code or not (cell.folder / "bundle" / "bundle.json").is_file():
-        lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        said = [line for line in lines if line.strip()]
-        reason = next(
-            (line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "nothing said"
-        )
-        raise TrainingError(f"`terratorch fit` ended with exit code {code}: {reason}", fix=f"see {log}")
+        raise TrainingError(f"`terratorch fit` ended with exit code {code}: {last_words(log)}", fix=f"see {log}")
     write_json(cell.folder / "training.json", Training(identity=cell.identity).model_dump())
 
 

@@ -5,13 +5,13 @@ from types import TracebackType
 
 import torch
 
-from terraseg.errors import TerrasegError
+from terraseg.errors import cause_of
 
 _previous_hook = sys.excepthook
 
 
 def one_line_errors() -> None:
-    """End the process with one line on stderr, and status 1, where a `TerrasegError` would end it with a traceback.
+    """End the process with one line on stderr, and status 1, where an error of ours would end it with a traceback.
 
     Also where jsonargparse wrapped it ("Does not validate against any of the Union subtypes"), which it does with
     every exception that a constructor raises. All other exceptions keep their traceback.
@@ -28,10 +28,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def _hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, TerrasegError):
-            sys.stderr.write(f"error: {cause}\n")
-            return
-        cause = cause.__cause__
+    if (cause := cause_of(error)) is not None:
+        sys.stderr.write(f"error: {cause}\n")
+        return
     _previous_hook(kind, error, trace)

@@ -154,25 +154,34 @@ def read_header(pair: Pair, options: FolderOptions) -> Header:
             both = image.crs and mask.crs
             if both and not (mask.crs == image.crs and mask.transform.almost_equals(image.transform, image.res[0] / 2)):
                 raise LabelError(f"{pair.mask} does not lie where {pair.image.name} does", expected="one pixel grid")
-            names = _band_names(pair.image, image.descriptions, options.bands)
-            unit = _unit(pair.image, image.tags().get("UNIT"), options.unit)
-            dtype = _dtype(pair.image, image.dtypes, unit)
-            nodata = image.nodata if options.nodata is None else options.nodata
-            return Header(
-                shape=image.shape,
-                crs=str(image.crs) if image.crs else "",
-                transform=image.transform,
-                bands=names,
-                dtype=dtype,
-                scale=1 / REFLECTANCE_SCALE if unit == "reflectance" else 1.0,
-                nodata=NODATA if nodata is None else nodata,
-                sound=image.descriptions == names
-                and image.tags().get("UNIT") == UNIT
-                and set(image.dtypes) == {dtype}
-                and image.nodata == nodata == NODATA,
-            )
+            return header_of(pair.image, image, options)
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(f"{pair.image} or its mask can't be read ({error})", fix="replace the file") from error
+
+
+def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions) -> Header:
+    """What an image declares, settled with the options.
+
+    Raises:
+        SceneError: bands, unit or type that are unknown or unfit.
+    """
+    names = _band_names(path, image.descriptions, options.bands)
+    unit = _unit(path, image.tags().get("UNIT"), options.unit)
+    dtype = _dtype(path, image.dtypes, unit)
+    nodata = image.nodata if options.nodata is None else options.nodata
+    return Header(
+        shape=image.shape,
+        crs=str(image.crs) if image.crs else "",
+        transform=image.transform,
+        bands=names,
+        dtype=dtype,
+        scale=1 / REFLECTANCE_SCALE if unit == "reflectance" else 1.0,
+        nodata=NODATA if nodata is None else nodata,
+        sound=image.descriptions == names
+        and image.tags().get("UNIT") == UNIT
+        and set(image.dtypes) == {dtype}
+        and image.nodata == nodata == NODATA,
+    )
 
 
 def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:

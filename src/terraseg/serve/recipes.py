@@ -1,0 +1,172 @@
+"""Recipes: the configs of a folder that train on any dataset, and the config that a request makes of one."""
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from terraseg.bands import band
+from terraseg.compare.matrix import placed
+from terraseg.dataset import ChipDataset
+from terraseg.errors import ConfigError
+from terraseg.learn.check_config import declared_licence, read_config
+from terraseg.serve.asked import AskedTraining
+from terraseg.serve.faults import NotThereError
+
+_log = logging.getLogger(__name__)
+
+_CLASSES = {"data": "terraseg.learn.datamodule.ChipDataModule", "model": "terraseg.learn.task.SegmentationTask"}
+_VALIDATIONS = 5
+"""Of a training by steps: the best checkpoint is one of so many."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config that trains on any dataset with its bands.
+
+    Attributes:
+        name: its file's, without the suffix.
+        about: first line of the file.
+        backbone: name in TerraTorch.
+        bands: ESA names.
+        weights: where they come from unless the request says it.
+        licence: of the weights.
+    """
+
+    name: str
+    about: str
+    backbone: str
+    bands: tuple[str, ...]
+    weights: str
+    licence: str
+
+    def json(self) -> dict[str, Any]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def find_recipes(folder: Path) -> list[Recipe]:
+    """The recipes of a folder, sorted; its other files (data, comparisons, several dates, a debug run) are left out."""
+    return [recipe for path in sorted(folder.glob("*.yaml")) if (recipe := _recipe(path))]
+
+
+def resolve(
+    asked: AskedTraining, *, recipes: Path, weights: Path, dataset: ChipDataset, output: Path
+) -> dict[str, Any]:
+    """The config of a training, for `terratorch fit`.
+
+    Args:
+        asked: the request.
+        recipes: folder of the recipes.
+        weights: folder of the weights' files that a request may name.
+        dataset: to train on.
+        output: folder of the experiment's folder, which has the recipe's name.
+
+    Raises:
+        NotThereError: no such recipe.
+        ConfigError: no such class or weights.
+        SceneError: a band that nobody knows.
+    """
+    path = recipes / f"{asked.recipe}.yaml"
+    recipe = _recipe(path) if path.is_file() else None
+    if recipe is None:
+        known = ", ".join(each.name for each in find_recipes(recipes))
+        raise NotThereError(f"no recipe {asked.recipe!r}", expected=f"one of {known}")
+    values = deepcopy(read_config(path)[0])
+    trainer, data, model = values["trainer"], values["data"]["init_args"], values["model"]["init_args"]
+    values["seed_everything"] = data["seed"] = asked.seed
+    data |= {"root": str(dataset.root), "fraction": asked.fraction}
+    if asked.batch_size is not None:
+        data["batch_size"] = asked.batch_size
+    if asked.bands is not None:
+        _set_bands(asked.bands, data, model["model_args"])
+    _set_length(asked, trainer)
+    model["weights"] = _weights(asked.weights or recipe.weights, folder=weights, given=asked.weights is not None)
+    model["model_args"]["num_classes"] = len(dataset.info.classes)
+    if asked.positive is not None:
+        model["positive_class"] = _class_id(asked.positive, dataset)
+    # Nobody looks at a bar in a log, and the summary is a page of it.
+    trainer["callbacks"] = [
+        each for each in trainer.get("callbacks") or [] if not str(each.get("class_path")).endswith("ProgressBar")
+    ]
+    trainer |= {"enable_progress_bar": False, "enable_model_summary": False}
+    return placed(values, output / asked.recipe)
+
+
+def _recipe(path: Path) -> Recipe | None:
+    try:
+        values, _ = read_config(path)
+    except ConfigError as error:
+        _log.debug("%s", error)  # a config of data or of a comparison
+        return None
+    sections = {name: values[name].get("init_args") or {} for name in _CLASSES}
+    arguments = sections["model"].get("model_args") or {}
+    fits = (
+        all(values[name].get("class_path") == path for name, path in _CLASSES.items())
+        and "default_root_dir" in (values.get("trainer") or {})
+        and sections["data"].get("overfit") is None
+        and arguments.get("backbone_num_frames", 1) == 1
+    )
+    if not fits:
+        return None
+    asks = str(sections["model"].get("weights", "hub"))
+    return Recipe(
+        name=path.stem,
+        about=path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
+        backbone=str(arguments.get("backbone")),
+        bands=tuple(sections["data"].get("bands") or ()),
+        # Random weights are for those who ask for them: no service falls back to them.
+        weights="hub" if asks == "hub-or-random" else asks,
+        licence=declared_licence(values) or "",
+    )
+
+
+def _set_length(asked: AskedTraining, trainer: dict[str, Any]) -> None:
+    if asked.steps is not None:
+        trainer.pop("max_epochs", None)
+        # Not 1, which Lightning takes for 1.0: once an epoch.
+        every = max(2, asked.steps // _VALIDATIONS)
+        trainer |= {"max_steps": asked.steps, "check_val_every_n_epoch": None, "val_check_interval": every}
+    elif asked.epochs is not None:
+        trainer |= {"max_epochs": asked.epochs, "max_steps": -1}
+        trainer |= {"check_val_every_n_epoch": 1, "val_check_interval": 1.0}
+
+
+def _set_bands(names: Sequence[str], data: dict[str, Any], arguments: dict[str, Any]) -> None:
+    chosen = [band(name) for name in names]
+    data["bands"] = [each.name for each in chosen]
+    for key in ("backbone_in_chans", "in_channels"):
+        if key in arguments:
+            arguments[key] = len(chosen)
+    for key in ("backbone_bands", "bands"):
+        if key in arguments:
+            own = [each.terratorch for each in chosen]
+            given = arguments[key]
+            arguments[key] = {kind: list(own) for kind in given} if isinstance(given, Mapping) else own
+
+
+def _weights(asked: str, *, folder: Path, given: bool) -> str:
+    """The source of the weights; a file that a request names is one of the folder's."""
+    if not given or asked in ("hub", "random"):
+        return asked
+    files = sorted(_files(folder))
+    if asked not in files:
+        raise ConfigError(
+            f"the service has no weights {asked!r}",
+            expected=", ".join(["hub", "random", *files]),
+            fix=f"put the file into {folder} on the service's machine",
+        )
+    return str(folder / asked)
+
+
+def _files(folder: Path) -> Iterator[str]:
+    yield from (path.name for path in folder.glob("[!.]*") if path.is_file())
+
+
+def _class_id(name: str, dataset: ChipDataset) -> int:
+    ids = {known: number for number, known in dataset.info.classes.items()}
+    if name not in ids:
+        raise ConfigError(f"positive: the dataset has no class {name!r}", expected=f"one of {', '.join(ids)}")
+    return ids[name]
