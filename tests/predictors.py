@@ -36,6 +36,7 @@ class NumpyPredictor:
 
     function: Callable[[npt.NDArray[np.uint16]], npt.NDArray[np.float32]] = from_first_band
     bands: tuple[str, ...] = PRITHVI_BANDS
+    frames: int = 1
     unit: str = UNIT
     nodata: float = 0
     gsd: float = 10.0

@@ -268,8 +268,11 @@ def _predict(verbs: _Verbs) -> None:
     what.add_argument(
         "--input",
         "--predict_data_root",
-        default="data/raw",
-        help="a scene, a folder of scenes, a VRT, a STAC item, or the http(s) address of a COG or an item",
+        nargs="+",
+        default=["data/raw"],
+        metavar="SCENE",
+        help="a scene, a folder of scenes, a VRT, a STAC item, or the http(s) address of a COG or an item; several for "
+        "the dates of a place",
     )
     what.add_argument("--manifest", type=Path, help="a list of scenes instead: .txt, .csv or .json")
     parser.add_argument("--output", type=Path, default=Path("results/predictions"), help="a folder each scene")
@@ -310,7 +313,7 @@ def _export(verbs: _Verbs) -> None:
 
     parser = _verb(verbs, "export", run, "a model for faster runtimes")
     parser.add_argument("--bundle", type=Path, required=True, help="outputs/<experiment>/bundle")
-    parser.add_argument("--input", type=Path, default=Path("data/raw"), help="a scene or a folder of scenes")
+    parser.add_argument("--input", nargs="+", default=["data/raw"], metavar="SCENE", help="as for predict")
     parser.add_argument(
         "--chips", type=int, default=64, help="of the scenes: half to compare on, half to calibrate int8"
     )

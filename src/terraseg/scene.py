@@ -10,8 +10,9 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import rasterio
@@ -66,18 +67,36 @@ class Scene:
         Raises:
             SceneError: its provenance has none.
         """
+        return self._day("datetime", "start_datetime")
+
+    @property
+    def last_day(self) -> dt.date:
+        """The last of its days, of a scene that is no composite its date.
+
+        Raises:
+            SceneError: its provenance has none.
+        """
+        return self._day("end_datetime", "datetime")
+
+    def _day(self, *keys: str) -> dt.date:
+        """The day of the first of some properties that is there."""
         properties = self.item["properties"]
+        given = next((properties[key] for key in keys if properties.get(key)), None)
         try:
-            return dt.datetime.fromisoformat(properties.get("datetime") or properties["start_datetime"]).date()
-        except (KeyError, ValueError, TypeError) as error:
+            return dt.datetime.fromisoformat(str(given)).date()
+        except ValueError as error:
             raise SceneError(
-                f"{self.path.with_suffix('.json')} says no date", expected="datetime or start_datetime, ISO 8601"
+                f"{self.path.with_suffix('.json')} says no date", expected=f"{' or '.join(keys)}, ISO 8601"
             ) from error
 
     @property
     def attribution(self) -> str:
         """The line that everything made from the scene must carry."""
         return str(self.item["properties"][ATTRIBUTION])
+
+
+Place: TypeAlias = tuple[Scene, ...]
+"""The scenes of one place, of the same pixel grid and bands, the first date first; the first one names it."""
 
 
 def open_scene(path: str | Path) -> Scene:
@@ -186,27 +205,33 @@ def find_scenes(path: str | Path) -> list[Scene]:
         raise SceneError(f"no scene (*.tif) in {path}", fix="run the download first, or correct --input")
     scenes = [open_scene(file) for file in files]
     for scene in scenes[1:]:
-        if scene.bands != scenes[0].bands or scene.gsd != scenes[0].gsd:
-            raise SceneError(
-                f"{scene.path.name} has bands {', '.join(scene.bands)} at {scene.gsd:g} m, "
-                f"{scenes[0].path.name} has {', '.join(scenes[0].bands)} at {scenes[0].gsd:g} m",
-                expected="scenes of one kind",
-                fix="keep them in separate folders",
-            )
+        _refuse_unlike(scene, scenes[0])
     return scenes
 
 
-def find_places(path: str | Path, *, frames: int) -> list[tuple[Scene, ...]]:
-    """The scenes of a folder by place: those on one pixel grid, the first date first.
+def find_places(path: str | Path, *, frames: int) -> list[Place]:
+    """The places of a folder, see `group_places`.
 
     Args:
         path: see `find_scenes`.
+        frames: dates of each place.
+
+    Raises:
+        SceneError: what `find_scenes` and `group_places` raise.
+    """
+    return group_places(find_scenes(path), frames=frames)
+
+
+def group_places(scenes: Sequence[Scene], *, frames: int) -> list[Place]:
+    """Scenes by place: those on one pixel grid, the first date first.
+
+    Args:
+        scenes: in any order, at least one.
         frames: dates of each place; with 1 each scene stands alone, also where others show the same place.
 
     Raises:
-        SceneError: a place has another number of scenes, or two of one day; and see `find_scenes`.
+        SceneError: a place has another number of scenes, two that share a day, or bands in another order.
     """
-    scenes = find_scenes(path)
     if frames == 1:
         return [(scene,) for scene in scenes]
     by_grid: dict[GeoBox, list[Scene]] = defaultdict(list)
@@ -214,14 +239,36 @@ def find_places(path: str | Path, *, frames: int) -> list[tuple[Scene, ...]]:
         by_grid[scene.geobox].append(scene)
     places = [tuple(sorted(group, key=lambda scene: scene.day)) for group in by_grid.values()]
     for place in places:
-        days = [str(scene.day) for scene in place]
-        if len(place) != frames or len(set(days)) < frames:
+        first, days = place[0], [_days(scene) for scene in place]
+        if len(place) != frames or len({scene.day for scene in place}) < frames:
             raise SceneError(
-                f"on the grid of {place[0].name} there are {len(place)} scenes ({', '.join(days)})",
+                f"on the grid of {first.name} there are {len(place)} of {len(scenes)} scenes ({', '.join(days)})",
                 expected=f"{frames} of different days, one a frame",
                 fix="download as many periods, or correct the number of frames",
             )
+        for before, after in pairwise(place):
+            if after.day <= before.last_day:
+                raise SceneError(
+                    f"{before.name} ({_days(before)}) and {after.name} ({_days(after)}) are of the same days",
+                    expected="dates of a place that follow each other",
+                    fix="download periods that don't overlap",
+                )
+            _refuse_unlike(after, first)
     return places
+
+
+def _days(scene: Scene) -> str:
+    return str(scene.day) if scene.day == scene.last_day else f"{scene.day} to {scene.last_day}"
+
+
+def _refuse_unlike(scene: Scene, first: Scene) -> None:
+    if scene.bands != first.bands or scene.gsd != first.gsd:
+        raise SceneError(
+            f"{scene.path.name} has bands {', '.join(scene.bands)} at {scene.gsd:g} m, "
+            f"{first.path.name} has {', '.join(first.bands)} at {first.gsd:g} m",
+            expected="scenes of one kind",
+            fix="keep them in separate folders",
+        )
 
 
 @contextmanager

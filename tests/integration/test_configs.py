@@ -6,13 +6,18 @@ test_backbones_terratorch.
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 import torch
 
 from experiments import CONFIGS, fit_test_and_predict, terratorch
 from factories import make_dataset, make_dates, make_scene, make_truth
 from terraseg.bands import PRITHVI_BANDS
+from terraseg.cli import main
 from terraseg.errors import ConfigError
+from terraseg.learn.datamodule import ChipDataModule
+from terraseg.mapping.bundle import Bundle
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.run import preprocess
 from terraseg.sample.city import make_city_scene
@@ -59,6 +64,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_dataset(home / "data/processed", make_scene(home, (128, 512), truth=truth), truth, tile_size=64)
     make_scene(home / "raw", (70, 90))
     make_dates(make_scene(home / "dates", (70, 90)), _DAYS)
+    make_dates(make_scene(home / "chip", (64, 64), name="chip"), _DAYS)  # of the size of a chip, with clouds
+    for name, clouds in (("chip", np.s_[:, 10:30, 10:40]), ("b_middle", np.s_[:, 20:50, 30:50])):
+        with rasterio.open(home / "chip" / f"{name}.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
+            pixels = target.read()
+            pixels[clouds] = 0
+            target.write(pixels)
     scenes, labels = make_city_scene(home / "city", size=448, seed=3)
     make_dates(find_scenes(scenes)[0], _DAYS)
     rules = PrepareConfig(tile_size=64, frames=3, split=SplitRule(block_chips=2))
@@ -84,8 +95,27 @@ def test_several_dates_are_learned_from_and_mapped_together() -> None:
     with torch.inference_mode():
         logits = bundle.load_model()(torch.randn(1, 6, 3, 64, 96))
     assert logits.shape == (1, 2, 64, 96)
+    _assert_mapped_as_in_training(bundle)
     with pytest.raises(ConfigError, match="1 date of its place, backbone_num_frames is 3"):
         terratorch(
             "fit", "-c", str(CONFIGS / "prithvi_multitemporal.yaml"), *small, "--data.init_args.root=data/processed",
             "--model.init_args.weights=random",
         )  # fmt: skip
+
+
+def _assert_mapped_as_in_training(bundle: Bundle) -> None:
+    """`terraseg predict` gives a place of the size of a chip the probability that the datamodule's batch gives it."""
+    where = ["--bundle", str(bundle.root), "--output", "maps", "--device", "cpu"]
+    assert main(["predict", "--input", "dates", *where]) == 0
+    assert main(["predict", "--input", "chip/a_late.tif", "chip/b_middle.tif", "chip/chip.tif", *where]) == 0
+    (batch,) = ChipDataModule("data/processed_multitemporal", predict_data_root="chip").predict_dataloader()
+    with torch.inference_mode():
+        logits = bundle.load_model()(batch["image"])[0] / bundle.info.temperature
+    expected = logits.softmax(dim=0)[1].numpy()
+    with rasterio.open("maps/chip/probability.tif") as probability, rasterio.open("maps/chip/mask.tif") as mask:
+        np.testing.assert_allclose(probability.read(1) / 250, expected, atol=0.5 / 250 + 1e-5)
+        sure = np.abs(expected - bundle.info.threshold) > 1e-5
+        np.testing.assert_array_equal(mask.read(1)[sure], (expected >= bundle.info.threshold)[sure])
+    assert np.ptp(expected) > 0.01
+    with rasterio.open("maps/scene/mask.tif") as mask, rasterio.open("dates/scene.tif") as image:
+        assert (mask.shape, mask.transform) == (image.shape, image.transform)

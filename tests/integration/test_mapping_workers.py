@@ -15,7 +15,7 @@ from clusters import dask_cluster
 from factories import make_scene
 from predictors import POISON, Deadly, NumpyPredictor, NumpySource, from_neighbours
 from terraseg.errors import ConfigError
-from terraseg.mapping.many import ModelSource, Outcome, map_scenes
+from terraseg.mapping.many import ModelSource, Outcome, map_places
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.workers import Workers, open_workers
 from terraseg.products import Product
@@ -60,7 +60,7 @@ def assert_same(product: Product | None, alone: Path) -> None:
 
 
 def mapped(scenes: list[Scene], source: ModelSource, output: Path, crew: Workers, *, retries: int) -> list[Outcome]:
-    return map_scenes(scenes, source, output, workers=crew, retries=retries, options=OPTIONS)
+    return map_places([(scene,) for scene in scenes], source, output, workers=crew, retries=retries, options=OPTIONS)
 
 
 def where(_: int) -> tuple[int, set[int], str]:

@@ -72,7 +72,7 @@ def test_a_matrix_holds_every_cell_once_seed_by_seed(given: dict[str, Any], tmp_
     ]  # fmt: skip
     assert len({cell.identity for cell in matrix.cells}) == 8
     assert matrix.budget == "batch_size 4, max_steps 200, val_check_interval 40, devices 1"
-    assert [path.name for path in matrix.scenes] == ["scene.tif"]
+    assert [[path.name for path in place] for place in matrix.places] == [["scene.tif"]]
 
 
 def test_a_cell_writes_into_its_own_folder_alone(given: dict[str, Any], tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def test_the_look_at_a_wide_scene_stays_coarse_on_both_sides(
         return read(raster, indexes, **options)
 
     monkeypatch.setattr(PatientRaster, "read", spied)
-    check_fit(scene, NumpyPredictor(), crop=32)
+    check_fit((scene,), NumpyPredictor(), crop=32)
     expected = [((6, 21, 512), 120)] if overviews else [((6, 1, 512), 1)] * 32
     assert looks == expected
 
@@ -208,4 +208,4 @@ def test_wrong_units_are_seen_without_overviews(tmp_path: Path) -> None:
     scene = make_scene(tmp_path / "raw", (120, 3000))
     rewrite(scene.path, pixels=lambda values: values // 40)
     with pytest.raises(SceneError, match="times those that the model was trained on"):
-        check_fit(scene, NumpyPredictor(), crop=32)
+        check_fit((scene,), NumpyPredictor(), crop=32)

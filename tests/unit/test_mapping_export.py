@@ -66,7 +66,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 @pytest.fixture(scope="module")
 def exported_once(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> tuple[NetBundle, ExportRecord]:
     bundle = net(tmp_path_factory.mktemp("bundle"))
-    return bundle, export_bundle(bundle, [scene], chips=6, batch_size=4)
+    return bundle, export_bundle(bundle, [(scene,)], chips=6, batch_size=4)
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def edit(bundle: Bundle, **changes: Any) -> None:
 def test_every_runtime_agrees_with_pytorch(exported_once: tuple[NetBundle, ExportRecord], scene: Scene) -> None:
     bundle, _ = exported_once
     reference = TorchPredictor(bundle, device="cpu")
-    pixels = real_chips([scene], reference, size=32, count=5)
+    pixels = real_chips([(scene,)], reference, size=32, count=5)
     expected = reference(pixels)
     for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("torch-bf16", 0.1), ("openvino-int8", 0.1)):
         predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
@@ -119,9 +119,9 @@ def test_the_record_holds_what_was_measured(exported_once: tuple[NetBundle, Expo
 
 def test_a_model_whose_batch_is_fixed_gets_filled_batches(tmp_path: Path, scene: Scene) -> None:
     bundle = net(tmp_path, experiment="chipwise")
-    record = export_bundle(bundle, [scene], chips=6, batch_size=2)
+    record = export_bundle(bundle, [(scene,)], chips=6, batch_size=2)
     reference = TorchPredictor(bundle, device="cpu")
-    pixels = real_chips([scene], reference, size=32, count=5)
+    pixels = real_chips([(scene,)], reference, size=32, count=5)
     for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("openvino-int8", 0.1)):
         predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
         assert predictor._fixed_batch == 2
@@ -134,9 +134,9 @@ def test_the_chips_that_calibrate_are_those_that_are_not_compared_on(
 ) -> None:
     bundle, given = net(tmp_path), []
     monkeypatch.setattr(export, "quantise_model", lambda _, __, batches: given.extend(batches))
-    export_bundle(bundle, [scene], chips=5, batch_size=4)
+    export_bundle(bundle, [(scene,)], chips=5, batch_size=4)
     reference = TorchPredictor(bundle, device="cpu")
-    chips = real_chips([scene], reference, size=32, count=5)
+    chips = real_chips([(scene,)], reference, size=32, count=5)
     means, stds = np.asarray(bundle.info.means)[:, None, None], np.asarray(bundle.info.stds)[:, None, None]
     seen = np.where((chips == 0).any(axis=1, keepdims=True), 0, (chips - means) / stds)
     assert [len(batch) for batch in given] == [4]
@@ -149,7 +149,7 @@ def test_without_anything_to_quantise_that_runtime_is_left_out(
 ) -> None:
     bundle = net(tmp_path, experiment=experiment)
     with caplog.at_level(logging.WARNING, "terraseg"):
-        record = export_bundle(bundle, [scene], chips=chips, batch_size=2)
+        record = export_bundle(bundle, [(scene,)], chips=chips, batch_size=2)
     assert caplog.text.count("runtime openvino-int8 is left out: nothing was quantised") == 1
     assert list(record.files) == ["model.onnx"]
     assert record.calibration_chips == 0
@@ -268,7 +268,7 @@ def test_a_scene_without_pixels_is_refused(tmp_path: Path) -> None:
     with rasterio.open(empty.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
         target.write(np.zeros((target.count, *target.shape), np.uint16))
     with pytest.raises(SceneError, match="has an observation"):
-        export_bundle(net(tmp_path), [empty], chips=2, batch_size=2)
+        export_bundle(net(tmp_path), [(empty,)], chips=2, batch_size=2)
     assert not runtimes_folder(net(tmp_path)).exists()
 
 

@@ -16,7 +16,21 @@ from terraseg.mapping.manifest import read_manifest
 )
 def test_a_manifest_names_scenes_from_its_own_folder(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text("\N{BYTE ORDER MARK}" + text, encoding="utf-8")
-    assert read_manifest(tmp_path / name) == [str(tmp_path / "a.tif"), "/data/b.tif", "https://host/c.tif"]
+    assert read_manifest(tmp_path / name) == [(str(tmp_path / "a.tif"),), ("/data/b.tif",), ("https://host/c.tif",)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.txt", "may.tif; june.tif;/data/july.tif\nalone.tif\n"),
+        ("m.csv", "scene,place\nmay.tif;june.tif;/data/july.tif,a\nalone.tif;,b\n"),
+        ("m.json", '[["may.tif", "june.tif", "/data/july.tif"], "alone.tif", []]'),
+    ],
+)
+def test_an_entry_may_name_the_dates_of_a_place(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    several = (str(tmp_path / "may.tif"), str(tmp_path / "june.tif"), "/data/july.tif")
+    assert read_manifest(tmp_path / name) == [several, (str(tmp_path / "alone.tif"),)]
 
 
 @pytest.mark.parametrize(
@@ -31,6 +45,8 @@ def test_a_manifest_names_scenes_from_its_own_folder(tmp_path: Path, name: str, 
         ("m.json", "[", "is no JSON"),
         ("m.json", '{"a": 1}', "expected a list of scenes"),
         ("m.json", "[1]", "expected a list of scenes"),
+        ("m.json", "[[1]]", "expected a list of scenes"),
+        ("m.json", '[["a.tif", "b.tif"], ["a.tif", "b.tif"]]', r"a\.tif; .*b\.tif twice"),
         ("m.txt", b"\xff\xfe\x00", "is no text"),
     ],
 )

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from predictors import POISON, Failing, NumpyPredictor, NumpySource, from_neighb
 from terraseg.cli import main
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.mapping import workers as workers_module
-from terraseg.mapping.many import FailedScenesError, Outcome, even_parts, map_scenes, open_scenes
+from terraseg.mapping.inputs import places_at
+from terraseg.mapping.many import FailedScenesError, Outcome, even_parts, map_places, open_places, refuse_one_name
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.workers import ThisProcess, core_shares, open_workers
 from terraseg.products import Product, find_products
-from terraseg.scene import Scene, find_scenes
+from terraseg.scene import Scene
 
 OPTIONS: dict[str, Any] = {"crop": 32, "overlap": 8, "batch_size": 3, "threshold": 0.5}
 
@@ -70,14 +72,15 @@ def test_a_failure_does_not_stop_the_others_and_is_tried_again_after_them(tmp_pa
     scenes = [make_scene(tmp_path / "raw", (60, 50), name=name, seed=ord(name)) for name in "abc"]
     poisoned(scenes[0])
     source = NumpySource(Failing(1))
-    outcomes = map_scenes(scenes, source, tmp_path / "out", workers=ThisProcess(), retries=1, options=OPTIONS)
+    places = [(scene,) for scene in scenes]
+    outcomes = map_places(places, source, tmp_path / "out", workers=ThisProcess(), retries=1, options=OPTIONS)
     assert [(outcome.name, outcome.attempts, outcome.reason) for outcome in outcomes] == [
         ("a", 2, ""), ("b", 1, ""), ("c", 1, ""),
     ]  # fmt: skip
     finished = [outcome.product.item for outcome in outcomes if outcome.product]
     times = [path.stat().st_mtime_ns for path in finished]
     assert times[0] == max(times)
-    map_scenes(scenes, source, tmp_path / "out", workers=ThisProcess(), retries=1, options=OPTIONS)
+    map_places(places, source, tmp_path / "out", workers=ThisProcess(), retries=1, options=OPTIONS)
     assert [path.stat().st_mtime_ns for path in finished] == times
 
 
@@ -85,12 +88,11 @@ def test_what_stays_broken_is_in_one_table_with_its_reason(tmp_path: Path) -> No
     scenes = [make_scene(tmp_path / "raw", (60, 50), name=name) for name in "ab"]
     poisoned(scenes[1])
     (tmp_path / "raw" / "torn.tif").write_bytes(b"II*\x00")
-    opened, failed = open_scenes(
-        [*(str(scene.path) for scene in scenes), str(tmp_path / "raw" / "torn.tif")], find_scenes, retries=1
-    )
-    assert opened == scenes
+    entries = [(str(scene.path),) for scene in scenes] + [(str(tmp_path / "raw" / "torn.tif"),)]
+    opened, failed = open_places(entries, partial(places_at, folder=tmp_path, frames=1), retries=1)
+    assert opened == [(scene,) for scene in scenes]
     source = NumpySource(Failing(9))
-    outcomes = failed + map_scenes(opened, source, tmp_path, workers=ThisProcess(), retries=2, options=OPTIONS)
+    outcomes = failed + map_places(opened, source, tmp_path, workers=ThisProcess(), retries=2, options=OPTIONS)
     error = FailedScenesError(outcomes)
     assert str(error).startswith("2 of 3 scenes failed: ")
     assert [(outcome.attempts, bool(outcome.product)) for outcome in outcomes] == [(2, False), (1, True), (3, False)]
@@ -110,13 +112,13 @@ def test_a_model_that_can_not_be_opened_ends_the_run_at_once(tmp_path: Path) -> 
 
     scene = make_scene(tmp_path / "raw", (60, 50))
     with pytest.raises(CheckpointError, match="no model"):
-        map_scenes([scene], Broken(), tmp_path, workers=ThisProcess(), retries=5, options=OPTIONS)
+        map_places([(scene,)], Broken(), tmp_path, workers=ThisProcess(), retries=5, options=OPTIONS)
 
 
 def test_two_scenes_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path: Path) -> None:
-    paths = [str(make_scene(tmp_path / folder, (40, 40)).path) for folder in ("may", "june")]
+    scenes = [make_scene(tmp_path / folder, (40, 40)) for folder in ("may", "june")]
     with pytest.raises(ConfigError, match="have one name"):
-        open_scenes(paths, find_scenes, retries=0)
+        refuse_one_name([(scene,) for scene in scenes])
 
 
 @settings(max_examples=8, deadline=None)
@@ -133,8 +135,8 @@ def test_the_rows_of_one_scene_over_workers_give_the_bytes_of_one_process(
             with suppress(RuntimeError):  # where five batches are not all
                 predict_scene(scene, NumpyPredictor(lambda p: next(stops)(p)), Path(folder) / "many", **options)
         crew = Fakes(count, seed, lost)
-        (outcome,) = map_scenes(
-            [scene], NumpySource(), Path(folder) / "many", workers=crew, retries=lost, options=options
+        (outcome,) = map_places(
+            [(scene,)], NumpySource(), Path(folder) / "many", workers=crew, retries=lost, options=options
         )
         assert outcome.product is not None, outcome.reason
         for left, right in zip(read(alone), read(outcome.product), strict=True):
@@ -144,11 +146,12 @@ def test_the_rows_of_one_scene_over_workers_give_the_bytes_of_one_process(
 
 def test_blocks_that_stay_broken_are_named_and_the_others_kept(tmp_path: Path) -> None:
     scene = poisoned(make_scene(tmp_path / "raw", (200, 70)), row=100)
-    (outcome,) = map_scenes([scene], NumpySource(Failing(99)), tmp_path, workers=Fakes(3), retries=1, options=OPTIONS)
+    fails = NumpySource(Failing(99))
+    (outcome,) = map_places([(scene,)], fails, tmp_path, workers=Fakes(3), retries=1, options=OPTIONS)
     rows = [(72, 96), (96, 120), (120, 144)]  # whose windows, or those that reach into them, hold the poison
     reasons = "; ".join(f"rows {first} to {end}: RuntimeError: out of luck" for first, end in rows)
     assert outcome.reason == f"3 of 3 blocks of scene failed ({reasons})."
-    (again,) = map_scenes([scene], NumpySource(), tmp_path, workers=Fakes(3), retries=0, options=OPTIONS)
+    (again,) = map_places([(scene,)], NumpySource(), tmp_path, workers=Fakes(3), retries=0, options=OPTIONS)
     assert again.product is not None
     alone = predict_scene(scene, NumpyPredictor(from_neighbours), tmp_path / "alone", **OPTIONS)
     for left, right in zip(read(alone), read(again.product), strict=True):
@@ -161,15 +164,16 @@ def test_a_broken_block_of_a_wide_scene_is_named_by_rows_and_columns(
     monkeypatch.setattr("terraseg.mapping.windows._PANEL_PIXELS", 40)
     monkeypatch.setattr("terraseg.mapping.windows._PANEL_CROPS", 1)
     scene = poisoned(make_scene(tmp_path / "raw", (70, 150)), row=60)
-    (outcome,) = map_scenes([scene], NumpySource(Failing(99)), tmp_path, workers=Fakes(4), retries=0, options=OPTIONS)
+    fails = NumpySource(Failing(99))
+    (outcome,) = map_places([(scene,)], fails, tmp_path, workers=Fakes(4), retries=0, options=OPTIONS)
     assert "rows 0 to 70 of columns 0 to 48: RuntimeError: out of luck" in outcome.reason
 
 
 def test_many_scenes_go_whole_few_scenes_by_rows(tmp_path: Path) -> None:
-    scenes = [make_scene(tmp_path / "raw", (120, 40), name=name) for name in "ab"]
+    places = [(make_scene(tmp_path / "raw", (120, 40), name=name),) for name in "ab"]
     for count, tasks in ((2, 2), (3, 2 * 3)):
         crew = Fakes(count)
-        map_scenes(scenes, NumpySource(), tmp_path / str(count), workers=crew, retries=0, options=OPTIONS)
+        map_places(places, NumpySource(), tmp_path / str(count), workers=crew, retries=0, options=OPTIONS)
         assert len(crew.tasks) == tasks
 
 

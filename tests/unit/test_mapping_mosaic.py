@@ -59,7 +59,8 @@ def predictor() -> NumpyPredictor:
 
 
 def combined(folder: Path, mapped: list[tuple[Scene, Product]], rule: Rule) -> list[Product]:
-    return mosaic_products(mapped, predictor(), folder / "out", rule=rule, threshold=OPTIONS["threshold"], simplify_m=0)
+    places = [((scene,), product) for scene, product in mapped]
+    return mosaic_products(places, predictor(), folder / "out", rule=rule, threshold=OPTIONS["threshold"], simplify_m=0)
 
 
 def read(path: Path) -> npt.NDArray[np.uint8]:

@@ -68,7 +68,7 @@ def stitched(
     height, width = scene.geobox.shape
     grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap), panel_pixels=panel)
     whole = np.full((height, width), np.nan, np.float32)
-    for strip in predict_strips(scene, predictor, grid=grid, batch_size=batch, tta=False, start=start):
+    for strip in predict_strips((scene,), predictor, grid=grid, batch_size=batch, tta=False, start=start):
         place = tuple(slice(*side) for side in grid.pixels(strip.index))
         whole[place] = np.where(np.isnan(whole[place]), strip.probability, np.nan)
     return whole

@@ -54,11 +54,6 @@ def conv(tmp_path: Path, **changes: Any) -> ConvBundle:
     return ConvBundle(tmp_path, make_info(**changes))
 
 
-def test_a_model_of_several_dates_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="3 dates of one place"):
-        TorchPredictor(conv(tmp_path, frames=3), device="cpu")
-
-
 @pytest.mark.parametrize("classes", [{0: "a", 1: "b"}, {0: "a", 1: "b", 2: "c"}])
 def test_log_odds_are_those_of_the_calibrated_softmax(tmp_path: Path, classes: dict[int, str]) -> None:
     bundle = conv(tmp_path, classes=classes, temperature=1.0)

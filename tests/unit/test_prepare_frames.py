@@ -7,6 +7,7 @@ import pytest
 import rasterio
 
 from factories import make_dates, make_scene
+from predictors import NumpyPredictor
 from terraseg.dataset import IGNORE, open_dataset
 from terraseg.errors import ConfigError, DatasetError, SceneError
 from terraseg.learn.check_data import check_data
@@ -14,6 +15,7 @@ from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.model import check_inputs
 from terraseg.learn.pack import open_pack
 from terraseg.learn.turns import TURNS, turned
+from terraseg.mapping.chips import chip_scores
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.run import preprocess
 from terraseg.sample.city import make_city_scene
@@ -147,6 +149,26 @@ def test_scenes_are_predicted_by_place(dataset, city, dates):
     module.predict_data_root = str(city[0] / "aside")
     with pytest.raises(SceneError, match="no scene"):
         module.predict_dataloader()
+
+
+@pytest.mark.parametrize("bands", [None, ("B12", "B03")])
+def test_a_model_is_scored_on_chips_of_all_dates(dataset, dates, bands):
+    shown = []
+
+    def spy(pixels):
+        shown.append(pixels[0])
+        return np.zeros((1, 32, 32), np.float32)
+
+    wanted = bands or dataset.info.bands
+    scores = chip_scores(dataset, NumpyPredictor(spy, bands=wanted, frames=3))
+    of_bands = dates[:, [dataset.info.bands.index(name) for name in wanted]]
+    for row in dataset.tiles.itertuples():
+        levels = scores(row.split, row.tile)
+        np.testing.assert_array_equal(shown.pop(), of_bands.reshape(-1, 300, 300)[_window(row)])
+        never = (dates == 0).any(axis=1).all(axis=0)[_window(row)]
+        np.testing.assert_array_equal(levels, np.where(never, 255, 125))
+    with pytest.raises(DatasetError, match="3 dates of its place; expected 1, as the model"):
+        chip_scores(dataset, NumpyPredictor())
 
 
 def test_the_check_knows_dates(dataset):

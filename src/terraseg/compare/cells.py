@@ -155,8 +155,8 @@ def run_cell(cell: Cell, matrix: Matrix) -> None:
     (cell.folder / "cell.json").unlink(missing_ok=True)
     if not _is_trained(cell):
         _train(cell)
-    for scene in matrix.scenes:
-        predict(bundle=cell.folder / "bundle", input=scene, output=cell.folder / "predictions")
+    for place in matrix.places:
+        predict(bundle=cell.folder / "bundle", input=place, output=cell.folder / "predictions")
     evaluate(
         predictions=cell.folder / "predictions",
         ground_truth=matrix.dataset.root,

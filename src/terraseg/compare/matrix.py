@@ -16,7 +16,7 @@ from terraseg.errors import ConfigError, LabelError, SceneError
 from terraseg.files import sha256_of_file
 from terraseg.footprints import footprint_files
 from terraseg.learn.check_config import check_config, read_config
-from terraseg.scene import find_scenes
+from terraseg.scene import find_places
 from terraseg.subsets import chosen_chips
 
 _BUDGET = (
@@ -106,7 +106,7 @@ class Matrix:
         config: the file.
         cells: all of them: seed by seed, so that a matrix that was stopped holds whole comparisons.
         dataset: of all experiments.
-        scenes: files of the scenes with test chips.
+        places: files of the scenes of each place with test chips, one a date.
         budget: in words.
         footprints_hash: of their files; null where objects are not scored.
     """
@@ -114,7 +114,7 @@ class Matrix:
     config: MatrixConfig
     cells: tuple[Cell, ...]
     dataset: ChipDataset
-    scenes: tuple[Path, ...]
+    places: tuple[tuple[Path, ...], ...]
     budget: str
     footprints_hash: str | None = None
 
@@ -157,7 +157,7 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
         for name in config.experiments
     )  # fmt: skip
     return Matrix(
-        config, cells, dataset, _tested_scenes(config.scenes, dataset), budget, _footprints_hash(config.footprints)
+        config, cells, dataset, _tested_places(config.scenes, dataset), budget, _footprints_hash(config.footprints)
     )
 
 
@@ -354,8 +354,9 @@ def _enough_chips(config: MatrixConfig, experiments: Mapping[str, dict[str, Any]
                 )
 
 
-def _tested_scenes(folder: Path, dataset: ChipDataset) -> tuple[Path, ...]:
-    found = {scene.name: scene.path for scene in find_scenes(folder)}
+def _tested_places(folder: Path, dataset: ChipDataset) -> tuple[tuple[Path, ...], ...]:
+    places = find_places(folder, frames=dataset.info.frames)
+    found = {place[0].name: tuple(scene.path for scene in place) for place in places}
     tested = sorted(set(dataset.split("test")["scene"]))
     if missing := [name for name in tested if name not in found]:
         raise SceneError(

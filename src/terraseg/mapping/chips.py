@@ -10,8 +10,9 @@ from scipy.special import expit
 
 from terraseg.bands import band_indices
 from terraseg.dataset import ChipDataset, Split
+from terraseg.errors import DatasetError
 from terraseg.mapping.predictor import Predictor, readable
-from terraseg.normalise import unobserved
+from terraseg.normalise import never_observed
 from terraseg.products import PROBABILITY_NODATA, PROBABILITY_SCALE
 
 ChipScores = Callable[[Split, str], npt.NDArray[np.uint8]]
@@ -23,8 +24,16 @@ def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
 
     Raises:
         SceneError: the dataset lacks a band of the model; when called, a chip can't be read.
+        DatasetError: it shows another number of dates than the model wants.
     """
-    wanted = [index + 1 for index in band_indices(predictor.bands, dataset.info.bands, where=str(dataset.root))]
+    info = dataset.info
+    if info.frames != predictor.frames:
+        raise DatasetError(
+            f"a chip of {dataset.root} shows {info.frames} date{'s' * (info.frames > 1)} of its place",
+            expected=f"{predictor.frames}, as the model was trained on",
+        )
+    indices = band_indices(predictor.bands, info.bands, where=str(dataset.root))
+    wanted = [len(info.bands) * frame + index + 1 for frame in range(info.frames) for index in indices]
 
     def score(split: Split, tile: str) -> npt.NDArray[np.uint8]:
         path: Path = dataset.image(split, tile)
@@ -32,7 +41,7 @@ def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
             pixels = source.read(wanted)
         probability = expit(predictor(pixels[None])[0])
         levels: npt.NDArray[np.uint8] = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
-        levels[unobserved(pixels, nodata=predictor.nodata)] = PROBABILITY_NODATA
+        levels[never_observed(pixels, frames=info.frames, nodata=predictor.nodata)] = PROBABILITY_NODATA
         return levels
 
     return score

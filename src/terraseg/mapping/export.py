@@ -21,6 +21,7 @@ from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.files import atomic_folder, sha256_of_file
 from terraseg.mapping.bundle import Bundle, open_bundle
 from terraseg.mapping.exported import filled
+from terraseg.mapping.inputs import places_at, room_for_inputs
 from terraseg.mapping.parity import (
     CLASS_CHANGES,
     MODEL,
@@ -36,8 +37,8 @@ from terraseg.mapping.parity import (
 from terraseg.mapping.predictor import check_fit, readable
 from terraseg.mapping.quantise import quantise_model
 from terraseg.mapping.runtime import BundlePredictor, TorchPredictor
-from terraseg.normalise import unobserved
-from terraseg.scene import NODATA, Scene, find_scenes
+from terraseg.normalise import never_observed
+from terraseg.scene import NODATA, Place, Scene
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +48,18 @@ _ROUNDS = 3
 Chips = npt.NDArray[np.uint16]
 
 
-def export(*, bundle: Path, input: Path, chips: int = 64, batch_size: int = 8) -> ExportRecord:  # noqa: A002
+def export(
+    *,
+    bundle: Path,
+    input: str | Path | Sequence[str | Path],  # noqa: A002 -- the name of the option
+    chips: int = 64,
+    batch_size: int = 8,
+) -> ExportRecord:
     """Export the bundle's model to ``<bundle>/runtimes`` and measure every runtime on chips of scenes.
 
     Args:
         bundle: folder of the bundle.
-        input: a scene, or a folder of scenes of one kind, of what the model was trained for.
+        input: scenes of what the model was trained for, as `terraseg.mapping.run.predict` takes them.
         chips: how many to cut, evenly over the scenes: every second one to compare on, the others to calibrate the
             quantised model with.
         batch_size: chips of one forward.
@@ -64,16 +71,18 @@ def export(*, bundle: Path, input: Path, chips: int = 64, batch_size: int = 8) -
     """
     if chips < 1 or batch_size < 1:
         raise ConfigError(f"{chips} chips in batches of {batch_size}", expected="1 or more")
-    model, scenes = open_bundle(bundle), find_scenes(input)
-    return export_bundle(model, scenes, chips=chips, batch_size=batch_size)
+    model, given = open_bundle(bundle), [input] if isinstance(input, str | Path) else input
+    with room_for_inputs() as folder:
+        places = places_at(given, folder, frames=model.info.frames)
+        return export_bundle(model, places, chips=chips, batch_size=batch_size)
 
 
-def export_bundle(bundle: Bundle, scenes: Sequence[Scene], *, chips: int, batch_size: int) -> ExportRecord:
-    """What `export` does, with bundle and scenes opened."""
+def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_size: int) -> ExportRecord:
+    """What `export` does, with bundle and places opened."""
     reference = TorchPredictor(bundle, device="cpu")
-    for scene in scenes:
-        check_fit(scene, reference, crop=bundle.info.tile_size)
-    pixels = real_chips(scenes, reference, size=bundle.info.tile_size, count=chips)
+    for place in places:
+        check_fit(place, reference, crop=bundle.info.tile_size)
+    pixels = real_chips(places, reference, size=bundle.info.tile_size, count=chips)
     pixels, calibration = pixels[::2], pixels[1::2]
     with atomic_folder(runtimes_folder(bundle)) as folder:
         export_model(bundle, folder / MODEL, batch_size=batch_size)
@@ -84,7 +93,7 @@ def export_bundle(bundle: Bundle, scenes: Sequence[Scene], *, chips: int, batch_
         record = ExportRecord(
             weights_hash=bundle.info.weights_hash,
             files=files,
-            scenes=tuple(scene.name for scene in scenes),
+            scenes=tuple(scene.name for place in places for scene in place),
             chips=len(pixels),
             calibration_chips=len(calibration) if quantised else 0,
             batch_size=batch_size,
@@ -98,6 +107,7 @@ def export_bundle(bundle: Bundle, scenes: Sequence[Scene], *, chips: int, batch_
 def export_model(bundle: Bundle, path: Path, *, batch_size: int) -> None:
     """Write the bare model as ONNX: normalised float32 (batch, bands, tile, tile) to logits (batch, classes, ...).
 
+    Of several dates the input is (batch, bands, frames, tile, tile).
     The batch is dynamic where the exporter can follow the model so far, else ``batch_size``.
 
     Raises:
@@ -110,8 +120,9 @@ def export_model(bundle: Bundle, path: Path, *, batch_size: int) -> None:
 
 
 def _example(bundle: Bundle, batch: int) -> torch.Tensor:
-    size = bundle.info.tile_size
-    return torch.zeros(batch, len(bundle.info.bands), size, size)
+    info = bundle.info
+    dates = (info.frames,) if info.frames > 1 else ()
+    return torch.zeros(batch, len(info.bands), *dates, info.tile_size, info.tile_size)
 
 
 def _exported(model: nn.Module, example: torch.Tensor, path: Path, *, dynamic: bool) -> bool:
@@ -136,33 +147,37 @@ def _exported(model: nn.Module, example: torch.Tensor, path: Path, *, dynamic: b
     return True
 
 
-def real_chips(scenes: Sequence[Scene], predictor: BundlePredictor, *, size: int, count: int) -> Chips:
-    """(chips, bands, size, size): up to ``count`` from a grid over all scenes, evenly, none of them empty.
+def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int, count: int) -> Chips:
+    """(chips, frames x bands, size, size): up to ``count`` from a grid over all places, evenly, none of them empty.
 
     Raises:
         SceneError: all are empty.
     """
-    places = [
-        (scene, top, left)
-        for scene in scenes
-        for top in range(0, max(scene.geobox.shape.y - size, 0) + 1, size)
-        for left in range(0, max(scene.geobox.shape.x - size, 0) + 1, size)
+    grid = [
+        (place, Window(left, top, size, size))
+        for place in places
+        for top in range(0, max(place[0].geobox.shape.y - size, 0) + 1, size)
+        for left in range(0, max(place[0].geobox.shape.x - size, 0) + 1, size)
     ]
     chips = []
-    for k in np.unique(np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)):
-        scene, top, left = places[k]
-        indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
-        window = Window(left, top, size, size)
-        with readable(scene.path), rasterio.open(scene.path) as source:
-            chip = source.read(indexes, window=window, boundless=True, fill_value=NODATA)
-        if not unobserved(chip, nodata=NODATA).all():
+    for k in np.unique(np.linspace(0, len(grid) - 1, min(count, len(grid))).round().astype(int)):
+        place, window = grid[k]
+        chip = np.concatenate([_read(scene, predictor.bands, window) for scene in place])
+        if not never_observed(chip, frames=predictor.frames, nodata=NODATA).all():
             chips.append(chip)
     if not chips:
         raise SceneError(
-            f"none of {min(count, len(places))} chips of {scenes[0].path.parent} has an observation",
+            f"none of {min(count, len(grid))} chips of {places[0][0].path.parent} has an observation",
             fix="name a scene with valid pixels, or more --chips",
         )
     return np.stack(chips)
+
+
+def _read(scene: Scene, bands: Sequence[str], window: Window) -> Chips:
+    indexes = [index + 1 for index in band_indices(bands, scene.bands, where=str(scene.path))]
+    with readable(scene.path), rasterio.open(scene.path) as source:
+        pixels: Chips = source.read(indexes, window=window, boundless=True, fill_value=NODATA)
+    return pixels
 
 
 def _measure(
@@ -170,7 +185,7 @@ def _measure(
 ) -> dict[str, Parity]:
     expected = _probability(reference, chips, batch_size=batch_size)
     measured = {RUNTIMES[0]: Parity(max_dp=0, class_changes=0, images_per_s=_speed(reference, chips, batch_size))}
-    observed = ~unobserved(chips, nodata=NODATA)
+    observed = ~never_observed(chips, frames=bundle.info.frames, nodata=NODATA)
     for runtime in RUNTIMES[1:]:
         try:
             if runtime == "torch-bf16":

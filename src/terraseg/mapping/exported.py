@@ -48,7 +48,7 @@ class _ExportedPredictor(BundlePredictor):
 
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
         crop = self._info.tile_size
-        if inputs.shape[2:] != (crop, crop):
+        if inputs.shape[-2:] != (crop, crop):
             raise ValueError(f"exported for {crop} px, --runtime torch takes other sizes")
         size = self._fixed_batch
         if size is None:

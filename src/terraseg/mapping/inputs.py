@@ -1,4 +1,4 @@
-"""What --input may name, as scenes of contract 1.
+"""What --input may name, as places of scenes of contract 1.
 
 * A scene, or a folder of scenes: as they are.
 * A VRT: unit, bands and provenance are those of its sources, where it doesn't declare its own.
@@ -13,7 +13,7 @@ import datetime as dt
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,17 +27,43 @@ from rasterio.errors import RasterioIOError
 from terraseg.acquire.offsets import boa_offset, dark_histogram, dark_values, offset_contradiction
 from terraseg.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.errors import CatalogueError, SceneError
-from terraseg.files import write_json
+from terraseg.files import output_error, write_json
 from terraseg.mapping.remote import gdal_name, get_json, is_url, url_of, without_secrets
 from terraseg.mapping.vrt import BandFile, band_sources, is_vrt, sources, write_band_vrt
-from terraseg.scene import ATTRIBUTION, NODATA, Scene, find_scenes, open_scene
+from terraseg.scene import ATTRIBUTION, NODATA, Place, Scene, find_scenes, group_places, open_scene
 
 _LOOK = 512
 """Side of the decimated look at a scene's values, in pixels."""
 
 
+@contextmanager
+def room_for_inputs(shared: Path | None = None) -> Iterator[Path]:
+    """A folder for the VRTs of `places_at`; in ``shared`` where processes of other machines read them, too."""
+    if shared is not None:
+        try:
+            shared.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(error, shared) from error
+    with tempfile.TemporaryDirectory(prefix=".inputs-", dir=shared) as folder:
+        yield Path(folder)
+
+
+def places_at(given: Iterable[str | Path], folder: Path, *, frames: int) -> list[Place]:
+    """The places that some inputs show together.
+
+    Args:
+        given: see `scenes_at`.
+        folder: see `scenes_at`.
+        frames: dates of each place, see `group_places`.
+
+    Raises:
+        SceneError: what `scenes_at` and `group_places` raise.
+    """
+    return group_places([scene for one in given for scene in scenes_at(one, folder)], frames=frames)
+
+
 def scenes_at(given: str | Path, folder: Path) -> list[Scene]:
-    """The scenes of an ``--input``.
+    """The scenes of one input.
 
     Args:
         given: path or address.

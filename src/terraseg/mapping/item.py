@@ -1,4 +1,4 @@
-"""The STAC item of a predicted scene: where, when, by which model, at which threshold, under which licence."""
+"""The STAC item of a mapped place: where, when, by which model, at which threshold, under which licence."""
 
 import datetime as dt
 import os
@@ -16,26 +16,35 @@ from terraseg.mapping.layers import ALWAYS, Layer
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.remote import is_url
 from terraseg.products import Product
-from terraseg.scene import ATTRIBUTION, Scene
+from terraseg.scene import ATTRIBUTION, Place, Scene
 
 _COG, _PARQUET = pystac.MediaType.COG, "application/vnd.apache.parquet"
 
 
-def credit_line(scene: Scene, predictor: Predictor) -> str:
-    """The line that the product must carry: the scene's attribution and the model's, each part once.
+def credit_line(place: Place, predictor: Predictor) -> str:
+    """The line that the product must carry: the attribution of all its scenes and the model's, each part once."""
+    lines = [*(scene.attribution for scene in place), predictor.attribution]
+    return "; ".join(dict.fromkeys(part for line in lines for part in line.split("; ")))
+
+
+def place_times(place: Place) -> dict[str, Any]:
+    """``datetime``, ``start_datetime`` and ``end_datetime`` of a place: of several dates the span of all of them.
 
     Raises:
-        SceneError: the scene has none.
+        SceneError: a scene has none, or they are no dates.
     """
-    return "; ".join(dict.fromkeys([*scene.attribution.split("; "), *predictor.attribution.split("; ")]))
+    times = [_scene_times(scene) for scene in place]
+    if len(times) == 1:
+        return times[0]
+    first, last = times[0], times[-1]
+    return {
+        "datetime": None,
+        "start_datetime": first["start_datetime"] or first["datetime"],
+        "end_datetime": last["end_datetime"] or last["datetime"],
+    }
 
 
-def scene_times(scene: Scene) -> dict[str, Any]:
-    """``datetime`` and, of composites, ``start_datetime`` and ``end_datetime`` of a scene's provenance.
-
-    Raises:
-        SceneError: there are none, or they are no dates.
-    """
+def _scene_times(scene: Scene) -> dict[str, Any]:
     properties = scene.item.get("properties", {})
     times = {key: properties.get(key) for key in ("datetime", "start_datetime", "end_datetime")}
     try:
@@ -53,7 +62,7 @@ def scene_times(scene: Scene) -> dict[str, Any]:
 
 def product_item(
     product: Product,
-    scene: Scene,
+    place: Place,
     predictor: Predictor,
     *,
     settings: dict[str, Any],
@@ -62,20 +71,23 @@ def product_item(
 ) -> dict[str, Any]:
     """The STAC 1.1 item of a finished product (https://stacspec.org) with the projection extension.
 
+    It is derived from the scenes of all dates, in the order in which the model saw them.
+
     Args:
         settings: what the rasters were made with: threshold, crop, overlap and so on.
         polygons: what the polygons were made with, and how many there are.
         layers: the rasters that there are.
 
     Raises:
-        SceneError: the scene's provenance has no date or attribution.
+        SceneError: a scene's provenance has no date.
     """
-    geobox, crs = scene.geobox, pyproj.CRS(str(scene.geobox.crs))
+    name, geobox = place[0].name, place[0].geobox
+    crs = pyproj.CRS(str(geobox.crs))
     outline = shapely.box(*geobox.boundingbox.bbox)
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
     footprint = shapely.transform(shapely.segmentize(outline, outline.length / 80), to_degrees, interleaved=False)
     item = pystac.Item(
-        id=scene.name,
+        id=name,
         geometry=shapely.geometry.mapping(footprint),
         bbox=list(footprint.bounds),
         properties={
@@ -83,15 +95,15 @@ def product_item(
             "description": f"Probability, mask and polygons of class {predictor.class_name!r}",
             "license": "other",  # of the imagery, the labels and the model: the attribution and the model say which
             "terraseg:model_licence": predictor.licence,
-            ATTRIBUTION: credit_line(scene, predictor),
-            "gsd": scene.gsd,
+            ATTRIBUTION: credit_line(place, predictor),
+            "gsd": place[0].gsd,
             "terraseg:class": predictor.class_name,
             "terraseg:threshold": settings["threshold"],
             "terraseg:settings": settings,
             "terraseg:polygons": polygons,
             "terraseg:model": predictor.provenance,
         },
-        **scene_times(scene),
+        **place_times(place),
     )
     projection = ProjectionExtension.ext(item, add_if_missing=True)
     epsg = crs.to_epsg()
@@ -108,7 +120,9 @@ def product_item(
         (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
     ):
         item.add_asset(key, pystac.Asset(href=f"./{path.name}", title=title, media_type=media_type, roles=["data"]))
-    item.add_link(pystac.Link(rel="derived_from", target=_provenance(scene, product), media_type="application/json"))
+    for scene in place:
+        origin = _provenance(scene, product)
+        item.add_link(pystac.Link("derived_from", origin, media_type="application/json", title=scene.name))
     record: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
     return record
 

@@ -1,4 +1,4 @@
-"""Many scenes, each mapped once, by one process or several; a failure doesn't stop the others."""
+"""Many places, each mapped once, by one process or several; a failure doesn't stop the others."""
 
 import logging
 import threading
@@ -13,12 +13,13 @@ from rich.table import Table
 
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.allocator import reuse_freed_memory
+from terraseg.mapping.manifest import Entry
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.strips import StripWork, progress_of_rows, reading
 from terraseg.mapping.workers import Workers
 from terraseg.products import Product
-from terraseg.scene import Scene
+from terraseg.scene import Place
 
 logger = logging.getLogger(__name__)
 
@@ -42,10 +43,10 @@ class ModelSource(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a scene.
+    """What became of a place.
 
     Attributes:
-        name: of the scene, or as the manifest names it, where it could not be opened.
+        name: of the place, or as the manifest names it, where it could not be opened.
         product: the finished product.
         reason: or else why there is none, in one line.
         attempts: how often it was tried.
@@ -58,10 +59,10 @@ class Outcome:
 
 
 class FailedScenesError(SceneError):
-    """Some of many scenes have no product; the others have.
+    """Some of many places have no product; the others have.
 
     Args:
-        outcomes: of all scenes.
+        outcomes: of all places.
     """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
@@ -82,43 +83,47 @@ class FailedScenesError(SceneError):
         return table
 
 
-def open_scenes(
-    addresses: Sequence[str], scenes_at: Callable[[str], list[Scene]], *, retries: int
-) -> tuple[list[Scene], list[Outcome]]:
-    """Open scenes by their addresses; what can't be opened is an outcome already.
+def open_places(
+    entries: Sequence[Entry], places_at: Callable[[Entry], list[Place]], *, retries: int
+) -> tuple[list[Place], list[Outcome]]:
+    """Open places by the entries of a manifest; what can't be opened is an outcome already.
 
     Args:
-        scenes_at: opens one address.
+        places_at: opens one entry.
         retries: how often it is tried again to open one.
+    """
+    found: dict[Entry, list[Place]] = {}
+    failed: dict[Entry, Outcome] = {}
+    for attempt in range(1, retries + 2):
+        for entry in entries if attempt == 1 else list(failed):
+            try:
+                found[entry] = places_at(entry)
+            except TerrasegError as error:
+                failed[entry] = Outcome("; ".join(entry), reason=str(error), attempts=attempt)
+            else:
+                failed.pop(entry, None)
+    return [place for entry in entries for place in found.get(entry, [])], list(failed.values())
+
+
+def refuse_one_name(places: Sequence[Place]) -> None:
+    """Refuse places whose products would lie in one folder.
 
     Raises:
-        ConfigError: two scenes of one name: their products would lie in one folder.
+        ConfigError: two have one name.
     """
-    found: dict[str, list[Scene]] = {}
-    failed: dict[str, Outcome] = {}
-    for attempt in range(1, retries + 2):
-        for address in addresses if attempt == 1 else list(failed):
-            try:
-                found[address] = scenes_at(address)
-            except TerrasegError as error:
-                failed[address] = Outcome(address, reason=str(error), attempts=attempt)
-            else:
-                failed.pop(address, None)
-    scenes: dict[str, Scene] = {}
-    for address in addresses:
-        for scene in found.get(address, []):
-            if scene.name in scenes:
-                raise ConfigError(
-                    f"{scenes[scene.name].path} and {scene.path} have one name",
-                    expected="names that differ, as each is the folder of a product",
-                    fix="rename one, or map them to two outputs",
-                )
-            scenes[scene.name] = scene
-    return list(scenes.values()), list(failed.values())
+    paths: dict[str, Path] = {}
+    for first, *_ in places:
+        if first.name in paths:
+            raise ConfigError(
+                f"{paths[first.name]} and {first.path} have one name",
+                expected="names that differ, as each is the folder of a product",
+                fix="rename one, or map them to two outputs",
+            )
+        paths[first.name] = first.path
 
 
-def map_scenes(
-    scenes: Sequence[Scene],
+def map_places(
+    places: Sequence[Place],
     source: ModelSource,
     output: Path,
     *,
@@ -126,25 +131,25 @@ def map_scenes(
     retries: int,
     options: dict[str, Any],
 ) -> list[Outcome]:
-    """Map scenes, each by one worker; where there are fewer scenes than workers, the rows of each by all workers.
+    """Map places, each by one worker; where there are fewer places than workers, the rows of each by all workers.
 
-    A failed scene is tried again after all others, and goes on where it failed. The pixels don't depend on the
+    A failed place is tried again after all others, and goes on where it failed. The pixels don't depend on the
     workers.
 
     Args:
         source: the model.
         output: folder of the products.
-        retries: how often a failed scene is tried again.
+        retries: how often a failed place is tried again.
         options: of `predict_scene`.
 
     Returns:
-        The outcomes in the order of the scenes.
+        The outcomes in the order of the places.
 
     Raises:
         TerrasegError: the model can't be opened.
     """
     outcomes: dict[str, Outcome] = {}
-    todo = list(scenes)
+    todo = list(places)
     for attempt in range(1, retries + 2):
         for outcome in _one_round(todo, source, output, workers=workers, options=options):
             outcomes[outcome.name] = replace(outcome, attempts=attempt)
@@ -152,16 +157,16 @@ def map_scenes(
                 logger.warning("%s: attempt %d of %d failed: %s", outcome.name, attempt, retries + 1, outcome.reason)
             else:
                 finished = sum(known.product is not None for known in outcomes.values())
-                logger.info("%s is finished, %d of %d", outcome.product.root, finished, len(scenes))
-        todo = [scene for scene in todo if outcomes[scene.name].product is None]
+                logger.info("%s is finished, %d of %d", outcome.product.root, finished, len(places))
+        todo = [place for place in todo if outcomes[place[0].name].product is None]
         if not todo:
             break
-    return [outcomes[scene.name] for scene in scenes]
+    return [outcomes[place[0].name] for place in places]
 
 
 @dataclass(frozen=True)
-class _SceneTask:
-    scene: Scene
+class _PlaceTask:
+    place: Place
     source: ModelSource
     output: Path
     options: dict[str, Any]
@@ -175,28 +180,29 @@ class _RowsTask:
 
 
 def _one_round(
-    scenes: Sequence[Scene], source: ModelSource, output: Path, *, workers: Workers, options: dict[str, Any]
+    places: Sequence[Place], source: ModelSource, output: Path, *, workers: Workers, options: dict[str, Any]
 ) -> Iterator[Outcome]:
-    if len(scenes) < workers.count:
+    if len(places) < workers.count:
         options = {**options, "spread": partial(_spread, source=source, workers=workers)}
-        return map(_map_scene, [_SceneTask(scene, source, output, options) for scene in scenes])
+        return map(_map_place, [_PlaceTask(place, source, output, options) for place in places])
     options = {**options, "progress": workers.count == 1}
-    tasks = [_SceneTask(scene, source, output, options) for scene in scenes]
-    return workers.run(_map_scene, tasks, lost=lambda task: Outcome(task.scene.name, reason=_KILLED))
+    tasks = [_PlaceTask(place, source, output, options) for place in places]
+    return workers.run(_map_place, tasks, lost=lambda task: Outcome(task.place[0].name, reason=_KILLED))
 
 
-def _map_scene(task: _SceneTask) -> Outcome:
-    predictor = opened(task.source)  # a model that can't be opened fails for all scenes: it ends the run
+def _map_place(task: _PlaceTask) -> Outcome:
+    predictor = opened(task.source)  # a model that can't be opened fails for all places: it ends the run
+    name = task.place[0].name
     with _ONE_AT_A_TIME:
         try:
-            product = predict_scene(task.scene, predictor, task.output, **task.options)
-        except Exception as error:  # noqa: BLE001 -- whatever one scene raises, the others go on
-            return Outcome(task.scene.name, reason=_in_one_line(error))
-    return Outcome(task.scene.name, product)
+            product = predict_scene(task.place, predictor, task.output, **task.options)
+        except Exception as error:  # noqa: BLE001 -- whatever one place raises, the others go on
+            return Outcome(name, reason=_in_one_line(error))
+    return Outcome(name, product)
 
 
 def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
-    """Predict the missing strips of a scene, an even share by each worker."""
+    """Predict the missing strips of a place, an even share by each worker."""
     parts = even_parts(work.strips.missing(), workers.count)
     finished = threading.Event()
     with ThreadPoolExecutor(1, "progress") as watcher:
@@ -209,13 +215,13 @@ def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
     failed = [(part.start, f"{work.where(part)}: {reason}") for part, reason in results if reason]
     if failed:
         blocks = "; ".join(block for _, block in sorted(failed))
-        raise SceneError(f"{len(failed)} of {len(parts)} blocks of {work.scene.name} failed ({blocks})")
+        raise SceneError(f"{len(failed)} of {len(parts)} blocks of {work.place[0].name} failed ({blocks})")
 
 
 def _predict_rows(task: _RowsTask) -> tuple[range, str]:
     """Predict what is missing of a part; the reason why it failed, or nothing."""
     work, predictor = task.work, opened(task.source)
-    with _ONE_AT_A_TIME, reading(work.scene, work.grid):
+    with _ONE_AT_A_TIME, reading(work.place, work.grid):
         try:
             work(predictor, work.strips.missing(task.part), progress=False)
         except Exception as error:  # noqa: BLE001 -- whatever one part raises, the others go on
@@ -231,7 +237,7 @@ def even_parts(runs: Sequence[range], count: int) -> list[range]:
 
 def _show_progress(work: StripWork, finished: threading.Event) -> None:
     with progress_of_rows() as bar:
-        task = bar.add_task(f"predict {work.scene.name}", total=work.strips.count)
+        task = bar.add_task(f"predict {work.place[0].name}", total=work.strips.count)
         while not finished.wait(_SECONDS_A_LOOK):
             bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
         bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))

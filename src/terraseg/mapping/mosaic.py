@@ -1,4 +1,4 @@
-"""One map of several predicted scenes: where they overlap, the latest or the surest of them."""
+"""One map of several mapped places: where they overlap, the latest or the surest of them."""
 
 import datetime as dt
 import json
@@ -21,13 +21,13 @@ from rasterio.windows import Window
 
 from terraseg.errors import ConfigError, OutputError, SceneError
 from terraseg.files import write_json
-from terraseg.mapping.item import credit_line, product_item, scene_times
+from terraseg.mapping.item import credit_line, place_times, product_item
 from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.scratch import fingerprint, output_lock
 from terraseg.products import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.raster import cog_writer
-from terraseg.scene import ATTRIBUTION, Scene
+from terraseg.scene import ATTRIBUTION, Place, Scene
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +46,21 @@ _OFF_GRID = 1e-3
 
 @dataclass(frozen=True)
 class _Source:
-    """A predicted scene, and the first row and column of its pixels in the mosaic."""
+    """A mapped place, and the first row and column of its pixels in the mosaic."""
 
-    scene: Scene
+    place: Place
     product: Product
     row: int
     column: int
 
+    @property
+    def name(self) -> str:
+        """That of the place."""
+        return self.place[0].name
+
 
 def mosaic_products(
-    mapped: Sequence[tuple[Scene, Product]],
+    mapped: Sequence[tuple[Place, Product]],
     predictor: Predictor,
     output: Path,
     *,
@@ -64,14 +69,14 @@ def mosaic_products(
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
 ) -> list[Product]:
-    """Mosaic predicted scenes to ``output/mosaic_<EPSG>``, one product for each CRS: no pixel is resampled.
+    """Mosaic mapped places to ``output/mosaic_<EPSG>``, one product for each CRS: no pixel is resampled.
 
     Where no scene has an observation the mosaic has none. Of scenes that are as late or as sure the later, then the
     first by name counts. Memory depends on neither the height of the mosaic nor the number of scenes. A finished
     mosaic of the same products is left alone.
 
     Args:
-        mapped: scenes and their finished products, made with one model and threshold.
+        mapped: places and their finished products, made with one model and threshold.
         predictor: that model.
         rule: see `Rule`.
         threshold: that of the masks.
@@ -86,12 +91,13 @@ def mosaic_products(
         ConfigError: a scene is named like the mosaic, or a CRS has no EPSG code.
         OutputError: disk full, not writable, or in use by another run.
     """
-    zones: dict[int, list[tuple[Scene, Product]]] = {}
-    for scene, product in mapped:
+    zones: dict[int, list[tuple[Place, Product]]] = {}
+    for place, product in mapped:
+        scene = place[0]
         code = pyproj.CRS(str(scene.geobox.crs)).to_epsg()
         if code is None:
             raise ConfigError(f"{scene.path} has a CRS without EPSG code", expected="one, such as that of a UTM zone")
-        zones.setdefault(code, []).append((scene, product))
+        zones.setdefault(code, []).append((place, product))
     mosaics = []
     for code, members in sorted(zones.items()):
         product = Product(output / f"mosaic_{code}")
@@ -105,7 +111,7 @@ def mosaic_products(
 
 
 def _mosaic(
-    members: Sequence[tuple[Scene, Product]],
+    members: Sequence[tuple[Place, Product]],
     predictor: Predictor,
     product: Product,
     *,
@@ -116,13 +122,13 @@ def _mosaic(
 ) -> None:
     whole, sources = _common_grid(product, members)
     outline = {"simplify_m": whole.gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
-    settings: dict[str, Any] = {"mosaic": rule, "threshold": threshold, "scenes": [s.scene.name for s in sources]}
+    settings: dict[str, Any] = {"mosaic": rule, "threshold": threshold, "scenes": [s.name for s in sources]}
     made_of = [json.loads(s.product.item.read_text(encoding="utf-8"))["properties"] for s in sources]
     identity = {
         "format": _FORMAT,
         "settings": settings,
         "outline": outline,
-        "dates": [str(_date(s.scene)) for s in sources],
+        "dates": [str(_date(s.place)) for s in sources],
         "sources": [properties["terraseg:settings"]["fingerprint"] for properties in made_of],
     }
     settings["fingerprint"] = fingerprint(identity)
@@ -139,18 +145,18 @@ def _mosaic(
             product.probability,
             product,
             class_value=predictor.class_id,
-            attribution=credit_line(whole, predictor),
+            attribution=credit_line((whole,), predictor),
             model_licence=predictor.licence,
             simplify_m=outline["simplify_m"],
             min_area_m2=outline["min_area_m2"],
         )
-        item = product_item(product, whole, predictor, settings=settings, polygons={**outline, "count": count})
+        item = product_item(product, (whole,), predictor, settings=settings, polygons={**outline, "count": count})
         item["links"] = [
             {
                 "rel": "derived_from",
                 "href": Path(os.path.relpath(s.product.item, product.root)).as_posix(),
                 "type": "application/geo+json",
-                "title": s.scene.name,
+                "title": s.name,
             }
             for s in sources
         ]
@@ -158,15 +164,16 @@ def _mosaic(
     logger.info("%s is made of %d scenes", product.root, len(sources))
 
 
-def _common_grid(product: Product, members: Sequence[tuple[Scene, Product]]) -> tuple[Scene, list[_Source]]:
+def _common_grid(product: Product, members: Sequence[tuple[Place, Product]]) -> tuple[Scene, list[_Source]]:
     """The mosaic as a scene that is nowhere on disk, and its sources, the latest first."""
-    first = members[0][0]
+    first = members[0][0][0]
     gsd = first.geobox.resolution.x
-    boxes = [scene.geobox.boundingbox for scene, _ in members]
+    boxes = [place[0].geobox.boundingbox for place, _ in members]
     left, top = min(box.left for box in boxes), max(box.top for box in boxes)
     right, bottom = max(box.right for box in boxes), min(box.bottom for box in boxes)
     sources = []
-    for (scene, of_scene), box in zip(members, boxes, strict=True):
+    for (place, product_of_place), box in zip(members, boxes, strict=True):
+        scene = place[0]
         column, row = (box.left - left) / gsd, (top - box.top) / gsd
         off = max(abs(column - round(column)), abs(row - round(row)))
         if not math.isclose(scene.geobox.resolution.x, gsd) or off > _OFF_GRID:
@@ -175,15 +182,16 @@ def _common_grid(product: Product, members: Sequence[tuple[Scene, Product]]) -> 
                 expected="one pixel grid for the scenes of a CRS",
                 fix="resample one of them, or map them to two outputs",
             )
-        sources.append(_Source(scene, of_scene, round(row), round(column)))
-    sources.sort(key=lambda source: source.scene.name)
-    sources.sort(key=lambda source: _date(source.scene), reverse=True)
-    starts = [_date(source.scene, first=True).isoformat() for source in sources]
-    attribution = dict.fromkeys(part for scene, _ in members for part in scene.attribution.split("; "))
+        sources.append(_Source(place, product_of_place, round(row), round(column)))
+    sources.sort(key=lambda source: source.name)
+    sources.sort(key=lambda source: _date(source.place), reverse=True)
+    starts = [_date(source.place, first=True).isoformat() for source in sources]
+    scenes = [scene for place, _ in members for scene in place]
+    attribution = dict.fromkeys(part for scene in scenes for part in scene.attribution.split("; "))
     properties = {
         "datetime": None,
         "start_datetime": min(starts),
-        "end_datetime": _date(sources[0].scene).isoformat(),
+        "end_datetime": _date(sources[0].place).isoformat(),
         ATTRIBUTION: "; ".join(attribution),
     }
     shape = (round((top - bottom) / gsd), round((right - left) / gsd))
@@ -192,9 +200,9 @@ def _common_grid(product: Product, members: Sequence[tuple[Scene, Product]]) -> 
     return whole, sources
 
 
-def _date(scene: Scene, *, first: bool = False) -> dt.datetime:
-    """Of a scene, or of the last (or first) that a composite is made of."""
-    times = scene_times(scene)
+def _date(place: Place, *, first: bool = False) -> dt.datetime:
+    """Of a scene, or the last (or first) of a composite or of several dates."""
+    times = place_times(place)
     date: dt.datetime = times["start_datetime" if first else "end_datetime"] or times["datetime"]
     return date.replace(tzinfo=dt.UTC) if date.tzinfo is None else date.astimezone(dt.UTC)
 
@@ -204,7 +212,7 @@ def _write_rasters(
 ) -> None:
     tags = {
         "CLASS": predictor.class_name,
-        "ATTRIBUTION": credit_line(whole, predictor),
+        "ATTRIBUTION": credit_line((whole,), predictor),
         "MODEL_LICENCE": predictor.licence,
         "MODEL": json.dumps(predictor.provenance, sort_keys=True),
         "MOSAIC": settings["mosaic"],
@@ -251,7 +259,7 @@ def _strips(
         probability = np.full((end - first, width), PROBABILITY_NODATA, np.uint8)
         mask = np.full((end - first, width), MASK_NODATA, np.uint8)
         for source in sources:
-            size = source.scene.geobox.shape
+            size = source.place[0].geobox.shape
             top, bottom = max(first, source.row), min(end, source.row + size.y)
             if top >= bottom:
                 continue

@@ -1,4 +1,4 @@
-"""A scene and a model to the product of contract 5, resumable at every instant."""
+"""A place and a model to the product of contract 5, resumable at every instant."""
 
 import json
 import logging
@@ -15,7 +15,7 @@ from rasterio.windows import Window
 
 from terraseg.errors import ConfigError, OutputError, SceneError
 from terraseg.files import write_json
-from terraseg.mapping.item import credit_line, product_item, scene_times
+from terraseg.mapping.item import credit_line, place_times, product_item
 from terraseg.mapping.layers import ALWAYS, LOGITS, OPTIONAL, UNCERTAINTY, Layer, encode
 from terraseg.mapping.polygons import vectorise
 from terraseg.mapping.predictor import Predictor, check_fit
@@ -26,7 +26,7 @@ from terraseg.mapping.vrt import raster_identity
 from terraseg.mapping.windows import WindowAxis, WindowGrid
 from terraseg.products import Product
 from terraseg.raster import cog_draft
-from terraseg.scene import Scene
+from terraseg.scene import Place, Scene
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ _FINGERPRINT = "TERRASEG_FINGERPRINT"
 
 
 def predict_scene(
-    scene: Scene,
+    scene: Scene | Place,
     predictor: Predictor,
     output: Path,
     *,
@@ -57,9 +57,12 @@ def predict_scene(
 
     Memory depends on the crop and the batch, not on the scene's size. Killed at any instant, the same call goes
     on where it was and gives the same pixels; on a finished product it does nothing. A pixel without an
-    observation in any band has none in the product, whatever its neighbours say.
+    observation in any band has none in the product, whatever its neighbours say; of several dates a pixel that one of
+    them at least shows has one, and the model sees the others at the mean of the band, as in training.
 
     Args:
+        scene: the scene, or for a model of several dates the scenes of a place, see `terraseg.scene.group_places`.
+            The product has the name of the first.
         output: the folder of the products.
         crop: side of a window, in pixels.
         overlap: least overlap of neighbouring windows, in pixels, 1 to ``crop - 1``.
@@ -75,16 +78,17 @@ def predict_scene(
 
     Raises:
         ConfigError: crop, overlap, batch size or threshold can't be, or the model can't take such a crop.
-        SceneError: the scene is none for this model, or can't be read.
+        SceneError: the scenes are none for this model, or can't be read.
         CheckpointError: the model answers with NaN.
         OutputError: disk full, not writable, or in use by another run.
     """
-    height, width = scene.geobox.shape
+    place: Place = (scene,) if isinstance(scene, Scene) else tuple(scene)
+    height, width = place[0].geobox.shape
     grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap))
     if batch_size < 1 or not 0 < threshold < 1:
         raise ConfigError(f"batch size {batch_size} and threshold {threshold:g}", expected="1 or more, and 0 to 1")
-    scene_times(scene)
-    attribution = credit_line(scene, predictor)
+    place_times(place)
+    attribution = credit_line(place, predictor)
     settings: dict[str, Any] = {
         "crop": crop,
         "overlap": overlap,
@@ -96,14 +100,15 @@ def predict_scene(
     }
     wanted = {LOGITS: logits, UNCERTAINTY: uncertainty}
     layers = [*ALWAYS, *(layer for layer in OPTIONAL if wanted[layer])]
-    outline = {"simplify_m": scene.gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
-    print_of_run = fingerprint(_identity(scene, predictor, settings))
-    product = Product(output / scene.name)
-    with output_lock(product.root), reading(scene, grid):
+    outline = {"simplify_m": place[0].gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
+    identity = _identity(place, predictor, settings)
+    print_of_run = fingerprint(identity)
+    product = Product(output / place[0].name)
+    with output_lock(product.root), reading(place, grid):
         if _is_finished(product, print_of_run, outline, layers):
             logger.info("%s is finished already: nothing to do", product.root)
             return product
-        check_fit(scene, predictor, crop=crop)
+        check_fit(place, predictor, crop=crop)
         product.item.unlink(missing_ok=True)  # unfinished from here on
         for layer in set(OPTIONAL) - set(layers):  # of a run before
             layer.path(product).unlink(missing_ok=True)
@@ -118,17 +123,18 @@ def predict_scene(
         )
         strips = FinishedStrips(product.root, fingerprint=print_of_run, count=grid.strips)
         if not all(_tag(path) == print_of_run for path in (layer.path(product) for layer in layers)):
-            stream = partial(predict_strips, scene, grid=grid, batch_size=batch_size, tta=tta)
+            stream = partial(predict_strips, place, grid=grid, batch_size=batch_size, tta=tta)
             encoded = partial(encode, layers=layers, threshold=threshold, class_id=predictor.class_id)
-            work = StripWork(scene, grid, stream, encoded, strips)
+            work = StripWork(place, grid, stream, encoded, strips)
             if spread is None:
                 work(predictor, strips.missing(), progress=progress)
             else:
                 spread(work)
-            if fingerprint(_identity(scene, predictor, settings)) != print_of_run:
-                raise SceneError(f"{scene.path} has changed while it was read", fix="run the same command again")
+            for date, before in zip(place, identity["pixels"], strict=True):
+                if raster_identity(date.path) != before:
+                    raise SceneError(f"{date.path} has changed while it was read", fix="run the same command again")
             tags = {_FINGERPRINT: print_of_run, **settings}
-            drafts = _write_rasters(scene, predictor, product, strips, grid=grid, layers=layers, tags=tags)
+            drafts = _write_rasters(place, predictor, product, strips, grid=grid, layers=layers, tags=tags)
             with drafts as (probability, mask, *_):  # they become COGs while their polygons are made
                 count = outlined(mask=mask, probability=probability)
         else:
@@ -136,17 +142,17 @@ def predict_scene(
         strips.remove()
         settings["fingerprint"] = print_of_run
         drawn = {**outline, "count": count}
-        item = product_item(product, scene, predictor, settings=settings, polygons=drawn, layers=layers)
+        item = product_item(product, place, predictor, settings=settings, polygons=drawn, layers=layers)
         write_json(product.item, item)
     return product
 
 
-def _identity(scene: Scene, predictor: Predictor, settings: dict[str, Any]) -> dict[str, Any]:
+def _identity(place: Place, predictor: Predictor, settings: dict[str, Any]) -> dict[str, Any]:
     """Everything that may change a pixel."""
     return {
         "format": _FORMAT,
-        "scene": [scene.name, scene.bands, str(scene.geobox.crs), *scene.geobox.affine],
-        "pixels": raster_identity(scene.path),
+        "scenes": [[scene.name, scene.bands, str(scene.geobox.crs), *scene.geobox.affine] for scene in place],
+        "pixels": [raster_identity(scene.path) for scene in place],
         "model": [predictor.provenance, predictor.bands, predictor.class_id],
         "settings": settings,
     }
@@ -174,7 +180,7 @@ def _tag(path: Path) -> str | None:
 
 @contextmanager
 def _write_rasters(
-    scene: Scene,
+    place: Place,
     predictor: Predictor,
     product: Product,
     strips: FinishedStrips,
@@ -187,7 +193,7 @@ def _write_rasters(
     tags = {
         **tags,
         "CLASS": predictor.class_name,
-        "ATTRIBUTION": credit_line(scene, predictor),
+        "ATTRIBUTION": credit_line(place, predictor),
         "MODEL_LICENCE": predictor.licence,
         "MODEL": json.dumps(predictor.provenance, sort_keys=True),
     }
@@ -196,7 +202,7 @@ def _write_rasters(
             stack.enter_context(
                 cog_draft(
                     layer.path(product),
-                    geobox=scene.geobox,
+                    geobox=place[0].geobox,
                     dtype=layer.dtype,
                     nodata=layer.nodata,
                     bands=[layer.title(predictor)],
@@ -208,7 +214,7 @@ def _write_rasters(
             for layer in layers
         ]
         with _full_disk_named(product), ExitStack() as written:
-            written.enter_context(writing(scene, layers))
+            written.enter_context(writing(place[0].geobox, layers))
             targets = [written.enter_context(draft.writing()) for draft in drafts]
             for index in sorted(range(grid.strips), key=grid.pixels):  # rows of blocks are finished from the top down
                 (top, bottom), (left, right) = grid.pixels(index)

@@ -15,7 +15,7 @@ from terraseg.bands import UNIT, band, band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.remote import PatientRaster, open_raster
 from terraseg.mapping.vrt import remote_sources
-from terraseg.scene import NODATA, Scene
+from terraseg.scene import NODATA, Place, Scene, group_places
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,11 @@ class Predictor(Protocol):
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """ESA names in the order of its input."""
+        """ESA names in the order of its input, the same of each date."""
+
+    @property
+    def frames(self) -> int:
+        """Dates of a place that it wants to see at once."""
 
     @property
     def unit(self) -> str:
@@ -50,7 +54,7 @@ class Predictor(Protocol):
 
     @property
     def means(self) -> tuple[float, ...]:
-        """Mean of each band over what it was trained on, in DN."""
+        """Mean of each band over what it was trained on, all dates, in DN."""
 
     @property
     def class_id(self) -> int:
@@ -80,7 +84,7 @@ class Predictor(Protocol):
         """Called once in each thread that is to call it beside others."""
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-        """Raw DN (batch, bands, rows, columns) to log-odds of the class (batch, rows, columns)."""
+        """Raw DN (batch, frames x bands, rows, columns), the first date first, to log-odds (batch, rows, columns)."""
 
 
 @contextmanager
@@ -99,14 +103,35 @@ def readable(path: Path) -> Iterator[None]:
         ) from error
 
 
-def check_fit(scene: Scene, predictor: Predictor, *, crop: int) -> None:
-    """Check that a model is made for such a scene, and that it takes one crop.
+def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
+    """Check that a model is made for such scenes, and that it takes one crop.
 
     Raises:
-        SceneError: band missing, other unit or GSD, or values that can't be in the declared unit.
+        SceneError: another number of dates, band missing, other unit or GSD, or values that can't be in the declared
+            unit.
         ConfigError: the model can't take crops of this size.
         CheckpointError: its answer is no map of log-odds.
     """
+    _check_dates(place, predictor)
+    for scene in place:
+        _check_scene(scene, predictor)
+    _check_crop(predictor, crop)
+
+
+def _check_dates(place: Place, predictor: Predictor) -> None:
+    if len(place) != predictor.frames:
+        raise SceneError(
+            f"{place[0].name} comes with {len(place)} date{'s' * (len(place) > 1)}",
+            expected=f"{predictor.frames}, as the model was trained on",
+        )
+    if group_places(place, frames=len(place)) != [place]:
+        raise SceneError(
+            f"the dates of {place[0].name} come as {', '.join(str(scene.day) for scene in place)}",
+            expected="the first date first, as in training",
+        )
+
+
+def _check_scene(scene: Scene, predictor: Predictor) -> None:
     indexes = _indexes(scene, predictor)
     if predictor.unit != UNIT or predictor.nodata != NODATA:
         raise SceneError(
@@ -121,7 +146,6 @@ def check_fit(scene: Scene, predictor: Predictor, *, crop: int) -> None:
             fix="resample the scene, or train at its resolution",
         )
     _check_values(scene, predictor, indexes)
-    _check_crop(predictor, crop)
 
 
 def _indexes(scene: Scene, predictor: Predictor) -> list[int]:
@@ -170,8 +194,9 @@ def _look(source: PatientRaster, indexes: list[int], *, height: int, width: int)
 
 
 def _check_crop(predictor: Predictor, crop: int) -> None:
-    pixels = np.empty((1, len(predictor.bands), crop, crop), np.uint16)
-    pixels[:] = np.clip(np.asarray(predictor.means), 1, np.iinfo(np.uint16).max)[:, None, None]
+    bright = np.tile(np.clip(np.asarray(predictor.means), 1, np.iinfo(np.uint16).max), predictor.frames)
+    pixels = np.empty((1, len(bright), crop, crop), np.uint16)
+    pixels[:] = bright[:, None, None]
     try:
         logits = predictor(pixels)
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:

@@ -1,20 +1,17 @@
 """The step as the command line calls it: a bundle and scenes in, products out."""
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from terraseg.errors import ConfigError
-from terraseg.files import output_error
 from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, open_bundle
-from terraseg.mapping.inputs import scenes_at
+from terraseg.mapping.inputs import places_at, room_for_inputs
 from terraseg.mapping.manifest import read_manifest
-from terraseg.mapping.many import FailedScenesError, Outcome, map_scenes, open_scenes, opened
+from terraseg.mapping.many import FailedScenesError, Outcome, map_places, open_places, opened, refuse_one_name
 from terraseg.mapping.mosaic import Rule, mosaic_products
 from terraseg.mapping.parity import open_predictor
 from terraseg.mapping.predict import predict_scene
@@ -50,7 +47,7 @@ def predict(
     bundle: Path | None = None,
     config: Path | None = None,
     ckpt_path: Path | None = None,
-    input: str | Path,  # noqa: A002 -- the name of the option
+    input: str | Path | Sequence[str | Path],  # noqa: A002 -- the name of the option
     manifest: Path | None = None,
     output: Path,
     crop: int | None = None,
@@ -69,15 +66,17 @@ def predict(
     retries: int = 2,
     mosaic: Rule | None = None,
 ) -> list[Product]:
-    """Map a scene, or each scene of a folder, with a trained model.
+    """Map places, of one date each or as many as the model takes.
 
     Args:
         bundle: folder of the bundle; or else
         config: YAML of the experiment: its own bundle.
         ckpt_path: with ``config``, a checkpoint of the experiment instead of its bundle.
-        input: a scene of contract 1, a folder of scenes of one kind, a VRT, a STAC item, or an http(s) address.
+        input: a scene of contract 1, a folder of scenes of one kind, a VRT, a STAC item, or an http(s) address; or
+            several of them. For a model of several dates those on one pixel grid are the dates of a place, see
+            `terraseg.scene.group_places`.
         manifest: a list of these instead of ``input``, see `read_manifest`.
-        output: folder of the products; each lies in a folder of its scene's name.
+        output: folder of the products; each lies in a folder of its scene's name, that of the first date.
         crop: side of a window in pixels; what the model was trained with unless given.
         overlap: overlap of windows in pixels; a quarter of the crop unless given.
         batch_size: windows of one forward.
@@ -91,26 +90,28 @@ def predict(
         min_area_m2: least area of a polygon.
         workers: processes on this machine; one for each GPU unless given.
         scheduler: address of a Dask scheduler whose workers predict instead, see `open_workers`.
-        retries: how often a scene that failed is tried again, where there are several.
-        mosaic: once all scenes are mapped, one map of them for each CRS, see `mosaic_products`.
+        retries: how often a place that failed is tried again, where there are several.
+        mosaic: once all places are mapped, one map of them for each CRS, see `mosaic_products`.
 
     Returns:
-        The finished products in the order of the scenes, and the mosaics.
+        The finished products in the order of the places, and the mosaics.
 
     Raises:
-        FailedScenesError: some of several scenes failed; all others are finished.
+        FailedScenesError: some of several places failed; all others are finished.
         ConfigError: neither bundle nor config, or both.
-        TerrasegError: what `predict_scene`, `open_bundle`, `bundle_of_checkpoint`, `open_predictor` and `scenes_at`
+        TerrasegError: what `predict_scene`, `open_bundle`, `bundle_of_checkpoint`, `open_predictor` and `places_at`
             raise.
     """
     reuse_freed_memory()
-    with _room_for_inputs(output if scheduler else None) as folder:
+    model = _model(bundle, config, ckpt_path, device=device)
+    with room_for_inputs(output if scheduler else None) as folder:
+        open_entry = partial(places_at, folder=folder, frames=model.info.frames)
         outcomes: list[Outcome] = []
         if manifest is None:
-            scenes = scenes_at(input, folder)
+            places = open_entry([input] if isinstance(input, str | Path) else input)
         else:
-            scenes, outcomes = open_scenes(read_manifest(manifest), partial(scenes_at, folder=folder), retries=retries)
-        model = _model(bundle, config, ckpt_path, device=device)
+            places, outcomes = open_places(read_manifest(manifest), open_entry, retries=retries)
+        refuse_one_name(places)
         crop = crop or model.info.tile_size
         source = BundleSource(model, runtime=runtime, device=device, crop=crop)
         options: dict[str, Any] = {
@@ -125,19 +126,19 @@ def predict(
             "min_area_m2": min_area_m2,
         }
         if scheduler is not None:  # its workers may run in other folders
-            scenes = [replace(scene, path=scene.path.absolute()) for scene in scenes]
+            places = [tuple(replace(scene, path=scene.path.absolute()) for scene in place) for place in places]
             source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
         with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
-            if manifest is None and len(scenes) == 1 and crew.count == 1:  # whose error is told as it is
-                outcomes = [Outcome(scenes[0].name, predict_scene(scenes[0], opened(source), output, **options))]
+            if manifest is None and len(places) == 1 and crew.count == 1:  # whose error is told as it is
+                outcomes = [Outcome(places[0][0].name, predict_scene(places[0], opened(source), output, **options))]
             else:
-                outcomes += map_scenes(scenes, source, output, workers=crew, retries=retries, options=options)
+                outcomes += map_places(places, source, output, workers=crew, retries=retries, options=options)
     products = [outcome.product for outcome in outcomes if outcome.product]
     if len(products) < len(outcomes):
         raise FailedScenesError(outcomes)
     if mosaic is not None:
         products += mosaic_products(
-            list(zip(scenes, products, strict=True)),
+            list(zip(places, products, strict=True)),
             opened(source),
             output,
             rule=mosaic,
@@ -146,18 +147,6 @@ def predict(
             min_area_m2=min_area_m2,
         )
     return products
-
-
-@contextmanager
-def _room_for_inputs(shared: Path | None) -> Iterator[Path]:
-    """A folder for the VRTs of `scenes_at`; in ``shared`` where processes of other machines read them, too."""
-    if shared is not None:
-        try:
-            shared.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise output_error(error, shared) from error
-    with tempfile.TemporaryDirectory(prefix=".inputs-", dir=shared) as folder:
-        yield Path(folder)
 
 
 def _model(bundle: Path | None, config: Path | None, ckpt_path: Path | None, *, device: str) -> Bundle:

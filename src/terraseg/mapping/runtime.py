@@ -11,7 +11,7 @@ from torch import Tensor
 
 from terraseg.errors import ConfigError
 from terraseg.mapping.bundle import Bundle
-from terraseg.normalise import normalise
+from terraseg.normalise import model_input
 
 Precision = Literal["float32", "bfloat16"]
 """What the model computes in; inputs and logits are float32 always."""
@@ -23,23 +23,14 @@ class BundlePredictor(ABC):
     Args:
         bundle: statistics, classes and temperature.
         runtime: what identifies the runtime: whatever of it may change a pixel.
-
-    Raises:
-        ConfigError: the model takes several dates at once.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: dict[str, Any]) -> None:
         self._info = info = bundle.info
-        if info.frames != 1:
-            raise ConfigError(
-                f"the model takes {info.frames} dates of one place at once",
-                expected="a model of one date: scenes are mapped one by one",
-                fix="predict its folder of scenes by `terratorch predict`",
-            )
         self._means, self._stds = np.asarray(info.means, np.float32), np.asarray(info.stds, np.float32)
         self._others = [index for index in sorted(info.classes) if index != info.positive_class]
-        self.bands, self.unit, self.nodata, self.gsd, self.means = (
-            info.bands, info.unit, info.nodata, info.gsd, info.means,
+        self.bands, self.frames, self.unit, self.nodata, self.gsd, self.means = (
+            info.bands, info.frames, info.unit, info.nodata, info.gsd, info.means,
         )  # fmt: skip
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
@@ -63,15 +54,18 @@ class BundlePredictor(ABC):
             default.join()
 
     def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-        """Raw DN (batch, bands, rows, columns) to what the model is given: the same shape, normalised."""
-        return normalise(pixels, means=self._means, stds=self._stds, nodata=self.nodata)
+        """Raw DN (batch, frames x bands, rows, columns) to what the model is given, see `model_input`."""
+        return model_input(pixels, frames=self.frames, means=self._means, stds=self._stds, nodata=self.nodata)
 
     @abstractmethod
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
-        """Normalised (batch, bands, rows, columns) to logits (batch, classes, rows, columns), on any device."""
+        """Normalised (batch, bands, rows, columns) to logits (batch, classes, rows, columns), on any device.
+
+        Of several dates the input is (batch, bands, frames, rows, columns).
+        """
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-        """Raw DN (batch, bands, rows, columns) to log-odds of the class (batch, rows, columns).
+        """Raw DN (batch, frames x bands, rows, columns) to log-odds of the class (batch, rows, columns).
 
         Log-odds of one class against all others are its logit minus the logsumexp of the others', divided by the
         temperature that the bundle was calibrated with (Guo et al. 2017, arXiv:1706.04599).

@@ -1,10 +1,11 @@
-"""The stream through one scene: read ahead, forward in batches, blend; only a panel's open rows are in memory."""
+"""The stream through a place: read ahead, forward in batches, blend; only a panel's open rows are in memory."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -18,7 +19,8 @@ from terraseg.mapping.predictor import Predictor, readable
 from terraseg.mapping.remote import PatientRaster, open_raster
 from terraseg.mapping.vrt import remote_sources
 from terraseg.mapping.windows import Panel, WindowAxis, WindowGrid
-from terraseg.scene import NODATA, Scene
+from terraseg.normalise import by_date
+from terraseg.scene import NODATA, Place, Scene
 
 Pixels = npt.NDArray[np.uint16]
 Probability = npt.NDArray[np.float32]
@@ -36,7 +38,7 @@ class FinishedStrip:
     Attributes:
         index: of the strip in its `WindowGrid`.
         probability: (rows, columns), blended, 0 to 1; meaningless where not ``valid``.
-        valid: (rows, columns), whether every band has an observation.
+        valid: (rows, columns), whether every band has an observation, in one of the dates at least.
     """
 
     index: int
@@ -46,7 +48,7 @@ class FinishedStrip:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Windows of one row offset: indexes of their columns, and their pixels (windows, bands, crop, crop)."""
+    """Windows of one row offset: indexes of their columns, and their pixels (windows, dates x bands, crop, crop)."""
 
     columns: list[int]
     pixels: Pixels
@@ -62,16 +64,16 @@ class _Predicted:
 
 @dataclass(frozen=True)
 class _EndOfRow:
-    """What comes after the batches of a row of windows: where each band has an observation, (crop, width)."""
+    """What comes after the batches of a row of windows: where there is an observation, (crop, width)."""
 
     index: int
     valid: npt.NDArray[np.bool_]
 
 
 def predict_strips(
-    scene: Scene, predictor: Predictor, *, grid: WindowGrid, batch_size: int, tta: bool, start: int = 0
+    place: Place, predictor: Predictor, *, grid: WindowGrid, batch_size: int, tta: bool, start: int = 0
 ) -> Iterator[FinishedStrip]:
-    """Predict a scene from strip ``start`` to its end: each panel from top to bottom, the panels from left to right.
+    """Predict a place from strip ``start`` to its end: each panel from top to bottom, the panels from left to right.
 
     Windows are blended as probabilities and not as log-odds: the mean of calibrated probabilities is the
     probability of the mixture, while in a mean of log-odds one overconfident window has no bound to its vote.
@@ -89,7 +91,7 @@ def predict_strips(
     first, row = grid.place(start)
     for index in range(first, len(grid.panels)):
         strips = _predict_panel(
-            scene, predictor, rows=grid.rows, panel=grid.panels[index], batch_size=batch_size, tta=tta, start=row
+            place, predictor, rows=grid.rows, panel=grid.panels[index], batch_size=batch_size, tta=tta, start=row
         )
         for strip in strips:
             yield replace(strip, index=index * len(grid.rows.offsets) + strip.index)
@@ -97,7 +99,7 @@ def predict_strips(
 
 
 def _predict_panel(
-    scene: Scene,
+    place: Place,
     predictor: Predictor,
     *,
     rows: WindowAxis,
@@ -108,14 +110,13 @@ def _predict_panel(
 ) -> Iterator[FinishedStrip]:
     """The strips of a panel from row of windows ``start`` on, counted within the panel."""
     first = rows.finished(start)[0]
-    indexes = [index + 1 for index in band_indices(predictor.bands, scene.bands, where=str(scene.path))]
     own = slice(*panel.finished)
     open_rows = np.zeros((rows.crop, panel.padded), np.float32)
     blended = np.zeros_like(open_rows)
     size = max(batch_size // predictor.workers, 1)
     with ExitStack() as stages:  # whoever stops early closes them before the source that their threads read
-        source = stages.enter_context(open_raster(scene.path, remote_sources(scene.path)))
-        read = _Reader(source, indexes, rows=rows, panel=panel, batch_size=size)
+        dates = [_Date.open(scene, predictor.bands, stages) for scene in place]
+        read = _Reader(dates, rows=rows, panel=panel, batch_size=size)
         batches = stages.enter_context(closing(read_ahead(read(rows.first_touching(first)), depth=_AHEAD)))
         for item in stages.enter_context(closing(_predict(batches, predictor, panel=panel, tta=tta))):
             if isinstance(item, _Predicted):
@@ -126,7 +127,7 @@ def _predict_panel(
             open_rows += blended
             top, end = rows.finished(item.index)
             if np.isnan(blended.max()):  # the largest of numbers with a NaN among them is NaN
-                raise CheckpointError(f"the model answers with NaN at rows {top} to {end} of {scene.path}")
+                raise CheckpointError(f"the model answers with NaN at rows {top} to {end} of {place[0].path}")
             if item.index >= start:
                 yield FinishedStrip(item.index, open_rows[: end - top, own].copy(), item.valid[: end - top, own])
             open_rows[: top - end] = open_rows[end - top :]
@@ -150,18 +151,36 @@ def read_ahead(items: Iterator[_Item], *, depth: int) -> Generator[_Item, None, 
             yield cast("_Item", item)
 
 
+@dataclass(frozen=True)
+class _Date:
+    """One scene of the place, and the numbers of the model's bands in it."""
+
+    source: PatientRaster
+    indexes: list[int]
+
+    @classmethod
+    def open(cls, scene: Scene, bands: Sequence[str], stages: ExitStack) -> "_Date":
+        """Open a scene for as long as the stages last."""
+        indexes = [index + 1 for index in band_indices(bands, scene.bands, where=str(scene.path))]
+        return cls(stages.enter_context(open_raster(scene.path, remote_sources(scene.path))), indexes)
+
+    def read(self, window: Window, *, out: Pixels) -> None:
+        """Read (bands, rows, columns); all bands at once, else a scene's interleaved blocks are decoded once a band."""
+        with readable(Path(self.source.name)):
+            self.source.read(self.indexes, window=window, out=out)
+
+
 class _Reader:
     """Reads window rows in ascending order, each row of pixels once: the rows that windows share are carried over.
 
     So GDAL never has to go back to an earlier row of blocks, and its cache needs to hold no more than one.
     """
 
-    def __init__(
-        self, source: PatientRaster, indexes: Sequence[int], *, rows: WindowAxis, panel: Panel, batch_size: int
-    ) -> None:
-        self._source, self._indexes, self._batch_size = source, indexes, batch_size
+    def __init__(self, dates: Sequence[_Date], *, rows: WindowAxis, panel: Panel, batch_size: int) -> None:
+        self._dates, self._batch_size = dates, batch_size
         self._rows, self._panel = rows, panel
-        self._pixels = np.full((len(indexes), rows.crop, panel.padded), NODATA, np.uint16)
+        layers = sum(len(date.indexes) for date in dates)
+        self._pixels = np.full((layers, rows.crop, panel.padded), NODATA, np.uint16)
         self._read_to = 0
 
     def __call__(self, begin: int) -> Iterator[_Batch | _EndOfRow]:
@@ -169,9 +188,7 @@ class _Reader:
         panel, pixels, crop = self._panel, self._pixels, self._panel.crop
         for index in range(begin, len(self._rows.offsets)):
             height = self._advance(index)
-            valid: npt.NDArray[np.bool_] = np.ones(pixels.shape[1:], np.bool_)
-            for band in pixels:
-                np.logical_and(valid, band != NODATA, out=valid)
+            valid = reduce(np.logical_or, map(_observed, by_date(pixels, frames=len(self._dates))))
             any_valid = np.asarray(valid.any(axis=0))
             wanted = [k for k, left in enumerate(panel.offsets) if any_valid[left : left + crop].any()]
             for chosen in even_batches(wanted, self._batch_size):
@@ -185,11 +202,19 @@ class _Reader:
         kept = max(self._read_to - top, 0)
         pixels[:, :kept] = pixels[:, height - kept : height]
         window = Window(self._panel.left, top + kept, self._panel.size, height - kept)
-        with readable(Path(self._source.name)):
-            # All bands at once: one by one, the blocks of a scene that interleaves them are decoded once a band.
-            self._source.read(self._indexes, window=window, out=pixels[:, kept:height, : self._panel.size])
+        wanted = pixels[:, kept:height, : self._panel.size]
+        for date, out in zip(self._dates, by_date(wanted, frames=len(self._dates)), strict=True):
+            date.read(window, out=out)
         self._read_to = top + height
         return height
+
+
+def _observed(bands: Pixels) -> npt.NDArray[np.bool_]:
+    """(rows, columns): whether each of the bands has an observation."""
+    seen: npt.NDArray[np.bool_] = np.ones(bands.shape[1:], np.bool_)
+    for band in bands:
+        np.logical_and(seen, band != NODATA, out=seen)
+    return seen
 
 
 def _predict(

@@ -1,4 +1,4 @@
-"""The rows of one scene, predicted in this process or, as they are independent, in any other."""
+"""The rows of one place, predicted in this process or, as they are independent, in any other."""
 
 import itertools
 import logging
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from odc.geo.geobox import GeoBox
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -20,7 +21,7 @@ from terraseg.mapping.vrt import remote_sources
 from terraseg.mapping.windows import WindowGrid
 from terraseg.mapping.workers import core_shares
 from terraseg.raster import COG_BLOCK
-from terraseg.scene import Scene
+from terraseg.scene import Place, Scene
 
 logger = logging.getLogger(__name__)
 
@@ -30,17 +31,17 @@ _CACHE_BYTES = 16 << 20
 
 @dataclass(frozen=True)
 class StripWork:
-    """The prediction of a scene's strips but for the model, so that it can be sent to other processes.
+    """The prediction of a place's strips but for the model, so that it can be sent to other processes.
 
     Attributes:
-        scene: the scene.
+        place: its scenes, one a date.
         grid: of its windows.
         stream: `terraseg.mapping.stream.predict_strips` of it; takes ``predictor`` and ``start``.
         encode: a finished strip to what is kept of it.
         strips: where that is kept.
     """
 
-    scene: Scene
+    place: Place
     grid: WindowGrid
     stream: Callable[..., Iterator[FinishedStrip]]
     encode: Callable[[FinishedStrip], Sequence[npt.NDArray[np.generic]]]
@@ -53,7 +54,7 @@ class StripWork:
         """
         if not parts:
             return
-        name, total = self.scene.name, self.strips.count
+        name, total = self.place[0].name, self.strips.count
         before = total - sum(map(len, parts))
         if before and progress:
             logger.info("%s: goes on after %d of %d rows of windows", name, before, total)
@@ -81,24 +82,28 @@ class StripWork:
         self.strips.write(finished.index, self.encode(finished))
 
 
-def reading(scene: Scene, grid: WindowGrid) -> rasterio.Env:
-    """GDAL's settings while a scene is predicted: its cache holds the blocks across a panel.
+def reading(place: Place, grid: WindowGrid) -> rasterio.Env:
+    """GDAL's settings while a place is predicted: its cache holds the blocks of all scenes across a panel.
 
     A quarter more is for what GDAL keeps with them. All cores decode them, as the windows below wait for all; but not
     over http, where GDAL would ask for several blocks in one request and try none of it again.
     """
-    threads = 1 if remote_sources(scene.path) else len(core_shares(1)[0])
+    threads = 1 if any(remote_sources(scene.path) for scene in place) else len(core_shares(1)[0])
+    row_of_blocks = sum(_row_of_blocks(scene, grid) for scene in place)
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks, GDAL_NUM_THREADS=threads)
+
+
+def _row_of_blocks(scene: Scene, grid: WindowGrid) -> int:
     with rasterio.open(scene.path) as source:
         rows, columns = source.block_shapes[0]
         touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
         across = max(end - first for first, end in touched)
-        row_of_blocks = int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks, GDAL_NUM_THREADS=threads)
+        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
 
 
-def writing(scene: Scene, layers: Sequence[Layer]) -> rasterio.Env:
+def writing(geobox: GeoBox, layers: Sequence[Layer]) -> rasterio.Env:
     """GDAL's settings while rasters are written: its cache holds a row of their blocks until that is complete."""
-    width = -(-scene.geobox.shape.x // COG_BLOCK) * COG_BLOCK
+    width = -(-geobox.shape.x // COG_BLOCK) * COG_BLOCK
     row_of_blocks = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
     return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks * 5 // 4)
 
