@@ -100,9 +100,9 @@ def _conv_bars(folder: Path, side: int, *, rounds: int) -> dict[str, dict[str, A
     if len({round(run["class_share"], 4) for runs in told.values() for run in runs}) > 1:
         raise SystemExit("the two commands' maps differ: they did not run the same model")
     best = {name: min(runs, key=lambda run: run["seconds"]) for name, runs in told.items()}
-    print(f"{'conv':14} {'s':>8} {'peak MB':>8}   {side} px, {best['terraseg']['class_share']:.1%} of the class")
+    print(f"{'conv':24} {'s':>8} {'peak MB':>8}   {side} px, {best['terraseg']['class_share']:.1%} of the class")
     for name, run in best.items():
-        print(f"  {name:12} {run['seconds']:>8.1f} {run['peak_mb']:>8.0f}   {run['warm_seconds']:.1f} s for {WARM} px")
+        print(f"  {name:22} {run['seconds']:>8.1f} {run['peak_mb']:>8.0f}   {run['warm_seconds']:.1f} s for {WARM} px")
     ratio = best["terratorch"]["seconds"] / best["terraseg"]["seconds"]
     return {"conv_times_faster_than_terratorch": _bar(ratio, 4, at_least=True)}
 
@@ -251,7 +251,7 @@ def _against_forward(
             deque(pool.map(forward, map(len, batches)), maxlen=0)
 
     def end_to_end() -> None:
-        predict_scene(scene, predictor, Path(tempfile.mkdtemp(dir=folder)), **options)
+        predict_scene(scene, predictor, Path(tempfile.mkdtemp(dir=folder)), progress=False, **options)
 
     ways = (end_to_end, a_core_a_batch, one_after_the_other)
     forward(BATCH)
@@ -264,10 +264,9 @@ def _against_forward(
     best = {way: min(held) for way, held in seconds.items()}
     whole, alone = best.pop("end_to_end"), min(best.values())
     ratio = whole / alone
-    print(
-        f"{name}, {side} px, {len(windows) ** 2} windows of {crop} px: {whole:.1f} s end to end, {ratio:.3f} x forward;"
-    )
-    print("   the model alone " + ", ".join(f"{way.replace('_', ' ')} {held:.1f} s" for way, held in best.items()))
+    print(f"{name:24} {'s':>8}   {side} px, {len(windows) ** 2} windows of {crop} px; {ratio:.3f} x the model alone")
+    for way, held in {"end to end": whole, **best}.items():
+        print(f"  {way.replace('_', ' '):22} {held:>8.1f}")
     return ratio
 
 
