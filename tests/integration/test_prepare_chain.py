@@ -16,7 +16,7 @@ import rasterio
 import rasterio.features
 import shapely
 from affine import Affine
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, Phase, assume, given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 
@@ -95,7 +95,11 @@ grounds = st.builds(
 )  # fmt: skip
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+@settings(
+    max_examples=10,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+)
 @given(grounds, configs)
 def test_a_dataset_is_what_scene_and_footprints_say(ground: Ground, config: PrepareConfig) -> None:
     with tempfile.TemporaryDirectory() as name:
