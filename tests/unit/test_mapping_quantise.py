@@ -52,12 +52,23 @@ def int8_shapes(path: Path) -> list[tuple[int, ...]]:
     return sorted(tuple(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8 and len(t.dims) > 1)
 
 
+def input_types(path: Path, operation: str) -> set[int]:
+    """Types of the integers that the operations' first inputs are made of."""
+    graph = onnx.load(path).graph
+    constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    dequantised = {node.output[0]: node.input[2] for node in graph.node if node.op_type == "DequantizeLinear"}
+    first = [node.input[0] for node in graph.node if node.op_type == operation]
+    return {constants[dequantised[name]] for name in first if name in dequantised}
+
+
 def test_all_but_the_first_and_the_last_convolution_is_quantised(
     tmp_path: Path, model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = logging.root.handlers[:]
     assert quantise_model(model, tmp_path / "int8.onnx", BATCHES)
     assert int8_shapes(tmp_path / "int8.onnx") == [(8, 8), (8, 8, 3, 3), (8, 24)]
+    assert input_types(tmp_path / "int8.onnx", "MatMul") == {onnx.TensorProto.INT8}
+    assert input_types(tmp_path / "int8.onnx", "Conv") == {onnx.TensorProto.UINT8}
     expected, answer = run(model, BATCHES[0]), run(tmp_path / "int8.onnx", BATCHES[0])
     assert 0 < np.abs(answer - expected).max() < 0.02 * np.ptp(expected)
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]

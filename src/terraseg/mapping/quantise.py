@@ -14,8 +14,12 @@ import onnx
 from onnxruntime.quantization import QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
-_OPERATIONS = ("MatMul", "Gemm", "Conv")
+_PRODUCTS, _OPERATIONS = ("MatMul", "Gemm"), ("MatMul", "Gemm", "Conv")
 """What is quantised where its weights are constants: nearly all the arithmetic of a network."""
+
+
+_SIGNED = {"quant_type": QuantType.QInt8, "symmetric": True}
+"""A scale without an offset: with one, OpenVINO takes twice as long for the linear layers of a ViT."""
 
 
 def quantise_model(model: Path, target: Path, batches: Sequence[npt.NDArray[np.float32]]) -> bool:
@@ -44,13 +48,21 @@ def quantise_model(model: Path, target: Path, batches: Sequence[npt.NDArray[np.f
         op_types_to_quantize=list(_OPERATIONS),
         nodes_to_quantize=nodes,
         per_channel=True,
-        activation_type=QuantType.QUInt8,  # times QInt8 weights is what processors have an instruction for
+        activation_type=QuantType.QUInt8,  # what a ReLU leaves needs no sign
         weight_type=QuantType.QInt8,
         use_external_data_format=model.with_name(f"{model.name}.data").exists(),
         # The bias is added, and the activation applied, before anything is rounded.
-        extra_options={"OpTypesToExcludeOutputQuantization": list(_OPERATIONS)},
+        extra_options={
+            "OpTypesToExcludeOutputQuantization": list(_OPERATIONS),
+            "TensorQuantOverrides": {name: [_SIGNED] for name in _factors(graph.graph, nodes)},
+        },
     )
     return True
+
+
+def _factors(graph: onnx.GraphProto, nodes: Sequence[str]) -> set[str]:
+    """Names of the tensors that are multiplied with a matrix of weights."""
+    return {node.input[0] for node in graph.node if node.op_type in _PRODUCTS and node.name in nodes}
 
 
 def _nodes(graph: onnx.GraphProto) -> list[str]:
