@@ -1,6 +1,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,13 @@ class NetBundle(Bundle):
 
 def net(root: Path, **changes: Any) -> NetBundle:
     return NetBundle(root, make_info(threshold=0.5, **changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_passes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_SECONDS", 0.0)
+        yield
 
 
 @pytest.fixture(scope="module")
