@@ -12,6 +12,8 @@
               polygons included, against nothing but the model on the same windows in the same batches. The model is
               run in both ways that there are, all cores an operation and a core a batch, and the faster one counts.
               Where a bundle with an exported model is at hand (--bundle), its fastest runtime is a row without a bar.
+    prithvi   On a GPU, where there is one: Prithvi-EO 1.0 100M with UperNet in bfloat16, random weights; the forward's
+    _v1_100   share of `predict_scene`, and the ground that is mapped in a second.
 
 About 4 minutes on two cores. In turns, as others may use the machine: our side of conv comes before and after
 TerraTorch's, and prithvi's ratio is the median of those of the rounds. Prints a table; the last line is one JSON object
@@ -58,6 +60,7 @@ ROOT = Path(__file__).parents[1]
 CROP, OVERLAP = 224, 56
 WARM = 512
 """Side of the scene that each process maps before it is timed."""
+PIXEL_KM = 0.01
 
 FACTORY = "EncoderDecoderFactory"
 CONV = {"backbone": "BareBands", "decoder": "IdentityDecoder", "num_classes": 2}
@@ -68,6 +71,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=5490, help="side of the scene of conv; 0: without it")
     parser.add_argument("--prithvi-side", type=int, default=3080, help="side of the scene of prithvi; 0: without it")
+    parser.add_argument("--gpu-side", type=int, default=5490, help="side of the scene on the GPU")
     parser.add_argument("--rounds", type=int, default=5, help="of prithvi")
     parser.add_argument("--bundle", type=Path, default=ROOT / "outputs/demo_prithvi_tiny/bundle")
     parser.add_argument("--command", choices=COMMANDS, help=argparse.SUPPRESS)  # of the measured child process
@@ -83,6 +87,8 @@ def main() -> None:
         bars = _conv_bars(folder, options.side) if options.side else {}
         if options.prithvi_side:
             bars |= _prithvi_bars(folder, options.prithvi_side, rounds=options.rounds, bundle=options.bundle)
+        if torch.cuda.is_available():
+            bars |= _gpu_bars(folder, options.gpu_side, rounds=options.rounds)
     print(f"{'bar':40} {'value':>8} {'goal':>8}")
     for key, bar in bars.items():
         print(f"{key:40} {bar['value']:>8} {bar['goal']:>8} {'' if bar['ok'] else 'MISSED'}")
@@ -207,12 +213,9 @@ def _register_bare_bands() -> None:
 
 def _prithvi_bars(folder: Path, side: int, *, rounds: int, bundle: Path) -> dict[str, dict[str, Any]]:
     reuse_freed_memory()  # as `terraseg predict` does
-    section = yaml.safe_load((ROOT / "configs/demo_prithvi_tiny.yaml").read_text(encoding="utf-8"))["model"][
-        "init_args"
-    ]
-    random = _random_bundle(folder / "bundle", section["model_factory"], section["model_args"])
+    random = _random_bundle(folder / "tiny", ROOT / "configs/demo_prithvi_tiny.yaml")
     predictor = open_predictor(random, runtime="torch", device="cpu", crop=CROP)
-    times = _against_forward(folder, "torch", predictor, side=side, crop=CROP, rounds=rounds)
+    times, _ = _against_forward(folder, "torch", predictor, side=side, crop=CROP, rounds=rounds)
     bars = {"prithvi_tiny_end_to_end_over_forward": _bar(times, 1.1)}
     if (bundle / "runtimes").is_dir():
         exported = open_bundle(bundle)
@@ -222,9 +225,21 @@ def _prithvi_bars(folder: Path, side: int, *, rounds: int, bundle: Path) -> dict
     return bars
 
 
-def _random_bundle(root: Path, factory: str, arguments: dict[str, Any]) -> Bundle:
+def _gpu_bars(folder: Path, side: int, *, rounds: int, device: str = "cuda") -> dict[str, dict[str, Any]]:
+    reuse_freed_memory()
+    random = _random_bundle(folder / "v1_100", ROOT / "configs/prithvi_upernet.yaml")
+    predictor = open_predictor(random, runtime="torch-bf16", device=device, crop=CROP)
+    times, seconds = _against_forward(folder, "prithvi_v1_100, bf16", predictor, side=side, crop=CROP, rounds=rounds)
+    card = torch.cuda.get_device_name() if device == "cuda" else device
+    print(f"  {'km2 a second':22} {(side * PIXEL_KM) ** 2 / seconds:>8.1f}   {card}")
+    return {f"prithvi_v1_100_bf16_forward_share_{card.replace(' ', '_')}": _bar(1 / times, 0.9, at_least=True)}
+
+
+def _random_bundle(root: Path, config: Path) -> Bundle:
     from terraseg.learn.model import build_model
 
+    section = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
+    factory, arguments = section["model_factory"], section["model_args"]
     torch.manual_seed(0)
     model = build_model(factory, arguments)
     return write_bundle(
@@ -234,8 +249,8 @@ def _random_bundle(root: Path, factory: str, arguments: dict[str, Any]) -> Bundl
 
 def _against_forward(
     folder: Path, name: str, predictor: BundlePredictor, *, side: int, crop: int, rounds: int
-) -> float:
-    """End-to-end time over that of the model alone, the median of all rounds; prints both."""
+) -> tuple[float, float]:
+    """End-to-end time over that of the model alone, and end-to-end seconds, medians of all rounds; prints them."""
     scene = make_scene(folder / "raw", side)
     options = {"crop": crop, "overlap": crop // 4, "batch_size": BATCH, "threshold": _rare(predictor, scene, crop)}
     windows = range(len(WindowAxis(side, crop, crop // 4).offsets))
@@ -264,13 +279,15 @@ def _against_forward(
         for way in ways:
             begin = time.perf_counter()
             way()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             seconds[way.__name__].append(time.perf_counter() - begin)
     ratios = [whole / min(alone) for whole, *alone in zip(*seconds.values(), strict=True)]
     print(f"{name:24} {'s':>8}   {side} px, {len(windows) ** 2} windows of {crop} px")
     for way, held in seconds.items():
         print(f"  {way.replace('_', ' '):22} {statistics.median(held):>8.1f}")
     print(f"  {'end to end / alone':22}   {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
-    return statistics.median(ratios)
+    return statistics.median(ratios), statistics.median(seconds[end_to_end.__name__])
 
 
 def _rare(predictor: BundlePredictor, scene: Scene, crop: int) -> float:
