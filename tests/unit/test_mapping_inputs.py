@@ -24,6 +24,7 @@ from predictors import NumpyPredictor, from_neighbours
 from terraseg.bands import PRITHVI_BANDS, UNIT
 from terraseg.cli import main
 from terraseg.errors import SceneError
+from terraseg.mapping import export as export_module
 from terraseg.mapping import run
 from terraseg.mapping.inputs import scenes_at
 from terraseg.mapping.predict import predict_scene
@@ -327,6 +328,18 @@ def test_a_scene_that_changes_while_it_is_read_gives_no_map(tmp_path: Path) -> N
         predict_scene(scene, NumpyPredictor(touches), tmp_path / "out", **OPTIONS)
     assert not list((tmp_path / "out" / "scene").glob("[!.]*"))
     assert open_scene(scene.path).bands == scene.bands
+
+
+def test_an_export_is_compared_on_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export_module, "open_bundle", lambda root: ConvBundle(root, make_info()))
+    make_scene(tmp_path / "raw", (64, 80), name="a")
+    vrt = mosaic(tmp_path / "b.vrt", halves(tmp_path / "halves", make_scene(tmp_path / "whole", (64, 80))))
+    item = catalogue_item(tmp_path / "item", offset=0, **{"s2:processing_baseline": "02.14"})
+    inputs = [str(tmp_path / "raw"), str(vrt), str(item)]
+    words = ["--bundle", str(tmp_path / "bundle"), "--chips", "6", "--input", *inputs]
+    assert main(["export", *words]) == 0
+    record = json.loads((tmp_path / "bundle/runtimes/parity.json").read_text())
+    assert record["scenes"] == ["a", "b", "S2A_31SEA_0"]
 
 
 def test_a_manifest_may_name_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Many scenes: each once, failures tried again, what stays broken is told at the end."""
 
+import json
 import pickle
 import random
 import tempfile
@@ -24,8 +25,9 @@ from terraseg.cli import main
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.mapping import workers as workers_module
 from terraseg.mapping.inputs import places_at
-from terraseg.mapping.many import FailedScenesError, Outcome, even_parts, map_places, open_places, refuse_one_name
+from terraseg.mapping.many import FailedScenesError, Outcome, even_parts, map_places, open_places
 from terraseg.mapping.predict import predict_scene
+from terraseg.mapping.run import predict
 from terraseg.mapping.workers import ThisProcess, core_shares, open_workers
 from terraseg.products import Product, find_products
 from terraseg.scene import Scene
@@ -115,10 +117,16 @@ def test_a_model_that_can_not_be_opened_ends_the_run_at_once(tmp_path: Path) -> 
         map_places([(scene,)], Broken(), tmp_path, workers=ThisProcess(), retries=5, options=OPTIONS)
 
 
-def test_two_scenes_of_one_name_are_refused_before_one_overwrites_the_other(tmp_path: Path) -> None:
-    scenes = [make_scene(tmp_path / folder, (40, 40)) for folder in ("may", "june")]
-    with pytest.raises(ConfigError, match="have one name"):
-        refuse_one_name([(scene,) for scene in scenes])
+def test_two_scenes_of_one_name_are_refused_before_one_overwrites_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("terraseg.mapping.run.open_bundle", lambda root: ConvBundle(root, make_info()))
+    paths = [str(make_scene(tmp_path / folder, (40, 40)).path) for folder in ("may", "june")]
+    (tmp_path / "both.json").write_text(json.dumps(paths))
+    for what in ({"input": paths}, {"input": "", "manifest": tmp_path / "both.json"}):
+        with pytest.raises(ConfigError, match="have one name"):
+            predict(bundle=tmp_path, output=tmp_path / "out", device="cpu", **what)
+    assert not (tmp_path / "out").exists()
 
 
 @settings(max_examples=8, deadline=None)

@@ -47,7 +47,7 @@ class ConvBundle(Bundle):
     def load_model(self) -> nn.Module:
         torch.set_float32_matmul_precision("medium")  # as the import of TerraTorch does
         torch.manual_seed(0)
-        return nn.Conv2d(len(self.info.bands), len(self.info.classes), 1)
+        return nn.Conv2d(len(self.info.bands), len(self.info.classes), 1).eval()
 
 
 def conv(tmp_path: Path, **changes: Any) -> ConvBundle:
