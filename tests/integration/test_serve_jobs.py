@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,6 +148,30 @@ def test_a_process_dies_with_a_service_that_is_killed(tmp_path: Path) -> None:
         os.kill(parent.pid, signal.SIGKILL)
         parent.wait()
         _until(lambda: not _runs(worker))
+
+
+def test_an_image_is_moved_to_the_job_that_maps_it_and_its_training_stays(root: Path, tmp_path: Path) -> None:
+    maps = "(folder / 'outputs/flood').mkdir(parents=True); (folder / 'outputs/flood/item.json').write_text('{}')"
+    waits = "(folder / 'input').exists() and time.sleep(1); "
+    (tmp_path / "flood.tif").write_bytes(b"II*\0")
+    with serving(root, python(f"{waits}{maps}; end()")) as client:
+        training = _job(client).wait(every=0.05)
+        asked: dict[str, Any] = {"kind": "predict", "job": training.id, "date": "2019-09-17", "threshold": 0.3}
+        upload = client._transport.post("/uploads", {"size": 4})["id"]
+        client._transport.send(f"/uploads/{upload}/files/flood.tif", tmp_path / "flood.tif")
+        job = Job(client._transport, client._transport.post("/jobs", {**asked, "upload": upload}))
+        assert (job.answer["kind"], job.weights, job.pretrained) == ("predict", "random", False)
+        assert job.answer["request"]["image"] == "flood.tif"
+        assert (root / "jobs" / job.id / "input/flood.tif").read_bytes() == b"II*\0"
+        assert list((root / "uploads").iterdir()) == []
+        with pytest.raises(WrongStateError, match=f"job {job.id} needs the job {training.id}"):
+            training.delete()
+        job.wait(every=0.05)
+        folder = training.predict(tmp_path / "flood.tif", tmp_path / "maps", date="2019-09-17", every=0.05)
+        assert [path.name for path in folder.iterdir()] == ["item.json"]
+        assert [each.id for each in client.jobs()] == [training.id, job.id], "the map was fetched and removed there"
+        training.delete()
+        assert job.refresh().weights == "not recorded"
 
 
 # --- the real import ---

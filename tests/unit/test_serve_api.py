@@ -17,6 +17,7 @@ from terraseg.errors import ConfigError, DatasetError, OutputError, SceneError, 
 from terraseg.serve.client import Client
 from terraseg.serve.faults import DeniedError, NotThereError, TooLargeError, WrongStateError
 from terraseg.serve.run import read_token
+from terraseg.serve.store import Job, Store
 from terraseg.serve.transport import Transport, UnreachableError
 
 TOKEN = "0123456789abcdef"  # noqa: S105
@@ -307,6 +308,53 @@ def test_datasets_are_listed_described_and_deleted(client, tmp_path):
     assert client.datasets() == []
 
 
+def _trained(root: Path, state: str = "succeeded") -> Job:
+    store = Store(root)
+    config = {"trainer": {"default_root_dir": str(root / "x")}, "model": {"init_args": {"weights": "hub"}}}
+    request = {"kind": "train", "dataset": "made-1", "import": {"unit": "reflectance"}}
+    job = store.move(store.add_job(store.new_job_id(), request, config=config), "running")
+    return job if state == "running" else store.move(job, state)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "files", "status", "said"),
+    [
+        ({"job": "none"}, 1, 404, "no job 'none'"),
+        ({"upload": "none"}, 1, 404, "no upload 'none'"),
+        ({}, 0, 422, "holds 0 files"),
+        ({}, 2, 422, "holds 2 files"),
+        ({"date": None}, 1, 422, "date: an image without a STAC item needs its date, YYYY-MM-DD"),
+        ({"date": "yesterday"}, 1, 422, "date: Input should be a valid date"),
+        ({"threshold": 1.5}, 1, 422, "threshold: Input should be less than 1"),
+    ],
+)
+def test_a_map_that_can_not_be_is_refused_at_once(client, tmp_path, changes, files, status, said):
+    of = _trained(tmp_path / "root")
+    upload = _upload(client)
+    for number in range(files):
+        _ask(client, "PUT", f"{upload}/files/{number}.tif", content=TIFF)
+    asked = {"kind": "predict", "job": of.id, "upload": upload.rpartition("/")[2], "date": "2019-09-17", **changes}
+    answer = _ask(client, "POST", "/jobs", json=asked)
+    assert answer[0] == status
+    assert said in answer[1]["error"]["found"]
+    assert len(client.jobs()) == 1
+
+
+@pytest.mark.parametrize("state", ["running", "failed", "cancelled"])
+def test_a_training_without_a_model_maps_nothing_and_keeps_no_upload(client, tmp_path, state):
+    job = client.job(_trained(tmp_path / "root", state).id)
+    (tmp_path / "flood.tif").write_bytes(TIFF)
+    with pytest.raises(WrongStateError, match=f"to train, is {state}; expected one to train that has succeeded"):
+        job.predict(tmp_path / "flood.tif", tmp_path / "maps", date="2019-09-17")
+    assert list((tmp_path / "root/uploads").iterdir()) == []
+    (tmp_path / "maps/flood").mkdir(parents=True)
+    (tmp_path / "maps/flood/mine.txt").touch()
+    with pytest.raises(OutputError, match="flood holds other files"):
+        job.predict(tmp_path / "flood.tif", tmp_path / "maps", date="2019-09-17")
+    with pytest.raises(SceneError, match="no image at"):
+        job.predict(tmp_path / "none.tif", tmp_path / "maps", date="2019-09-17")
+
+
 # --- the client where the network or the service fails ---
 
 
@@ -370,8 +418,6 @@ def test_a_service_can_not_write_outside_of_the_folder(tmp_path):
 
 
 def test_a_job_that_is_not_over_has_no_result(client, tmp_path):
-    from terraseg.serve.store import Store
-
     root = tmp_path / "root"
     store = Store(root)
     name = store.new_job_id()
@@ -382,7 +428,9 @@ def test_a_job_that_is_not_over_has_no_result(client, tmp_path):
     assert "weights: random" in repr(job)
     with pytest.raises(WrongStateError, match="is running; expected succeeded"):
         _ = job.metrics
-    with pytest.raises(WrongStateError, match="is running; expected succeeded: then it has a bundle"):
+    with pytest.raises(
+        WrongStateError, match="to train, is running; expected one to train that has succeeded: it has a bundle"
+    ):
         job.download_bundle(tmp_path / "bundle")
     with pytest.raises(NotThereError, match=r"has no metrics of split 'test' \(it is running\)"):
         job.full_metrics()

@@ -101,4 +101,4 @@ def test_an_error_arrives_as_what_it_was():
     for kind in ("Path", "cause_of", "Exception", "NoSuchError"):
         assert type(Fault(kind, "x").error()).__name__ == "ServiceError"
     hidden = Fault("DatasetError", "/srv/u/files/images/a.tif and /srv/u/files").without("/srv/u/files")
-    assert hidden.found == "images/a.tif and the upload"
+    assert hidden.found == "images/a.tif and its folder"

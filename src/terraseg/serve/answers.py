@@ -39,15 +39,10 @@ def dataset_answer(store: Store, name: str) -> dict[str, Any]:
 def job_answer(store: Store, job: Job) -> dict[str, Any]:
     """All that there is to say of a job now."""
     folder = store.job_folder(job.id)
-    answer = {**job.model_dump(), "request": store.request(job.id)}
+    request = store.request(job.id)
+    answer = {**job.model_dump(), "request": request}
     answer["stage"] = read_json(folder / "stage.json").get("stage") if job.state == "running" else None
-    return {**answer, **_training(folder)}
-
-
-def training_folder(folder: Path) -> Path:
-    """The experiment's folder of a training."""
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return Path(values["trainer"]["default_root_dir"])
+    return {**answer, **(_training(folder) if job.kind == "train" else _prediction(folder.parent / request["job"]))}
 
 
 def _training(folder: Path) -> dict[str, Any]:
@@ -68,6 +63,13 @@ def _training(folder: Path) -> dict[str, Any]:
             split: _summary(read_json(path)) for split in SPLITS if (path := metrics_file(folder, split)).is_file()
         },
     }
+
+
+def _prediction(training: Path) -> dict[str, Any]:
+    """Of the model that maps; its training may have been deleted since."""
+    known = _training(training) if training.is_dir() else {"weights": "not recorded", "pretrained": False}
+    of_model = {key: known.get(key) for key in ("weights", "pretrained", "threshold", "licence")}
+    return {**of_model, "warnings": [], "progress": {}, "metrics": {}}
 
 
 def metrics_file(folder: Path, split: str) -> Path:

@@ -14,12 +14,12 @@ from aiohttp import web
 from terraseg import __version__
 from terraseg.errors import ConfigError, OutputError, TerrasegError
 from terraseg.files import output_error
-from terraseg.serve.answers import dataset_answer, job_answer, metrics_file, training_folder
-from terraseg.serve.asked import AskedTraining, AskedUpload, checked, plain
+from terraseg.serve.answers import dataset_answer, job_answer, metrics_file
+from terraseg.serve.asked import AskedPrediction, AskedTraining, AskedUpload, checked, plain
 from terraseg.serve.faults import DeniedError, Fault, NotThereError, TooLargeError, WrongStateError, status_of
 from terraseg.serve.jobs import Queue
 from terraseg.serve.recipes import find_recipes, resolve
-from terraseg.serve.store import Store
+from terraseg.serve.store import Job, Store, training_folder
 from terraseg.serve.streams import check_tiff, raster_path, receive, send_folder, too_large, unpack
 from terraseg.serve.workers import Command, Workers, worker_command
 
@@ -100,6 +100,7 @@ class Service:
                 web.get("/jobs/{id}/log", self._job_log),
                 web.get("/jobs/{id}/metrics/{split}", self._metrics),
                 web.get("/jobs/{id}/bundle", self._bundle),
+                web.get("/jobs/{id}/product", self._product),
             ]
         )
         application.cleanup_ctx.append(self._working)
@@ -219,7 +220,9 @@ class Service:
         await asyncio.to_thread(self._store.delete_upload, upload.folder)
 
     def _upload(self, request: web.Request) -> _Upload:
-        name = request.match_info["id"]
+        return self._known_upload(request.match_info["id"])
+
+    def _known_upload(self, name: str) -> _Upload:
         if name not in self._uploads:
             raise NotThereError(
                 f"no upload {name!r}", expected="one that is not imported yet", fix="begin the upload again"
@@ -241,8 +244,14 @@ class Service:
     # --- jobs ---
 
     async def _new_job(self, request: web.Request) -> web.Response:
-        asked = checked(AskedTraining, await _body(request))
-        name = self._store.new_job_id()
+        body = await _body(request)
+        predicts = isinstance(body, dict) and body.get("kind") == "predict"
+        job = await self._new_prediction(body) if predicts else self._new_training(body)
+        self._queue.notify()
+        return _answer(job_answer(self._store, job), status=201)
+
+    def _new_training(self, body: object) -> Job:
+        asked, name = checked(AskedTraining, body), self._store.new_job_id()
         config = resolve(
             asked,
             recipes=self._settings.recipes,
@@ -250,9 +259,21 @@ class Service:
             dataset=self._store.dataset(asked.dataset),
             output=self._store.jobs / name / "outputs",
         )
-        job = self._store.add_job(name, plain(asked), config=config)
-        self._queue.notify()
-        return _answer(job_answer(self._store, job), status=201)
+        # The dataset may be gone when an image like its own is to be mapped.
+        request = {**plain(asked), "import": self._store.import_options(asked.dataset)}
+        return self._store.add_job(name, request, config=config)
+
+    async def _new_prediction(self, body: object) -> Job:
+        asked = checked(AskedPrediction, body)
+        self._succeeded(asked.job, kind="train", what="a model")
+        upload = self._known_upload(asked.upload)
+        if len(upload.sizes) != 1:
+            raise ConfigError(f"upload {asked.upload} holds {len(upload.sizes)} files", expected="the one image")
+        (image,) = upload.sizes
+        request = {**plain(asked), "image": image, "assumed": self._store.request(asked.job)["import"]}
+        job = self._store.add_job(self._store.new_job_id(), request, files=upload.folder / "files")
+        await self._forget(upload)
+        return job
 
     async def _jobs(self, _: web.Request) -> web.Response:
         return _answer([job_answer(self._store, job) for job in self._store.all_jobs()])
@@ -284,11 +305,29 @@ class Service:
         return web.FileResponse(path)
 
     async def _bundle(self, request: web.Request) -> web.StreamResponse:
-        name = request.match_info["id"]
-        job, folder = self._store.job(name), self._store.job_folder(name)
-        if job.state != "succeeded":
-            raise WrongStateError(f"job {name} is {job.state}", expected="succeeded: then it has a bundle")
+        folder = self._succeeded(request.match_info["id"], kind="train", what="a bundle")
         return await send_folder(request, training_folder(folder) / "bundle")
+
+    async def _product(self, request: web.Request) -> web.StreamResponse:
+        name = request.match_info["id"]
+        folder = self._succeeded(name, kind="predict", what="a map")
+        image = Path(self._store.request(name)["image"])
+        return await send_folder(request, folder / "outputs" / image.stem)
+
+    def _succeeded(self, name: str, *, kind: str, what: str) -> Path:
+        """Folder of a job of this kind that has come to its end.
+
+        Raises:
+            NotThereError: there is none.
+            WrongStateError: it has not, or is of another kind.
+        """
+        job = self._store.job(name)
+        if job.kind != kind or job.state != "succeeded":
+            raise WrongStateError(
+                f"job {name}, to {job.kind}, is {job.state}",
+                expected=f"one to {kind} that has succeeded: it has {what}",
+            )
+        return self._store.job_folder(name)
 
 
 def _ended(task: "asyncio.Task[None]") -> None:

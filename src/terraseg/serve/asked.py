@@ -1,5 +1,6 @@
 """What a client may ask for; unknown keys and values that can't be are refused, each by its name."""
 
+import datetime as dt
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -75,6 +76,39 @@ class AskedTraining(_Strict):
     def _one_length(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs: one of them is the length of a training")
+        return self
+
+
+class AskedPrediction(_Strict):
+    """A map of one image.
+
+    Attributes:
+        job: the training whose model maps it.
+        upload: that holds it, and nothing else.
+        item: its STAC item, of a scene as `terraseg data download` writes it; any other image needs the keys below.
+        bands: names in file order; those of the image, else of the training's images where absent.
+        unit: likewise.
+        nodata: likewise.
+        date: when it was taken.
+        attribution: credit that the map will carry.
+        threshold: of the probability; the one chosen on val where absent.
+    """
+
+    kind: Literal["predict"]
+    job: _Name
+    upload: _Name
+    item: dict[str, Any] | None = None
+    bands: tuple[str, ...] | None = None
+    unit: Literal["reflectance_1e-4", "reflectance"] | None = None
+    nodata: float | None = None
+    date: dt.date | None = None
+    attribution: str = "given image"
+    threshold: float | None = Field(default=None, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _has_a_date(self) -> Self:
+        if self.item is None and self.date is None:
+            raise ValueError("date: an image without a STAC item needs its date, YYYY-MM-DD")
         return self
 
 

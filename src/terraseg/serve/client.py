@@ -12,18 +12,23 @@ service is the `terraseg.errors.TerrasegError` that the same fault raises locall
 are tried again where the network fails; what must not happen twice is not.
 """
 
+import json
 import re
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
 
-from terraseg.errors import DatasetError, TerrasegError
-from terraseg.serve.faults import Fault, WrongStateError
-from terraseg.serve.transport import Transport, UnreachableError
+from terraseg.errors import DatasetError, SceneError, TerrasegError
+from terraseg.serve.faults import Fault, NotThereError, WrongStateError
+from terraseg.serve.transport import Transport, UnreachableError, refuse_other_files
 
 _SUFFIXES = (".tif", ".tiff")
+_BUNDLE, _PRODUCT = "bundle.json", "item.json"
+"""The file that each of these folders has."""
+
 _OVER = ("succeeded", "failed", "cancelled")
 
 
@@ -96,15 +101,9 @@ class Client:
             for there, path in files.items():
                 self._transport.send(f"{address}/files/{quote(there)}", path)
         except BaseException:
-            self._give_up(address)
+            _give_up(self._transport, address)
             raise
         return Dataset(self._transport, self._transport.post(f"{address}/import", patient=True))
-
-    def _give_up(self, upload: str) -> None:
-        try:
-            self._transport.delete(upload)
-        except UnreachableError:  # then the service forgets it when it starts again
-            return
 
     def datasets(self) -> list["Dataset"]:
         """All of them."""
@@ -277,8 +276,74 @@ class Job(_Thing):
             WrongStateError: the job has not succeeded.
             OutputError: the folder holds something else.
         """
-        self._transport.download_folder(f"/jobs/{self.id}/bundle", Path(folder), mark="bundle.json")
+        self._transport.download_folder(f"/jobs/{self.id}/bundle", Path(folder), mark=_BUNDLE)
         return Path(folder)
+
+    def predict(
+        self,
+        image: str | Path,
+        output: str | Path,
+        *,
+        date: str | None = None,
+        attribution: str | None = None,
+        bands: Sequence[str] | None = None,
+        unit: str | None = None,
+        nodata: float | None = None,
+        threshold: float | None = None,
+        progress: bool = False,
+        every: float = 2.0,
+    ) -> Path:
+        """Map an image with this training's model: queued as any job, waited for, fetched, and removed there.
+
+        Args:
+            image: a scene with its STAC item beside it, as `terraseg data download` writes it, or any GeoTIFF like
+                those that were uploaded, with its date.
+            output: gets a folder of the image's name: probability and mask as COG, polygons, STAC item.
+            date: when the image was taken, YYYY-MM-DD.
+            attribution: credit that the map will carry.
+            bands: names in file order, where neither the image nor those of the upload had them.
+            unit: likewise.
+            nodata: likewise.
+            threshold: of the probability; the one that was chosen on val where absent.
+            progress: show stages.
+            every: seconds between questions.
+
+        Returns:
+            The folder.
+
+        Raises:
+            WrongStateError: the training has not succeeded.
+            OutputError: the folder holds something else.
+            TerrasegError: why it can't be mapped.
+        """
+        image, beside = Path(image), Path(image).with_suffix(".json")
+        if not image.is_file():
+            raise SceneError(f"no image at {image}", fix="correct the path")
+        folder = Path(output) / image.stem
+        refuse_other_files(folder, mark=_PRODUCT)
+        upload = self._transport.post("/uploads", {"name": "image", "size": image.stat().st_size})["id"]
+        asked = {
+            "kind": "predict",
+            "job": self.id,
+            "upload": upload,
+            "item": json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None,
+            "date": date,
+            "bands": None if bands is None else list(bands),
+            "unit": unit,
+            "nodata": nodata,
+            "threshold": threshold,
+            **({} if attribution is None else {"attribution": attribution}),
+        }
+        try:
+            self._transport.send(f"/uploads/{upload}/files/{quote(image.name)}", image)
+            job = Job(self._transport, self._transport.post("/jobs", asked))
+        except BaseException:
+            _give_up(self._transport, f"/uploads/{upload}")
+            raise
+        job.wait(progress=progress, every=every)
+        self._transport.download_folder(f"/jobs/{job.id}/product", folder, mark=_PRODUCT)
+        job.delete()
+        return folder
 
     def cancel(self) -> None:
         """Stop it; what it has made up to now is kept until it is deleted.
@@ -317,6 +382,12 @@ def _rasters(folder: Path) -> dict[str, Path]:
     if not found:
         raise DatasetError(f"no GeoTIFF in {folder}", expected=" or ".join(_SUFFIXES), fix="correct the folder")
     return found
+
+
+def _give_up(transport: Transport, upload: str) -> None:
+    """Remove an upload that will not be used; one that the service doesn't know any more is gone already."""
+    with suppress(UnreachableError, NotThereError):  # unreachable: it is forgotten when the service starts again
+        transport.delete(upload)
 
 
 def _slug(folder: Path) -> str:

@@ -80,8 +80,8 @@ class Fault:
         return made
 
     def without(self, folder: str) -> "Fault":
-        """The same without a folder of the server, of which the client knows nothing."""
-        parts = (part and part.replace(f"{folder}/", "").replace(folder, "the upload") for part in self._parts)
+        """The same without a folder of the server, of whose place the client knows nothing."""
+        parts = (part and part.replace(f"{folder}/", "").replace(folder, "its folder") for part in self._parts)
         return Fault(self.kind, *parts)  # type: ignore[arg-type]
 
     @property

@@ -65,6 +65,7 @@ class Queue:
         elif job.id in self._cancelled:
             job = self._store.move(job, "cancelled")
         else:
+            fault = fault.without(str(self._store.root))
             job = self._store.move(job, "failed", error=fault.json())
             _log.warning("job %s failed: %s", job.id, fault.error())
         self._cancelled.discard(job.id)

@@ -5,15 +5,17 @@
     <root>/.lock                  held by the one service that works here
     uploads/<id>/                 an upload that is not a dataset yet: gone when the service starts again
         request.json, files/, result.json, log.txt
-    datasets/<id>/                contract 3
+    datasets/<id>/                contract 3, and import.json: the options that it was imported with
     jobs/<id>/
         request.json              what was asked for; never changes
         config.yaml               of a training, as `terratorch fit` takes it
         job.json                  `Job`; written by the service alone
         stage.json, result.json   what the job's process is at, and how it ended; written by that process alone
         log.txt                   all that it said
-        outputs/<recipe>/         contract 4: checkpoints, metrics.csv, timings.json, bundle/
-        metrics/{val,test}.json   contract 6
+        outputs/<recipe>/         of a training, contract 4: checkpoints, metrics.csv, timings.json, bundle/
+        metrics/{val,test}.json   of a training, contract 6
+        input/, scene/            of a prediction: the image that was sent, and as a scene of contract 1
+        outputs/<image>/          of a prediction, contract 5
 """
 
 import datetime as dt
@@ -59,7 +61,7 @@ class Job(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
-    kind: Literal["train"]
+    kind: Literal["train", "predict"]
     state: State = "queued"
     created: str
     started: str | None = None
@@ -114,6 +116,10 @@ class Store:
         """
         return open_dataset(self._there(self.datasets, name, "dataset"))
 
+    def import_options(self, name: str) -> dict[str, Any]:
+        """What the files of a dataset's import didn't say themselves; nothing of a dataset that came otherwise."""
+        return read_json(self._there(self.datasets, name, "dataset") / "import.json")
+
     def dataset_ids(self) -> list[str]:
         """All of them, sorted."""
         return sorted(path.parent.name for path in self.datasets.glob("[!.]*/dataset.yaml"))
@@ -126,9 +132,7 @@ class Store:
             WrongStateError: a job that is not over needs it.
         """
         folder = self._there(self.datasets, name, "dataset")
-        users = [job.id for job in self.all_jobs() if not job.is_over and self.request(job.id).get("dataset") == name]
-        if users:
-            raise WrongStateError(f"job {users[0]} needs the dataset {name}", fix="cancel the job, or wait for it")
+        self._refuse_in_use("dataset", name)
         _remove(folder)
 
     # --- jobs ---
@@ -137,19 +141,29 @@ class Store:
         """An id that no job has; ids sort by time."""
         return f"{_now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
-    def add_job(self, name: str, request: Mapping[str, Any], *, config: Mapping[str, Any] | None = None) -> Job:
+    def add_job(
+        self,
+        name: str,
+        request: Mapping[str, Any],
+        *,
+        config: Mapping[str, Any] | None = None,
+        files: Path | None = None,
+    ) -> Job:
         """Queue a job.
 
         Args:
             name: its id, from `new_job_id`.
             request: what was asked for.
             config: of a training.
+            files: folder of a prediction's image; it is moved.
         """
         job = Job(id=name, kind=request["kind"], created=_now().isoformat())
         with atomic_folder(self.jobs / name) as folder:
             write_json(folder / "request.json", dict(request))
             if config is not None:
                 (folder / "config.yaml").write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
+            if files is not None:
+                files.rename(folder / "input")
             write_json(folder / "job.json", job.model_dump())
         return job
 
@@ -205,18 +219,30 @@ class Store:
 
         Raises:
             NotThereError: there is none of this id.
-            WrongStateError: it is not over.
+            WrongStateError: it is not over, or another job needs it.
         """
         job = self.job(name)
         if not job.is_over:
             raise WrongStateError(f"job {name} is {job.state}", fix="cancel it first")
+        self._refuse_in_use("job", name)
         _remove(self.jobs / name)
+
+    def _refuse_in_use(self, what: str, name: str) -> None:
+        users = [job.id for job in self.all_jobs() if not job.is_over and self.request(job.id).get(what) == name]
+        if users:
+            raise WrongStateError(f"job {users[0]} needs the {what} {name}", fix="cancel that job, or wait for it")
 
     def _there(self, parent: Path, name: str, what: str) -> Path:
         folder = parent / name
         if not _ID.fullmatch(name) or not folder.is_dir():
             raise NotThereError(f"no {what} {name!r}")
         return folder
+
+
+def training_folder(folder: Path) -> Path:
+    """The experiment's folder of a training."""
+    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return Path(values["trainer"]["default_root_dir"])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -116,8 +116,7 @@ class Transport:
         Raises:
             OutputError: ``target`` holds something else.
         """
-        if target.exists() and not (target.is_dir() and ((target / mark).is_file() or not any(target.iterdir()))):
-            raise OutputError(f"{target} holds other files", expected="a new folder", fix="name another folder")
+        refuse_other_files(target, mark=mark)
         with atomic_folder(target) as folder:
             archive = folder / "download.tar"
             self.download(path, archive)
@@ -168,3 +167,13 @@ class Transport:
             found = f"{self.url} answers {answer.status_code} {answer.reason_phrase}"
             raise ServiceError(found, expected="an answer of terraseg", fix="see the service's log")
         raise fault.error()
+
+
+def refuse_other_files(folder: Path, *, mark: str) -> None:
+    """Refuse to replace a folder that is not of the kind that has the file ``mark``.
+
+    Raises:
+        OutputError: it holds something else.
+    """
+    if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
+        raise OutputError(f"{folder} holds other files", expected="a new folder", fix="name another folder")

@@ -4,6 +4,7 @@ It reads request.json, says in stage.json what it is at, and how it ended in res
 such as a crash, its exit code and log.txt do. A training that was stopped goes on from its last checkpoint.
 """
 
+import datetime as dt
 import logging
 import os
 import shutil
@@ -23,7 +24,7 @@ from terraseg.files import write_json
 from terraseg.learn.finding import Finding
 from terraseg.mapping.scratch import output_lock
 from terraseg.serve.faults import Fault
-from terraseg.serve.store import read_json
+from terraseg.serve.store import read_json, training_folder
 
 _log = logging.getLogger("terraseg.serve.worker")  # not __main__, which this module is
 
@@ -96,6 +97,7 @@ def _import(folder: Path, request: Request) -> None:
         output=output,
         options=FolderOptions.checked(request["options"]),
     )
+    write_json(output / "import.json", request["options"])
     # Chips that keep the contract are second names of the files; where the disk has no hard links, they need them.
     if not any(path.is_symlink() for path in output.rglob("*.tif")):
         shutil.rmtree(files)
@@ -158,7 +160,35 @@ def _fit(config: Path, last: Path) -> None:
     terratorch()
 
 
-_WORK: dict[str, Callable[[Path, Request], None]] = {"import": _import, "train": _train}
+# --- a map of an image ---
+
+
+def _predict(folder: Path, request: Request) -> None:
+    from terraseg.mapping.bundle import open_bundle
+    from terraseg.mapping.run import predict
+    from terraseg.serve.scenes import scene_of
+
+    _stage(folder, "reading")
+    bundle = open_bundle(training_folder(folder.parent / request["job"]) / "bundle")
+    scene = folder / "input" / request["image"]
+    if request["item"] is not None:
+        write_json(scene.with_suffix(".json"), request["item"])
+    else:
+        said = {key: request[key] for key in ("bands", "unit", "nodata")}
+        scene = scene_of(
+            scene,
+            folder / "scene",
+            said=said,
+            assumed={key: request["assumed"].get(key) for key in said},
+            day=dt.date.fromisoformat(request["date"]),
+            attribution=request["attribution"],
+            gsd=bundle.info.gsd,
+        )
+    _stage(folder, "mapping")
+    predict(bundle=bundle.root, input=scene, output=folder / "outputs", threshold=request["threshold"])
+
+
+_WORK: dict[str, Callable[[Path, Request], None]] = {"import": _import, "train": _train, "predict": _predict}
 
 
 if __name__ == "__main__":
