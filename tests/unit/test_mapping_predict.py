@@ -149,6 +149,20 @@ def test_workers_that_overtake_each_other_change_nothing(tmp_path: Path) -> None
     np.testing.assert_array_equal(beside, alone)
 
 
+def test_a_worker_goes_on_to_the_next_row_while_another_one_is_at_the_last(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "raw", (70, 40))
+    third, turns = threading.Event(), itertools.count()
+
+    def slow_at_first(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        turn = next(turns)
+        if turn == 2:  # of the second row: there are two windows a row
+            third.set()
+        assert turn > 0 or third.wait(10)
+        return from_neighbours(pixels)
+
+    stitched(scene, NumpyPredictor(slow_at_first, workers=2), crop=24, overlap=8, batch=2)
+
+
 def test_the_product_is_complete_and_says_where_it_comes_from(tmp_path: Path) -> None:
     scene = make_scene(tmp_path / "raw", (200, 300))
     predictor = NumpyPredictor(from_neighbours)

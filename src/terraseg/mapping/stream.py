@@ -229,18 +229,20 @@ def _predict(
 
     waiting: deque[_EndOfRow | Future[_Predicted]] = deque()
 
-    def oldest() -> _Predicted | _EndOfRow:
-        item = waiting.popleft()
-        return item.result() if isinstance(item, Future) else item
+    def ready(most: int) -> Iterator[_Predicted | _EndOfRow]:
+        """The oldest ones, until no more than ``most`` batches wait; the end of a row keeps no worker busy."""
+        batches = sum(isinstance(item, Future) for item in waiting)
+        while waiting and (batches > most or not isinstance(waiting[0], Future)):
+            item = waiting.popleft()
+            batches -= isinstance(item, Future)
+            yield item.result() if isinstance(item, Future) else item
 
     with ThreadPoolExecutor(predictor.workers, "predict", initializer=predictor.enter_worker) as pool:
         try:
             for item in items:
                 waiting.append(pool.submit(answer, item) if isinstance(item, _Batch) else item)
-                if len(waiting) > predictor.workers:
-                    yield oldest()
-            while waiting:
-                yield oldest()
+                yield from ready(predictor.workers)
+            yield from ready(0)
         finally:
             pool.shutdown(cancel_futures=True)
 
