@@ -43,7 +43,8 @@ class Parity(BaseModel):
     Attributes:
         max_dp: largest difference of the probability.
         class_changes: share of observed pixels that fall on the other side of the bundle's threshold.
-        images_per_s: chips a second, normalisation included.
+        images_per_s: chips a second, normalisation included; of others than PyTorch its own, times how many times as
+            fast they were in passes that followed each other.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
