@@ -137,6 +137,13 @@ def test_a_model_whose_batch_is_fixed_gets_filled_batches(tmp_path: Path, scene:
         assert record.runtimes[runtime].max_dp < tolerance
 
 
+def test_speed_is_that_of_passes_which_follow_each_other(bundle: NetBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, other = TorchPredictor(bundle, device="cpu"), TorchPredictor(bundle, device="cpu")
+    seconds = {reference: iter([1, 10, 3]), other: iter([0.5, 5, 1])}  # the machine was busy at the second pass
+    monkeypatch.setattr(export, "_seconds", lambda predictor, *_: next(seconds[predictor]))
+    assert export._speedup(other, reference, np.empty(0), 1) == 2
+
+
 def test_the_chips_that_calibrate_are_those_that_are_not_compared_on(
     tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
