@@ -151,11 +151,29 @@ def test_a_training_goes_on_from_its_checkpoint_where_the_service_was_killed(
     assert job.metrics["iou"]["value"] > 0.3, "water is easily told from land here"
 
 
-def test_what_a_training_would_get_wrong_is_its_error(server: Server, example: dict[str, Any]) -> None:
-    job = server.client.finetune(example["dataset"], recipe="galileo_fpn", steps=2, batch_size=2, weights="random")
-    with pytest.raises(ConfigError, match=r"^data\.init_args\.bands: .* has no band B05, B06, B07, B08 \(it has B02"):
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (
+            {"recipe": "galileo_fpn", "weights": "random"},
+            r"^data\.init_args\.bands: datasets/floods-\w+ has no band B05, B06, B07, B08 \(it has B02",
+        ),
+        # No weights in the service's working folder: the training doesn't begin from others.
+        (
+            {"recipe": "demo_unet"},
+            r"^model\.init_args\.weights: no file data/weights/tf_efficientnet_lite0\.safetensors",
+        ),
+    ],
+    ids=["bands", "weights"],
+)
+def test_what_a_training_would_get_wrong_is_its_error(
+    server: Server, example: dict[str, Any], asked: dict[str, str], message: str
+) -> None:
+    job = server.client.finetune(example["dataset"], steps=2, batch_size=2, **asked)
+    with pytest.raises(ConfigError, match=message):
         job.wait(every=0.2)
     assert job.state == "failed"
+    assert job.answer["metrics"] == {}
 
 
 def test_a_real_chip_of_sen1floods11(server: Server, shared_data: Path) -> None:

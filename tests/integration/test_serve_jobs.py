@@ -1,5 +1,6 @@
 """Whatever happens to the process of a job, the job ends in a state that says it; the work is a few lines of Python."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from terraseg.files import is_alive
 from terraseg.serve.client import Client, Job
 from terraseg.serve.faults import WrongStateError
 from terraseg.serve.store import Store
-from terraseg.serve.workers import worker_command
+from terraseg.serve.workers import Workers, worker_command
 
 _SLEEPS = "say('stage.json', {'stage': 'training'}); (folder / 'pid').write_text(str(os.getpid())); time.sleep(60)"
 
@@ -33,7 +34,7 @@ def _job(client: Client, **asked: object) -> Job:
     return client.finetune("made-1", recipe="demo_unet", weights="random", **asked)  # type: ignore[arg-type]
 
 
-def _until(condition: Callable[[], object], seconds: float = 20) -> None:
+def _until(condition: Callable[[], object], seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it never happened"
@@ -105,6 +106,18 @@ def test_a_job_that_is_cancelled_dies_with_all_that_it_started_and_the_next_one_
             job.cancel()
         job.delete()
         assert [each.id for each in client.jobs()] == [after.id]
+
+
+def test_a_job_that_is_cancelled_while_its_process_starts_is_killed_too(tmp_path: Path) -> None:
+    def cancelled_now(folder: Path) -> list[str]:
+        workers.kill(folder)
+        return [sys.executable, "-c", "import time; time.sleep(60)"]
+
+    workers = Workers(cancelled_now)
+    for _ in range(2):
+        fault = asyncio.run(workers.run(tmp_path))
+        assert fault is not None
+        assert fault.found == "the job's process was killed by SIGKILL while starting"
 
 
 def _runs(pid: int) -> bool:

@@ -1,5 +1,6 @@
 """What the service takes, and what it refuses in one line, over real HTTP; nothing here trains."""
 
+import errno
 import io
 import json
 import socket
@@ -134,6 +135,17 @@ def test_what_is_no_geotiff_or_too_large_is_refused_and_not_kept(client, tmp_pat
     answer = _ask(client, "PUT", f"{_upload(client)}/files/{name}", content=content)
     assert (answer[0], answer[1]["error"]["found"]) == (status, said)
     assert {each.name for each in (tmp_path / "root/uploads").rglob("*") if each.is_file()} == {"request.json"}
+
+
+def test_a_full_disk_is_one_line(client, monkeypatch):
+    async def full(*_: object, **__: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    upload = _upload(client)
+    monkeypatch.setattr("terraseg.serve.api.receive", full)
+    status, answer = _ask(client, "PUT", f"{upload}/files/a.tif", content=TIFF)
+    assert (status, answer["error"]["kind"]) == (507, "OutputError")
+    assert answer["error"]["found"].startswith("no space left while writing")
 
 
 def test_a_stream_without_a_length_ends_at_the_limit(client, tmp_path):

@@ -39,10 +39,10 @@ class Client:
         url: its address.
         token: what it was started with; None where it has none.
         timeout: seconds without an answer, or without progress of a transfer.
-        retries: of what may happen twice.
+        retries: of what may happen twice, after 0.5 s, 1 s, 2 s and so on: six bridge a restart of the service.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0, retries: int = 4) -> None:
+    def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0, retries: int = 6) -> None:
         self._transport = Transport(url, token=token, timeout=timeout, retries=retries)
 
     def __enter__(self) -> Self:

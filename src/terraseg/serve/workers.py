@@ -34,6 +34,7 @@ class Workers:
     def __init__(self, command: Command = worker_command) -> None:
         self._command = command
         self._running: dict[Path, asyncio.subprocess.Process] = {}
+        self._doomed: set[Path] = set()
 
     async def run(self, folder: Path) -> "Fault | None":
         """Do the work of a folder to its end.
@@ -41,7 +42,8 @@ class Workers:
         Returns:
             Why it failed: what its process says in result.json, or how it died; None where it ended well.
         """
-        (folder / "result.json").unlink(missing_ok=True)
+        for of_before in ("result.json", "stage.json"):
+            (folder / of_before).unlink(missing_ok=True)
         log = folder / "log.txt"
         with log.open("ab") as said:
             process = await asyncio.create_subprocess_exec(
@@ -52,10 +54,13 @@ class Workers:
                 start_new_session=True,
             )
         self._running[folder] = process
+        if folder in self._doomed:  # while it was being started
+            _kill_group(process.pid)
         try:
             code = await process.wait()
         finally:
             del self._running[folder]
+            self._doomed.discard(folder)
             _kill_group(process.pid)  # where its children outlive it, and where we are stopped
             await process.wait()
         result = read_json(folder / "result.json")
@@ -63,6 +68,7 @@ class Workers:
 
     def kill(self, folder: Path) -> None:
         """Kill the process of a folder and all that it started: whatever it writes is written whole or not at all."""
+        self._doomed.add(folder)
         if folder in self._running:
             _kill_group(self._running[folder].pid)
 
