@@ -332,6 +332,7 @@ def test_a_scene_that_changes_while_it_is_read_gives_no_map(tmp_path: Path) -> N
 
 def test_an_export_is_compared_on_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "open_bundle", lambda root: ConvBundle(root, make_info()))
+    monkeypatch.setattr(export_module, "_SECONDS", 0.0)
     make_scene(tmp_path / "raw", (64, 80), name="a")
     vrt = mosaic(tmp_path / "b.vrt", halves(tmp_path / "halves", make_scene(tmp_path / "whole", (64, 80))))
     item = catalogue_item(tmp_path / "item", offset=0, **{"s2:processing_baseline": "02.14"})
