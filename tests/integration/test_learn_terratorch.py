@@ -96,7 +96,7 @@ def test_a_training_leaves_checkpoints_metrics_timings_and_a_bundle() -> None:
     assert {"val/iou", "val/f1", "val/loss", "train/loss", "val/iou_building"} <= set(rows[0])
     timings = json.loads((_OUTPUTS / "timings.json").read_text())
     assert (timings["steps"], timings["parameters"]) == (8, 6_388_788)
-    assert 0.2 < timings["peak_memory_gb"] <= peak_memory() / 1e9
+    assert 0.2 < timings["peak_memory_gb"] <= round(peak_memory() / 1e9, 3)
     assert (_OUTPUTS / "checkpoints/last.ckpt").is_file()
     assert list(_OUTPUTS.glob("events.out.tfevents*"))
     info = open_bundle(_OUTPUTS / "bundle").info
