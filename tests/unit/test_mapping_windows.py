@@ -85,6 +85,6 @@ def test_strips_share_out_the_scene_and_a_panel_has_all_windows_over_its_own(
 def test_a_wide_scene_is_cut_into_few_panels_of_bounded_width() -> None:
     grid = WindowGrid(WindowAxis(10_980, 224, 56), WindowAxis(100_000, 224, 56))
     windows = sum(len(panel.offsets) for panel in grid.panels)
-    assert max(panel.size for panel in grid.panels) <= 6144 + 224
-    assert windows <= 1.04 * len(grid.columns.offsets)
-    assert len(WindowGrid(grid.rows, WindowAxis(5_490, 224, 56)).panels) == 1
+    assert max(panel.size for panel in grid.panels) <= 4096 + 224
+    assert windows <= 1.05 * len(grid.columns.offsets)
+    assert len(WindowGrid(grid.rows, WindowAxis(2_745, 224, 56)).panels) == 1

@@ -32,7 +32,7 @@ _LAYER = "buildings"
 
 _SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())])
 
-_STRIP_PIXELS = 1 << 20
+_STRIP_PIXELS = 1 << 19
 """Pixels that are outlined at a time."""
 
 

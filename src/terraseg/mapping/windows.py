@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from terraseg.errors import ConfigError
 
-_PANEL_PIXELS, _PANEL_CROPS = 6144, 24
+_PANEL_PIXELS, _PANEL_CROPS = 4096, 16
 """Width of a panel: so many pixels, or crops where that is more."""
 
 
@@ -116,7 +116,7 @@ class WindowGrid:
 
     Attributes:
         rows, columns: the windows along both sides.
-        panel_pixels: most columns of a panel; as many as keep what is predicted twice below 4 % unless given.
+        panel_pixels: most columns of a panel; as many as keep what is predicted twice below 5 % unless given.
     """
 
     rows: WindowAxis
