@@ -16,11 +16,8 @@ import rasterio
 from rich.progress import track
 from scipy.ndimage import uniform_filter
 
-from terraseg.assess.boundary import BoundaryCounts, Tolerance
-from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure
-from terraseg.assess.groups import by_block
-from terraseg.assess.pairs import Patch, cells
-from terraseg.assess.pixels import LEVELS, confusions, count_pixels, iou
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips
+from terraseg.assess.pixels import LEVELS, confusions, iou
 from terraseg.assess.record import Estimate, Metrics, metrics_path, write_metrics
 from terraseg.assess.truth import Chip, ChipTruth, chip_truth, chips
 from terraseg.dataset import ChipDataset, Split
@@ -95,38 +92,26 @@ def index_baseline(
         )
     rule = _tune(dataset, candidates, cell=cell, seed=seed)
     truth = chip_truth(dataset, split=split, cell=cell)
-    tolerance = Tolerance.of(boundary_tolerance, pixel=dataset.info.gsd)
-    outlines = BoundaryCounts(at=rule.at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
-    patches = outlines.watch(_patches(truth, rule))
-    counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
-    score = measure(counts, outlines, by_block(counts.units), at=rule.at, truth=truth, draws=draws, seed=seed)
+    facts = measure_chips(
+        truth,
+        lambda chip: rule.levels(rule.candidate.index(_read(truth.dataset, chip))),
+        at=rule.at,
+        boundary_tolerance=boundary_tolerance,
+        draws=draws,
+        seed=seed,
+    )
     no_probability = Estimate(value=None, reason="an index is not a probability")
+    facts["figures"] |= dict.fromkeys(("ece", "temperature"), no_probability)
+    for figures in facts["groups"].values():
+        figures["ece"] = no_probability
+    facts["reliability"] = ()
     metrics = Metrics(
         experiment=EXPERIMENT,
-        class_name=truth.class_name,
-        split=split,
         rule=f"{rule}, the best of {2 * len(candidates)} index rules on train",
         threshold=None,
         weights="none: one threshold tuned on train",
         model_hash=None,
-        dataset_hash=truth.dataset_hash,
-        label_rule=truth.label_rule,
-        split_rule=truth.split_rule,
-        attribution=truth.attribution,
-        cell=truth.cell,
-        seed=seed,
-        draws=draws,
-        pixels=score.pixels,
-        boundary_tolerance=tolerance.metres,
-        figures={
-            **score.figures,
-            **dict.fromkeys(("ece", "temperature"), no_probability),
-        },
-        groups={place: {**figures, "ece": no_probability} for place, figures in score.groups.items()},
-        units=score.units,
-        positives=tuple(counts.total[1].tolist()),
-        negatives=tuple(counts.total[0].tolist()),
-        reliability=(),
+        **facts,
     )
     write_metrics(metrics_path(output, EXPERIMENT), metrics)
     return metrics.model_dump(mode="json")
@@ -206,11 +191,6 @@ def _sample(truth: ChipTruth, candidates: list[Candidate], *, seed: int) -> list
 def _chips(truth: ChipTruth) -> Iterator[Chip]:
     for scene in truth.scenes:
         yield from chips(truth.dataset, split=truth.split, scene=scene)
-
-
-def _patches(truth: ChipTruth, rule: Rule) -> Iterator[Patch]:
-    for scene in truth.scenes:
-        yield from truth.scored(scene, lambda chip: rule.levels(rule.candidate.index(_read(truth.dataset, chip))))
 
 
 def _read(dataset: ChipDataset, chip: Chip) -> Bands:

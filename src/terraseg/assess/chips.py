@@ -1,20 +1,15 @@
 """Scores on a dataset's chips alone: of given images and masks there is no scene that could be mapped and evaluated."""
 
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from terraseg.assess.boundary import BoundaryCounts, Tolerance
-from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure
-from terraseg.assess.groups import by_block
-from terraseg.assess.pairs import Patch, Scores, cells
-from terraseg.assess.pixels import count_pixels, level, reliability
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, warn_of_other_dataset
+from terraseg.assess.pairs import Scores
+from terraseg.assess.pixels import level
 from terraseg.assess.record import Metrics, metrics_path, write_metrics
-from terraseg.assess.truth import ChipTruth, chip_truth
+from terraseg.assess.truth import chip_truth
 from terraseg.dataset import ChipDataset, Split
-
-_log = logging.getLogger(__name__)
 
 
 class Model(Protocol):
@@ -86,45 +81,22 @@ def evaluate_chips(
     """
     threshold, class_name = model.threshold, model.classes[model.positive_class]
     truth = chip_truth(dataset, split=split, cell=cell, class_name=class_name)
-    tolerance = Tolerance.of(boundary_tolerance, pixel=dataset.info.gsd)
-    at = level(threshold)
-    outlines = BoundaryCounts(at=at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
-    patches = outlines.watch(_patches(truth, scores))
-    counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
-    score = measure(counts, outlines, by_block(counts.units), at=at, truth=truth, draws=draws, seed=seed)
-    if model.dataset_hash != truth.dataset_hash:
-        _log.warning(
-            "%s was trained on another dataset (%s) than it is tested on (%s): its training may have seen this ground",
-            model.experiment, model.dataset_hash[:12], str(truth.dataset_hash)[:12],
-        )  # fmt: skip
+    facts = measure_chips(
+        truth,
+        lambda chip: scores(chip.split, chip.tile),
+        at=level(threshold),
+        boundary_tolerance=boundary_tolerance,
+        draws=draws,
+        seed=seed,
+    )
+    warn_of_other_dataset(model.experiment, trained_on=model.dataset_hash, tested_on=str(truth.dataset_hash))
     metrics = Metrics(
         experiment=model.experiment,
-        class_name=class_name,
-        split=split,
         rule=f"probability >= {threshold:g}, the threshold of the model's bundle; chip by chip",
         threshold=threshold,
         weights=model.weights,
         model_hash=model.weights_hash,
-        dataset_hash=truth.dataset_hash,
-        label_rule=truth.label_rule,
-        split_rule=truth.split_rule,
-        attribution=dataset.info.attribution,
-        cell=truth.cell,
-        seed=seed,
-        draws=draws,
-        pixels=score.pixels,
-        boundary_tolerance=tolerance.metres,
-        figures=score.figures,
-        groups=score.groups,
-        units=score.units,
-        positives=tuple(counts.total[1].tolist()),
-        negatives=tuple(counts.total[0].tolist()),
-        reliability=reliability(counts.total),
+        **facts,
     )
     write_metrics(metrics_path(output, metrics.experiment), metrics)
     return metrics
-
-
-def _patches(truth: ChipTruth, scores: Callable[[Split, str], Scores]) -> Iterator[Patch]:
-    for scene in truth.scenes:
-        yield from truth.scored(scene, lambda chip: scores(chip.split, chip.tile))

@@ -1,7 +1,7 @@
 """From predictions and ground truth to one result (contract 6), with an interval beside every figure."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from terraseg.assess.bootstrap import Part, intervals, side_by_side
 from terraseg.assess.boundary import BoundaryCounts, Tolerance, outline_part
 from terraseg.assess.groups import Members, by_block, by_polygons, group_figures, same_places
 from terraseg.assess.object_figures import count_objects, object_figures, place_part
-from terraseg.assess.pairs import Truth, cells
+from terraseg.assess.pairs import Scores, Truth, cells
 from terraseg.assess.pixels import (
     FROM_CONFUSION,
     FROM_HISTOGRAMS,
@@ -34,7 +34,7 @@ from terraseg.assess.pixels import (
 from terraseg.assess.predictions import predictions_of
 from terraseg.assess.record import Estimate, Metrics, PixelTotals, metrics_path, read_metrics, write_metrics
 from terraseg.assess.totals import built_up_part
-from terraseg.assess.truth import ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
+from terraseg.assess.truth import Chip, ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.products import Product
 
@@ -127,11 +127,8 @@ def evaluate(
     drawn = {"draws": draws, "seed": seed}
     score = measure(counts, outlines, members, at=level(threshold), truth=truth, **drawn)
     trained_on = model.get("dataset_hash")
-    if trained_on and truth.dataset_hash and trained_on != truth.dataset_hash:
-        _log.warning(
-            "%s was trained on another dataset (%s) than it is tested on (%s): its training may have seen this ground",
-            experiment, trained_on[:12], truth.dataset_hash[:12],
-        )  # fmt: skip
+    if trained_on and truth.dataset_hash:
+        warn_of_other_dataset(experiment, trained_on=trained_on, tested_on=truth.dataset_hash)
     figures, groups = score.figures, score.groups
     if polygons is not None:
         objects = count_objects(products, polygons)
@@ -139,33 +136,28 @@ def evaluate(
         there = same_places(members, counts.units, objects.units)
         for place, of_objects in group_figures(there, place_part(objects), **drawn).items():
             groups[place] |= of_objects
+    facts = facts_of(truth, counts, score, tolerance=tolerance, **drawn)
+    facts |= {"attribution": truth.attribution or model.attribution, "figures": figures, "groups": groups}
     metrics = Metrics(
         experiment=experiment,
-        class_name=truth.class_name,
-        split=truth.split,
         rule=f"probability >= {threshold:g}, the threshold {chosen}",
         threshold=threshold,
         weights=model.get("weights") or "not recorded",
         model_hash=model.get("model_hash") or model.get("weights_hash"),
-        dataset_hash=truth.dataset_hash,
-        label_rule=truth.label_rule,
-        split_rule=truth.split_rule,
-        attribution=truth.attribution or model.attribution,
-        cell=truth.cell,
-        seed=seed,
-        draws=draws,
-        pixels=score.pixels,
-        boundary_tolerance=tolerance.metres,
         limits="" if polygons is None else limits(pixel),
-        figures=figures,
-        groups=groups,
-        units=score.units,
-        positives=tuple(counts.total[1].tolist()),
-        negatives=tuple(counts.total[0].tolist()),
-        reliability=reliability(counts.total),
+        **facts,
     )
     write_metrics(metrics_path(output, experiment), metrics)
     return metrics.model_dump(mode="json")
+
+
+def warn_of_other_dataset(experiment: str, *, trained_on: str, tested_on: str) -> None:
+    """Say it where a model is scored on another dataset than that of its training; both by their hashes."""
+    if trained_on != tested_on:
+        _log.warning(
+            "%s was trained on another dataset (%s) than it is tested on (%s): its training may have seen this ground",
+            experiment, trained_on[:12], tested_on[:12],
+        )  # fmt: skip
 
 
 def limits(pixel: float) -> str:
@@ -284,6 +276,62 @@ def measure(
     units = {name: tuple(row) for name, row in zip(counts.units, by_unit.tolist(), strict=True)}
     totals = PixelTotals(valid=valid, positive=positive, ignored=counts.ignored, nodata=counts.nodata)
     return Score(figures, {place: groups[place] for place in members}, units, totals)
+
+
+def facts_of(
+    truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tolerance, draws: int, seed: int
+) -> dict[str, Any]:
+    """What every result says of its ground and of what was counted there, by the names of `Metrics`."""
+    return {
+        "class_name": truth.class_name,
+        "split": truth.split,
+        "dataset_hash": truth.dataset_hash,
+        "label_rule": truth.label_rule,
+        "split_rule": truth.split_rule,
+        "attribution": truth.attribution,
+        "cell": truth.cell,
+        "seed": seed,
+        "draws": draws,
+        "pixels": score.pixels,
+        "boundary_tolerance": tolerance.metres,
+        "figures": score.figures,
+        "groups": score.groups,
+        "units": score.units,
+        "positives": tuple(counts.total[1].tolist()),
+        "negatives": tuple(counts.total[0].tolist()),
+        "reliability": reliability(counts.total),
+    }
+
+
+def measure_chips(
+    truth: ChipTruth,
+    scores: Callable[[Chip], Scores],
+    *,
+    at: int,
+    boundary_tolerance: float,
+    draws: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Measure what says something of each chip by itself, as `evaluate` measures maps; returns `facts_of` it.
+
+    Args:
+        truth: the chips of a split.
+        scores: of a chip.
+        at: the threshold, in DN of probability.
+        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
+        draws: of the bootstrap.
+        seed: likewise.
+
+    Raises:
+        SplitError: the class never occurs in the split.
+        SceneError: the tolerance is less than a pixel.
+    """
+    tolerance = Tolerance.of(boundary_tolerance, pixel=truth.dataset.info.gsd)
+    outlines = BoundaryCounts(at=at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
+    patches = outlines.watch(truth.all_scored(scores))
+    counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
+    score = measure(counts, outlines, by_block(counts.units), at=at, truth=truth, draws=draws, seed=seed)
+    return facts_of(truth, counts, score, tolerance=tolerance, draws=draws, seed=seed)
 
 
 def metrics_table(paths: Sequence[str | Path]) -> Table:

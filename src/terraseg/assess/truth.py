@@ -118,6 +118,11 @@ class ChipTruth(Truth):
         np.minimum.at(first, pixel, chip)  # where chips overlap, the first one brings the pixel
         return [f"{scene}/{block}" for block in table["block"].to_numpy()[first]]
 
+    def all_scored(self, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
+        """`scored`, of every scene."""
+        for scene in self.scenes:
+            yield from self.scored(scene, score)
+
     def scored(self, scene: str, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
         """Every pixel of the split in one scene, once, beside what ``score`` says of its chip (DN 0-250, 255)."""
         for chip in chips(self.dataset, split=self.split, scene=scene):
