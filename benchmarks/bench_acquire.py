@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import struct
 import tempfile
 import time
@@ -101,9 +100,10 @@ def _alone(function: Callable[..., Any], *arguments: object) -> dict[str, Any]:
 
 
 def _measure(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    from terraseg.memory import peak_memory
+
     result, seconds = function(*arguments)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    send.send({"result": result, "seconds": seconds, "peak_mb": peak})
+    send.send({"result": result, "seconds": seconds, "peak_mb": peak_memory() / 2**20})
 
 
 class _Server:

@@ -25,6 +25,7 @@ from terraseg.assess.evaluate import evaluate
 from terraseg.assess.objects import match, overlaps
 from terraseg.assess.pixels import iou
 from terraseg.files import write_json
+from terraseg.memory import peak_memory
 from terraseg.products import Product
 from terraseg.raster import cog_writer
 
@@ -54,7 +55,7 @@ def pixels() -> Bars:
             f"evaluation:              {took:6.2f} s = {took / seconds:.2f} x, {len(result['units'])} cells, ", end=""
         )
         print(f"{figures} figures with 2,000 bootstrap draws")
-    peak = _peak_mb()
+    peak = peak_memory() / 2**20
     print(f"peak memory:             {peak:6.0f} MB")
     return {
         "evaluation_of_bare_reading": _bar(took / seconds, at_most=2),
@@ -161,12 +162,6 @@ def _timed(work: Callable[[], T]) -> tuple[float, T]:
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
-
-
-def _peak_mb() -> float:
-    """Of this process alone: ru_maxrss would begin at the parent's."""
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _bar(value: float, *, at_most: float) -> dict[str, Any]:

@@ -36,6 +36,7 @@ from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.runtime import TorchPredictor
 from terraseg.mapping.stream import even_batches
 from terraseg.mapping.windows import WindowAxis
+from terraseg.memory import peak_memory as process_peak
 from terraseg.products import PROBABILITY_NODATA, Product
 from terraseg.raster import cog_writer
 from terraseg.scene import Scene, open_scene, scene_writer
@@ -221,16 +222,10 @@ def peak_memory(side: int, crop: int, overlap: int) -> tuple[float, float]:
 
 def map_and_report(folder: Path, side: int, crop: int, overlap: int) -> None:
     """Map one scene and print the peaks of memory before and after."""
-
-    def megabytes() -> float:
-        # Not getrusage: its peak is inherited from the parent process.
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
-
-    conv, before = predictor("pointwise", crop), megabytes()
+    conv, before = predictor("pointwise", crop), process_peak()
     options = {"crop": crop, "overlap": overlap, "batch_size": BATCH, "threshold": 0.5}
     predict_scene(open_scene(folder / f"s{side}.tif"), conv, folder, **options)
-    print(before, megabytes())
+    print(before / 2**20, process_peak() / 2**20)
 
 
 def main() -> None:

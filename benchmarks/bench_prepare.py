@@ -17,7 +17,6 @@ import argparse
 import json
 import logging
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -39,6 +38,7 @@ from rasterio.windows import Window
 from terraseg.bands import PRITHVI_BANDS
 from terraseg.dataset import ChipDataset, open_dataset
 from terraseg.footprints import FootprintSource, write_footprints
+from terraseg.memory import peak_memory
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.run import preprocess
 from terraseg.scene import Scene, find_scenes, scene_writer
@@ -154,16 +154,7 @@ def _preprocess_here(folder: Path) -> dict[str, float]:
     begin = time.perf_counter()
     dataset = preprocess(scenes=folder / "raw", labels=folder / "osm", output=folder / "set", config=CONFIG)
     seconds = time.perf_counter() - begin
-    return {"seconds": seconds, "peak_mb": _peak_mb(), "chips": len(dataset.tiles)}
-
-
-def _peak_mb() -> float:
-    """Peak memory of this process: Linux hands `ru_maxrss` of the parent on to a child, but not VmHWM."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # bytes on macOS
-    line = next(line for line in status.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) / 1024
+    return {"seconds": seconds, "peak_mb": peak_memory() / 2**20, "chips": len(dataset.tiles)}
 
 
 def _bare_pool(folder: Path) -> float:
