@@ -5,7 +5,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import reduce
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -19,7 +18,7 @@ from terraseg.mapping.predictor import Predictor, readable
 from terraseg.mapping.remote import PatientRaster, open_raster
 from terraseg.mapping.vrt import remote_sources
 from terraseg.mapping.windows import Panel, WindowAxis, WindowGrid
-from terraseg.normalise import by_date
+from terraseg.normalise import by_date, never_observed
 from terraseg.scene import NODATA, Place, Scene
 
 Pixels = npt.NDArray[np.uint16]
@@ -188,7 +187,7 @@ class _Reader:
         panel, pixels, crop = self._panel, self._pixels, self._panel.crop
         for index in range(begin, len(self._rows.offsets)):
             height = self._advance(index)
-            valid = reduce(np.logical_or, map(_observed, by_date(pixels, frames=len(self._dates))))
+            valid = ~never_observed(pixels, frames=len(self._dates), nodata=NODATA)
             any_valid = np.asarray(valid.any(axis=0))
             wanted = [k for k, left in enumerate(panel.offsets) if any_valid[left : left + crop].any()]
             for chosen in even_batches(wanted, self._batch_size):
@@ -207,14 +206,6 @@ class _Reader:
             date.read(window, out=out)
         self._read_to = top + height
         return height
-
-
-def _observed(bands: Pixels) -> npt.NDArray[np.bool_]:
-    """(rows, columns): whether each of the bands has an observation."""
-    seen: npt.NDArray[np.bool_] = np.ones(bands.shape[1:], np.bool_)
-    for band in bands:
-        np.logical_and(seen, band != NODATA, out=seen)
-    return seen
 
 
 def _predict(

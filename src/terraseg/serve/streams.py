@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import shutil
 import tarfile
 import zlib
 from collections.abc import AsyncIterator, Iterator
@@ -127,8 +128,7 @@ def unpack(archive: Path, folder: Path, *, room: int) -> Unpacked:
                 source = tar.extractfile(member)
                 assert source is not None  # noqa: S101  # it is a plain file
                 with source, target.open("wb") as handle:
-                    while chunk := source.read(_CHUNK):
-                        handle.write(chunk)
+                    shutil.copyfileobj(source, handle, _CHUNK)
                 check_tiff(target, name)
                 unpacked.sizes[name] = member.size
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
