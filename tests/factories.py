@@ -21,6 +21,39 @@ from terraseg.scene import Scene, open_scene, scene_writer
 ATTRIBUTION = "made by the tests"
 
 
+def write_geotiff(
+    path: Path,
+    pixels: np.ndarray,
+    transform: rasterio.Affine,
+    *,
+    crs: str | None = "EPSG:32631",
+    nodata: float | None = None,
+    bands: Sequence[str] | None = None,
+    unit: str | None = None,
+) -> None:
+    """Write (bands, rows, columns) as somebody would who knows no contract: only what is given is declared."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    count, height, width = pixels.shape
+    with rasterio.open(
+        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, nodata=nodata,
+        crs=crs, transform=transform if crs else None,
+    ) as target:  # fmt: skip
+        target.write(pixels)
+        if bands:
+            target.descriptions = bands
+        if unit:
+            target.update_tags(UNIT=unit)
+
+
+def layers_of(product: Product) -> list[np.ndarray]:
+    """DN of a product's probability and mask."""
+    layers = []
+    for path in (product.probability, product.mask):
+        with rasterio.open(path) as source:
+            layers.append(source.read(1))
+    return layers
+
+
 def make_truth(size: tuple[int, int], *, seed: int = 0, side: int = 12) -> np.ndarray:
     """(rows, columns) int8: some squares of class 1 on a background of 0."""
     rows, columns = size

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
+from factories import write_geotiff
 from terraseg.bands import PRITHVI_BANDS
 
 OPTIONS = {"bands": list(PRITHVI_BANDS), "unit": "reflectance_1e-4", "classes": ["land", "flood"], "block_chips": 1}
@@ -36,16 +37,6 @@ def make_floods(
             window = np.s_[row * side : (row + 1) * side, column * side : (column + 1) * side]
             place = rasterio.Affine(10, 0, 500_000 + 10 * column * side, 0, -10, 4_000_000 - 10 * row * side)
             name = f"c{row}_{column}.tif"
-            _write(folder / "images" / name, np.clip(pixels[:, *window], 1, None).astype(np.int16), place)
-            _write(folder / "masks" / name, labels[None, *window].astype(np.int16), place)
+            write_geotiff(folder / "images" / name, np.clip(pixels[:, *window], 1, None).astype(np.int16), place)
+            write_geotiff(folder / "masks" / name, labels[None, *window].astype(np.int16), place)
     return folder
-
-
-def _write(path: Path, pixels: np.ndarray, transform: rasterio.Affine) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    count, height, width = pixels.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, crs="EPSG:32631",
-        transform=transform,
-    ) as target:  # fmt: skip
-        target.write(pixels)

@@ -21,7 +21,7 @@ from test_mapping_many import Fakes
 from test_mapping_runtime import make_info
 from torch import Tensor, nn
 
-from factories import make_dates, make_scene
+from factories import layers_of, make_dates, make_scene
 from predictors import NumpyPredictor, NumpySource, from_first_band, from_neighbours
 from terraseg.bands import PRITHVI_BANDS
 from terraseg.cli import main
@@ -35,7 +35,7 @@ from terraseg.mapping.parity import open_predictor
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.run import predict
 from terraseg.mapping.runtime import TorchPredictor
-from terraseg.products import Product, find_products
+from terraseg.products import find_products
 from terraseg.scene import Place, find_places, open_scene, scene_writer
 
 DAYS = ("2031-03-01", "2031-06-01", "2031-09-01")
@@ -61,14 +61,6 @@ def rough(folder: Path, size: tuple[int, int] = (70, 90), *, prefix: str = "", s
 
 def three(function: Any = from_neighbours, **facts: Any) -> NumpyPredictor:
     return NumpyPredictor(function, frames=3, **facts)
-
-
-def read(product: Product) -> list[np.ndarray]:
-    layers = []
-    for path in (product.probability, product.mask):
-        with rasterio.open(path) as source:
-            layers.append(source.read(1))
-    return layers
 
 
 class Dates(nn.Module):
@@ -112,7 +104,7 @@ def test_each_date_is_where_its_day_puts_it(tmp_path: Path, frame: int, tta: boo
     predictor = three(lambda pixels: from_first_band(pixels[:, 6 * frame :]), means=(100.0,) * 6)
     product = predict_scene(place, predictor, tmp_path, **OPTIONS, tta=tta)
     assert product.root.name == "c"  # the first date's
-    np.testing.assert_array_equal(read(product)[0], dates[frame])
+    np.testing.assert_array_equal(layers_of(product)[0], dates[frame])
 
 
 @settings(max_examples=10, deadline=None)
@@ -135,7 +127,7 @@ def test_a_pixel_is_mapped_where_one_date_at_least_shows_it(seed: int, height: i
 
         predictor = three(spy, means=(100.0,) * 6)
         product = predict_scene(place, predictor, Path(folder), **OPTIONS | {"crop": 64, "overlap": 4})
-        for layer in read(product):
+        for layer in layers_of(product):
             np.testing.assert_array_equal(layer == 255, blocks.all(axis=0))
         if len(seen) > 1:  # the last window, raw: gaps are the runtime's to fill
             np.testing.assert_array_equal(seen[-1][0, 3::6, :height, :width], np.where(blocks, 0, dates))
@@ -251,9 +243,9 @@ def test_folders_paths_and_manifests_name_the_same_places(tmp_path: Path, bundle
     (tmp_path / "all.txt").write_text("raw/ax.tif; raw/ay.tif; raw/az.tif\nraw/bz.tif; raw/by.tif; raw/bx.tif\n")
     by_list = predict(input="", manifest=tmp_path / "all.txt", output=tmp_path / "list", **given)
     assert len(by_paths) == 1
-    assert np.ptp(read(by_folder[1])[0]) > 0
+    assert np.ptp(layers_of(by_folder[1])[0]) > 0
     for product, other in zip(by_folder + by_folder[:1], by_list + by_paths, strict=True):
-        for left, right in zip(read(product), read(other), strict=True):
+        for left, right in zip(layers_of(product), layers_of(other), strict=True):
             np.testing.assert_array_equal(left, right)
     assert second[0].name == "bz"
 
@@ -278,7 +270,7 @@ def test_places_and_their_rows_over_workers_give_the_pixels_of_one_process(tmp_p
         outcomes = map_places(places, ThreeDates(), output, workers=crew, retries=0, options=OPTIONS)
         for product, outcome in zip(alone, outcomes, strict=True):
             assert outcome.product is not None, outcome.reason
-            for left, right in zip(read(product), read(outcome.product), strict=True):
+            for left, right in zip(layers_of(product), layers_of(outcome.product), strict=True):
                 np.testing.assert_array_equal(left, right)
 
 
@@ -294,10 +286,10 @@ def test_a_finished_map_is_left_alone_until_any_of_its_dates_changes(tmp_path: P
     predict_scene(place, predictor, tmp_path, **OPTIONS)
     assert predictor.windows == calls
     for scene in place:
-        before = read(product)[0]
+        before = layers_of(product)[0]
         rewrite(scene.path, pixels=lambda values: np.roll(values, 9, axis=1))
         predict_scene(place, predictor, tmp_path, **OPTIONS)
-        assert not np.array_equal(read(product)[0], before)
+        assert not np.array_equal(layers_of(product)[0], before)
 
 
 def test_a_date_that_changes_while_it_is_read_gives_no_map(tmp_path: Path) -> None:
@@ -320,7 +312,7 @@ def test_the_latest_of_the_last_dates_is_on_top_of_a_mosaic(tmp_path: Path) -> N
     predictor = three(from_first_band, means=(100.0,) * 6)
     mapped = [(place, predict_scene(place, predictor, tmp_path / "out", **OPTIONS)) for place in places]
     (mosaic,) = mosaic_products(mapped, predictor, tmp_path / "out", rule="date", threshold=0.5)
-    probability = read(mosaic)[0]
+    probability = layers_of(mosaic)[0]
     assert (probability[:40] == 200).all()
     assert (probability[40:] == 50).all()
     item = json.loads(mosaic.item.read_text())

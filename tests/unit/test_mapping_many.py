@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_mapping_runtime import ConvBundle, make_info
 
-from factories import make_scene
+from factories import layers_of, make_scene
 from predictors import POISON, Failing, NumpyPredictor, NumpySource, from_neighbours
 from terraseg.cli import main
 from terraseg.errors import CheckpointError, ConfigError
@@ -29,7 +29,7 @@ from terraseg.mapping.many import FailedScenesError, Outcome, even_parts, map_pl
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.run import predict
 from terraseg.mapping.workers import ThisProcess, core_shares, open_workers
-from terraseg.products import Product, find_products
+from terraseg.products import find_products
 from terraseg.scene import Scene
 
 OPTIONS: dict[str, Any] = {"crop": 32, "overlap": 8, "batch_size": 3, "threshold": 0.5}
@@ -60,14 +60,6 @@ class Fakes:
                 yield lost(task)
             else:
                 yield pickle.loads(pickle.dumps(function(pickle.loads(pickle.dumps(task)))))  # noqa: S301
-
-
-def read(product: Product) -> list[np.ndarray]:
-    layers = []
-    for path in (product.probability, product.mask):
-        with rasterio.open(path) as source:
-            layers.append(source.read(1))
-    return layers
 
 
 def test_a_failure_does_not_stop_the_others_and_is_tried_again_after_them(tmp_path: Path) -> None:
@@ -147,7 +139,7 @@ def test_the_rows_of_one_scene_over_workers_give_the_bytes_of_one_process(
             [(scene,)], NumpySource(), Path(folder) / "many", workers=crew, retries=lost, options=options
         )
         assert outcome.product is not None, outcome.reason
-        for left, right in zip(read(alone), read(outcome.product), strict=True):
+        for left, right in zip(layers_of(alone), layers_of(outcome.product), strict=True):
             np.testing.assert_array_equal(left, right)
         assert len(crew.tasks) <= (count + 1) * (lost + 1)
 
@@ -162,7 +154,7 @@ def test_blocks_that_stay_broken_are_named_and_the_others_kept(tmp_path: Path) -
     (again,) = map_places([(scene,)], NumpySource(), tmp_path, workers=Fakes(3), retries=0, options=OPTIONS)
     assert again.product is not None
     alone = predict_scene(scene, NumpyPredictor(from_neighbours), tmp_path / "alone", **OPTIONS)
-    for left, right in zip(read(alone), read(again.product), strict=True):
+    for left, right in zip(layers_of(alone), layers_of(again.product), strict=True):
         np.testing.assert_array_equal(left, right)
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
+from factories import write_geotiff
 from terraseg.bands import UNIT
 from terraseg.dataset import IGNORE, SPLITS, chip_checksum, open_dataset, pairs_on_disk
 from terraseg.errors import ConfigError, DatasetError, LabelError, OutputError, SceneError, SplitError
@@ -19,19 +20,9 @@ _BANDS = ("B02", "B03", "B04")
 
 
 def _write(path, pixels, *, place=(0, 0), crs="EPSG:32631", nodata=None, bands=None, unit=None):
-    path.parent.mkdir(parents=True, exist_ok=True)
     x, y = place
     transform = rasterio.Affine(10, 0, 500_000 + 10 * x, 0, -10, 4_000_000 - 10 * y)
-    count, height, width = pixels.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=count, height=height, width=width, dtype=pixels.dtype, nodata=nodata,
-        crs=crs, transform=transform if crs else None,
-    ) as target:  # fmt: skip
-        target.write(pixels)
-        if bands:
-            target.descriptions = bands
-        if unit:
-            target.update_tags(UNIT=unit)
+    write_geotiff(path, pixels, transform, crs=crs, nodata=nodata, bands=bands, unit=unit)
 
 
 def _pixels(seed, *, dtype="int16", side=_SIDE):

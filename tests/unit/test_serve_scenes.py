@@ -7,6 +7,7 @@ import pytest
 import rasterio
 import rasterio.warp
 
+from factories import write_geotiff
 from terraseg.bands import UNIT
 from terraseg.errors import SceneError
 from terraseg.scene import open_scene
@@ -19,15 +20,8 @@ _SAID = {"bands": ("B02", "B03"), "unit": UNIT}
 def _image(folder, *, crs="EPSG:32631", pixel=10.0, corner=(500_000, 4_000_000), bands=None, unit=None, nodata=None):
     pixels = np.arange(2 * 40 * 60, dtype=np.int16).reshape(2, 40, 60) - 30
     path = folder / "flood.tif"
-    with rasterio.open(
-        path, "w", driver="GTiff", count=2, height=40, width=60, dtype="int16", crs=crs, nodata=nodata,
-        transform=rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1]),
-    ) as target:  # fmt: skip
-        target.write(pixels)
-        if bands:
-            target.descriptions = bands
-        if unit:
-            target.update_tags(UNIT=unit)
+    transform = rasterio.Affine(pixel, 0, corner[0], 0, -pixel, corner[1])
+    write_geotiff(path, pixels, transform, crs=crs, nodata=nodata, bands=bands, unit=unit)
     return path, pixels
 
 
