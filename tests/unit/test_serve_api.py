@@ -365,6 +365,9 @@ def test_a_training_without_a_model_maps_nothing_and_keeps_no_upload(client, tmp
         job.predict(tmp_path / "flood.tif", tmp_path / "maps", date="2019-09-17")
     with pytest.raises(SceneError, match="no image at"):
         job.predict(tmp_path / "none.tif", tmp_path / "maps", date="2019-09-17")
+    (tmp_path / "flood.json").write_text("{no item")
+    with pytest.raises(SceneError, match=r"flood\.json is no JSON .* expected the STAC item"):
+        job.predict(tmp_path / "flood.tif", tmp_path / "elsewhere")
 
 
 # --- the client where the network or the service fails ---

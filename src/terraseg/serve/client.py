@@ -321,12 +321,13 @@ class Job(_Thing):
             raise SceneError(f"no image at {image}", fix="correct the path")
         folder = Path(output) / image.stem
         refuse_other_files(folder, mark=_PRODUCT)
+        item = _item(beside) if beside.is_file() else None
         upload = self._transport.post("/uploads", {"name": "image", "size": image.stat().st_size})["id"]
         asked = {
             "kind": "predict",
             "job": self.id,
             "upload": upload,
-            "item": json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else None,
+            "item": item,
             "date": date,
             "bands": None if bands is None else list(bands),
             "unit": unit,
@@ -382,6 +383,13 @@ def _rasters(folder: Path) -> dict[str, Path]:
     if not found:
         raise DatasetError(f"no GeoTIFF in {folder}", expected=" or ".join(_SUFFIXES), fix="correct the folder")
     return found
+
+
+def _item(path: Path) -> Any:  # noqa: ANN401  # JSON, which the service checks
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SceneError(f"{path} is no JSON ({error})", expected="the STAC item of the image beside it") from error
 
 
 def _give_up(transport: Transport, upload: str) -> None:
