@@ -1,5 +1,8 @@
 """Forward passes on real photographs prove that the tensors are mapped to the right places."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +44,21 @@ def test_file_says_where_it_comes_from_and_is_not_made_twice(weights: Path) -> N
     before = weights.stat().st_mtime_ns
     assert fetch_efficientnet_lite0(weights.parent) == weights
     assert weights.stat().st_mtime_ns == before
+
+
+_WRITE = """
+import sys, torch
+from terraseg.sample.weights import with_metadata
+state = {name: torch.arange(12.0) for name in ("conv.weight", "bn.weight", "bn.bias")}
+metadata = {key: key for key in ("source", "sha256", "licence", "architecture", "trained_on")}
+sys.stdout.buffer.write(with_metadata(state, metadata))
+"""
+
+
+def test_every_process_writes_the_same_bytes() -> None:
+    written = set()
+    for seed in ("1", "2"):
+        environment = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", _WRITE], env=environment, capture_output=True, check=True)
+        written.add(done.stdout)
+    assert len(written) == 1

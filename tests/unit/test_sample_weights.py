@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 
 from terraseg.errors import WeightsError
-from terraseg.sample.weights import map_by_order
+from terraseg.sample.weights import map_by_order, with_metadata
 
 TARGET = {"conv.weight": torch.zeros(4, 3), "bn.weight": torch.zeros(4), "bn.bias": torch.zeros(4)}
 
@@ -31,3 +35,16 @@ def test_names_change_and_values_stay() -> None:
 def test_unlike_tensors_are_refused(source: dict[str, torch.Tensor], message: str) -> None:
     with pytest.raises(WeightsError, match=message):
         map_by_order(source, TARGET)
+
+
+def test_the_file_has_the_same_bytes_each_time_and_all_that_it_says(tmp_path: Path) -> None:
+    state = {name: torch.rand(3, 5) for name in "abc"}
+    metadata = {key: f"the {key}" for key in ("source", "sha256", "licence", "architecture", "trained_on")}
+    assert len({with_metadata(state, metadata) for _ in range(5)}) == 1
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(with_metadata(state, metadata))
+    with safetensors.safe_open(path, framework="pt") as file:
+        assert file.metadata() == metadata
+    read = safetensors.torch.load_file(path)
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], state[name]) for name in state)

