@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pyproj
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.io import DatasetWriter
@@ -29,6 +30,9 @@ NODATA = 0
 
 _LOOK = 256
 """Side of the decimated look at values that are not as declared, in pixels."""
+
+_TRUE_SCALE = 0.05
+"""Share by which a pixel may be another size on the ground than in its CRS; of UTM it is 0.5 % at most."""
 
 ATTRIBUTION = "terraseg:attribution"
 """Property of the STAC item that holds the line of credit."""
@@ -103,8 +107,8 @@ def open_scene(path: str | Path) -> Scene:
     """Read and check what contract 1 promises of a scene, without reading pixels.
 
     Raises:
-        SceneError: missing or unreadable file, no provenance, no CRS, geographic or rotated grid, wrong type,
-            nodata, unit or band names.
+        SceneError: missing or unreadable file, no provenance, no CRS, geographic or rotated grid, pixels of another
+            size on the ground than in their CRS, wrong type, nodata, unit or band names.
     """
     path = Path(path)
     if not path.is_file():
@@ -119,6 +123,14 @@ def open_scene(path: str | Path) -> Scene:
         raise SceneError(f"{path} has no CRS", expected="a UTM zone", fix="assign it with rio edit-info --crs")
     if not crs.is_projected or transform.b or transform.d or transform.a != -transform.e:
         raise SceneError(f"{path} is not on a north-up metric grid of square pixels ({crs})", expected="a UTM grid")
+    geobox = GeoBox(shape, transform, str(crs))
+    if not is_true_to_scale(geobox):
+        width, height = pixel_on_ground(geobox)
+        raise SceneError(
+            f"{path} has pixels of {transform.a:g} in {crs}, which are {width:.3g} x {height:.3g} m on the ground",
+            expected="a CRS in metres and true to scale there, such as that of its UTM zone",
+            fix="resample it with gdalwarp -t_srs EPSG:326ZZ -tr 10 10, ZZ the zone",
+        )
     if dtypes != {"uint16"} or nodata != NODATA:
         raise SceneError(
             f"{path} has type {', '.join(sorted(dtypes))} and nodata {nodata}, {_what_it_looks_like(path)}",
@@ -147,7 +159,6 @@ def open_scene(path: str | Path) -> Scene:
         raise SceneError(
             f"{provenance} credits nobody: it has no property {ATTRIBUTION}", fix="download the scene again"
         )
-    geobox = GeoBox(shape, transform, str(crs))
     _check_place(path, geobox, item)
     return Scene(path=path, bands=bands, geobox=geobox, item=item)
 
@@ -178,10 +189,35 @@ def _what_it_looks_like(path: Path) -> str:
     return f"and values around {middle:.3g}, like {kind}"
 
 
+def pixel_on_ground(geobox: GeoBox) -> tuple[float, float]:
+    """Width and height in metres of the pixel in the middle of a grid, measured on the ellipsoid, whatever its CRS."""
+    rows, columns = geobox.shape
+    to_degrees = pyproj.Transformer.from_crs(str(geobox.crs), 4326, always_xy=True).transform
+    corner, right, below = (
+        to_degrees(*(geobox.affine @ (columns // 2 + across, rows // 2 + down)))
+        for across, down in ((0, 0), (1, 0), (0, 1))
+    )
+    earth = pyproj.Geod(ellps="WGS84")
+    width, height = (earth.inv(*corner, *other)[2] for other in (right, below))
+    return float(width), float(height)
+
+
+def is_true_to_scale(geobox: GeoBox) -> bool:
+    """Whether pixels have their size in metres on the ground: not in feet or degrees, nor in Web Mercator."""
+    gsd = abs(geobox.resolution.x)
+    return all(abs(side / gsd - 1) <= _TRUE_SCALE for side in pixel_on_ground(geobox))
+
+
 def _check_place(path: Path, geobox: GeoBox, item: dict[str, Any]) -> None:
     """Refuse a raster that lies elsewhere than its item says: a wrong UTM zone moves it by hundreds of kilometres."""
     said = item.get("bbox")
-    if not isinstance(said, list) or len(said) != 4 or said[0] > said[2]:  # the last: over the antimeridian
+    if said is None:
+        return
+    if not isinstance(said, list) or len(said) not in (4, 6) or not all(isinstance(edge, int | float) for edge in said):
+        raise SceneError(f"{path.with_suffix('.json')} has the bbox {said}", expected="4 or 6 numbers, as of STAC")
+    half = len(said) // 2  # with heights there are 6
+    said = [*said[:2], *said[half : half + 2]]
+    if said[0] > said[2]:  # over the antimeridian
         return
     west, south, east, north = geobox.geographic_extent.boundingbox
     if west > said[2] or east < said[0] or south > said[3] or north < said[1]:

@@ -98,6 +98,19 @@ SCENES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda p: rewrite(p, crs="EPSG:4326", transform=Affine(1e-4, 0, 3, 0, -1e-4, 36)),
         "is not on a north-up metric grid",
     ),
+    "feet": (
+        lambda p: rewrite(p, crs="EPSG:2263", transform=Affine(10, 0, 1e6, 0, -10, 2e5)),
+        "has pixels of 10 in EPSG:2263, which are 3.05 x 3.05 m on the ground",
+    ),
+    "web_mercator": (
+        lambda p: rewrite(p, crs="EPSG:3857", transform=Affine(10, 0, 1e6, 0, -10, 8_399_737)),
+        "has pixels of 10 in EPSG:3857, which are 5.01 x 5.01 m on the ground",
+    ),
+    "bbox": (lambda p: change_item(p, lambda i: i.update(bbox=["3", 36, 4, 37])), "scene.json has the bbox ['3', 36"),
+    "other_zone_with_heights": (
+        lambda p: (rewrite(p, crs="EPSG:32632"), change_item(p, lambda i: i.update(bbox=[2.9, 36, 0, 3.2, 36.3, 9]))),
+        "lies at 9.03 E 36.11 N by its CRS EPSG:32632, its item says 3.05 E 36.15 N",
+    ),
     "other_zone": (
         lambda p: (rewrite(p, crs="EPSG:32632"), change_item(p, lambda i: i.update(bbox=[2.9, 36.0, 3.2, 36.3]))),
         "lies at 9.03 E 36.11 N by its CRS EPSG:32632, its item says 3.05 E 36.15 N",

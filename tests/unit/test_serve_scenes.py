@@ -73,6 +73,27 @@ def test_an_image_in_degrees_is_resampled_to_utm(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("image", "side"),
+    [
+        ({"crs": "EPSG:4326", "pixel": 9e-6, "corner": (-0.78, 38.1)}, "0.999"),
+        ({"crs": "EPSG:4326", "pixel": 2.7e-4, "corner": (-0.78, 38.1)}, "30"),
+        ({"crs": "EPSG:3857", "corner": (1_000_000, 8_399_737)}, "5.01"),  # 10 m at the equator
+    ],
+)
+def test_an_image_of_much_finer_or_coarser_pixels_is_not_resampled_to_the_models(tmp_path, image, side):
+    path, _ = _image(tmp_path, **image)
+    with pytest.raises(SceneError, match=rf"flood\.tif has pixels of {side} m on the ground, the model .* at 10 m"):
+        _scene(path, tmp_path, said=_SAID)
+
+
+def test_an_image_in_web_mercator_is_resampled_to_its_true_size(tmp_path):
+    path, _ = _image(tmp_path, crs="EPSG:3857", pixel=20, corner=(1_000_000, 8_399_737))  # 60° N
+    scene = _scene(path, tmp_path, said=_SAID)
+    assert (str(scene.geobox.crs), scene.gsd) == ("EPSG:32632", 10)
+    assert scene.geobox.shape[0] == pytest.approx(40, abs=2)
+
+
+@pytest.mark.parametrize(
     ("image", "said", "message"),
     [
         ({}, {}, "has bands without a description"),

@@ -14,7 +14,10 @@ from shapely.geometry import box, mapping
 
 from terraseg.errors import SceneError
 from terraseg.prepare.given import FolderOptions, Header, Pair, header_of, read_image
-from terraseg.scene import ATTRIBUTION, NODATA, scene_writer
+from terraseg.scene import ATTRIBUTION, NODATA, is_true_to_scale, pixel_on_ground, scene_writer
+
+_LIKE_TRAINING = 0.1
+"""Share by which pixels may be another size on the ground than those that the model knows."""
 
 
 def scene_of(
@@ -38,13 +41,14 @@ def scene_of(
         assumed: likewise, of the images that the model was trained on: where neither says it.
         day: of the image.
         attribution: credit that its map carries.
-        gsd: pixel size in metres of an image that is resampled.
+        gsd: pixel size in metres that the model was trained at; an image that is resampled gets it, and must have
+            about that size by itself.
 
     Returns:
         The scene.
 
     Raises:
-        SceneError: unreadable, without a place, or bands, unit or type that are unknown.
+        SceneError: unreadable, without a place, bands, unit or type that are unknown, or pixels of another size.
     """
     try:
         with rasterio.open(path) as image:
@@ -53,11 +57,14 @@ def scene_of(
         raise SceneError(f"{path} can't be read ({error})", fix="replace the file") from error
     if not header.crs:
         raise SceneError(f"{path} has no CRS", expected="a georeferenced image")
+    geobox, rule = GeoBox(header.shape, header.transform, header.crs), "none"
+    keeps_its_pixels = _is_metric(header) and is_true_to_scale(geobox)
+    if not keeps_its_pixels:
+        _check_size(path, geobox, gsd=gsd)
     pixels = read_image(Pair(None, path.stem, path, path), header)
     limit = np.iinfo(np.uint16).max
     dn = np.where(pixels == NODATA, NODATA, np.clip(pixels, 1, limit)).astype(np.uint16)
-    geobox, rule = GeoBox(header.shape, header.transform, header.crs), "none"
-    if not _is_metric(header):
+    if not keeps_its_pixels:
         geobox, dn, rule = *_to_utm(geobox, dn, gsd=gsd), f"nearest, from {header.crs}"
     west, south, east, north = geobox.geographic_extent.boundingbox
     item = {
@@ -99,6 +106,17 @@ def _is_metric(header: Header) -> bool:
     crs, transform = rasterio.CRS.from_string(header.crs), header.transform
     metric = crs.is_projected and crs.linear_units_factor[1] == 1
     return bool(metric and transform.b == transform.d == 0 and transform.a == -transform.e)
+
+
+def _check_size(path: Path, geobox: GeoBox, *, gsd: float) -> None:
+    """After the resampling nobody could tell that the image was much finer or coarser."""
+    side = max(pixel_on_ground(geobox))
+    if not abs(side / gsd - 1) <= _LIKE_TRAINING:
+        raise SceneError(
+            f"{path} has pixels of {side:.3g} m on the ground, the model was trained at {gsd:g} m",
+            expected="pixel sizes within 10 %",
+            fix="resample the image, or train at its resolution",
+        )
 
 
 def _to_utm(geobox: GeoBox, dn: npt.NDArray[np.uint16], *, gsd: float) -> tuple[GeoBox, npt.NDArray[np.uint16]]:
