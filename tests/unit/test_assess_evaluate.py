@@ -1,15 +1,25 @@
 import io
 import json
+import shutil
 
 import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio.features
 from rich.console import Console
-from shapely.geometry import box, shape
+from shapely.geometry import Polygon, box, shape
 from sklearn.metrics import jaccard_score
 
-from factories import ATTRIBUTION, make_dataset, make_probability, make_product, make_scene, make_truth
+from factories import (
+    ATTRIBUTION,
+    layers_of,
+    make_dataset,
+    make_probability,
+    make_product,
+    make_scene,
+    make_truth,
+    write_geotiff,
+)
 from terraseg.assess.baseline import index_baseline
 from terraseg.assess.evaluate import evaluate, metrics_table
 from terraseg.assess.record import read_metrics
@@ -143,6 +153,50 @@ def test_a_file_that_is_no_result_is_refused(tmp_path):
         read_metrics(tmp_path / "y.json")
 
 
+def test_the_class_is_the_models_also_in_a_mask_raster(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    flood = {"class": "flood", "model": {"positive_class": 2}}
+    product = make_product(tmp_path / "predictions", scene, make_probability(ground), experiment="strong", **flood)
+    write_geotiff(tmp_path / "truth.tif", np.where(ground == 1, 2, 1)[None].astype(np.uint8), scene.geobox.affine)
+    given = {"predictions": tmp_path / "predictions", "ground_truth": tmp_path / "truth.tif"}
+    result = _evaluate(place, tmp_path, **given)
+    mapped = layers_of(product)[1]
+    assert result["figures"]["iou"]["value"] == pytest.approx(jaccard_score(ground.ravel() == 1, mapped.ravel() == 1))
+    assert (result["class_name"], result["label_rule"]) == ("flood", "pixels of truth.tif with the id 2")
+
+
+def test_footprints_that_cross_themselves_are_mended(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    product = make_product(tmp_path / "predictions", scene, np.where(ground == 1, 240, 10).astype(np.uint8))
+    west, south = 500_000, 3_999_000
+    bow = Polygon([(west, south), (west + 200, south + 200), (west + 200, south), (west, south + 200)])
+    square = box(west + 500, south, west + 700, south + 200)
+    gpd.GeoDataFrame(geometry=[bow, square], crs=scene.geobox.crs).to_file(tmp_path / "building.gpkg")
+    gpd.GeoDataFrame(geometry=[box(west, south, west + 190, south + 200), square], crs=scene.geobox.crs).to_parquet(
+        product.polygons
+    )
+    given = {"predictions": tmp_path / "predictions", "ground_truth": tmp_path / "building.gpkg"}
+    figures = _evaluate(place, tmp_path, **given, experiment="model")["figures"]
+    assert figures["object_recall_0.3"]["value"] == figures["object_precision_0.3"]["value"] == 1
+
+
+def test_a_prediction_that_was_spoilt_is_said(place, ground, tmp_path):
+    scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
+    product = make_product(tmp_path / "predictions", scene, make_probability(ground), threshold=0.5)
+    given = {"predictions": tmp_path / "predictions", "experiment": "model"}
+    sound = json.loads(product.item.read_text())
+    product.item.write_text(json.dumps({**sound, "properties": {**sound["properties"], "terraseg:threshold": "high"}}))
+    with pytest.raises(SceneError, match="terraseg:threshold 'high'; expected a number"):
+        _evaluate(place, tmp_path, **given)
+    product.item.write_text('{"properties": null}')
+    with pytest.raises(SceneError, match=r"item\.json is no STAC item"):
+        _evaluate(place, tmp_path, **given)
+    product.item.write_text(json.dumps(sound))
+    product.probability.unlink()
+    with pytest.raises(SceneError, match=r"has an item\.json, but no probability\.tif"):
+        _evaluate(place, tmp_path, **given)
+
+
 def test_a_model_of_another_dataset_is_warned_of(place, ground, tmp_path, caplog):
     scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
     make_product(tmp_path / "predictions", scene, make_probability(ground), dataset_hash="0" * 64)
@@ -250,6 +304,8 @@ def test_footprints_beside_a_dataset_count_objects_on_the_known_ground_of_the_sp
     assert block["object_f1_0.5"]["value"] == pytest.approx(0.5)
     assert block["ece"] == figures["ece"]
     assert block["boundary_f1"] == figures["boundary_f1"]
+    shutil.copytree(product.root, product.root.with_name("mosaic_32631"))
+    assert _evaluate(place, tmp_path, **given)["figures"]["object_precision_0.5"] == figures["object_precision_0.5"]
     south = box(west, 3_990_000, west + 9_000, 4_000_000 - 640)
     gpd.GeoDataFrame({"name": ["South"]}, geometry=[south], crs="EPSG:32631").to_file(tmp_path / "places.gpkg")
     there = _evaluate(place, tmp_path, **given, by=tmp_path / "places.gpkg")["groups"]["South"]

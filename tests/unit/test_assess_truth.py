@@ -1,3 +1,5 @@
+import shutil
+
 import geopandas as gpd
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from terraseg.assess.truth import open_truth
 from terraseg.dataset import IGNORE
 from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.footprints import FootprintSource, write_footprints
+from terraseg.products import Product
 
 SIZE = (128, 256)
 
@@ -173,15 +176,55 @@ def test_background_declared_as_nodata_is_refused(tmp_path, scene, ground, produ
         list(open_truth(path, split="test").pairs([product]))
 
 
-def _mask(path, scene, truth, *, nodata=None, window=None):
+def test_a_mask_raster_holds_the_class_by_the_id_that_the_prediction_has_for_it(tmp_path, scene, ground, product):
+    others = np.where(ground == 1, 2, ground).astype(np.int8)
+    others[:3] = 1
+    truth = open_truth(_mask(tmp_path / "mask.tif", scene, others), split="test", class_name="flood", class_id=2)
+    counts = count_pixels(truth.pairs([product]), positive=truth.positive)
+    assert counts.total[1].sum() + counts.nodata >= (others == 2).sum() > 0
+    assert counts.total[0].sum() <= (others < 2).sum()
+    assert truth.label_rule == "pixels of mask.tif with the id 2"
+
+
+@pytest.mark.parametrize("kind", ["raster", "polygons"])
+def test_ground_that_two_products_show_is_not_counted_twice(tmp_path, scene, ground, product, kind):
+    if kind == "raster":
+        path = _mask(tmp_path / "mask.tif", scene, ground)
+    else:
+        path = tmp_path / "squares.gpkg"
+        corner = box(500_000, 3_999_900, 500_100, 4_000_000)
+        gpd.GeoDataFrame(geometry=[corner], crs=scene.geobox.crs).to_file(path)
+    shutil.copytree(product.root, tmp_path / "mosaic_32631")
+    with pytest.raises(SceneError, match=r"scene and .*mosaic_32631 show the same ground, whose pixels would count tw"):
+        list(open_truth(path, split="test").pairs([product, Product(tmp_path / "mosaic_32631")]))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        ({"crs": None}, r"mask\.tif has no CRS"),
+        ({"count": 3}, r"mask\.tif has 3 bands; expected one, of class ids"),
+    ],
+)
+def test_a_mask_raster_that_is_none_is_refused(tmp_path, scene, ground, product, spoil, message):
+    path = _mask(tmp_path / "mask.tif", scene, ground, **spoil)
+    with pytest.raises(LabelError, match=message):
+        list(open_truth(path, split="test").pairs([product]))
+    path.write_text("no raster")
+    with pytest.raises(LabelError, match=r"mask\.tif can't be read as a raster"):
+        list(open_truth(path, split="test").pairs([product]))
+
+
+def _mask(path, scene, truth, *, nodata=None, window=None, **changes):
     transform = scene.geobox.affine
     if window is not None:
         transform = rasterio.windows.transform(window, transform)
     height, width = truth.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=1, height=height, width=width, dtype="int8", crs=str(scene.geobox.crs),
-        transform=transform, nodata=nodata,
-    ) as target:  # fmt: skip
+    how = {
+        "driver": "GTiff", "count": 1, "height": height, "width": width, "dtype": "int8", "crs": str(scene.geobox.crs),
+        "transform": transform, "nodata": nodata, **changes,
+    }  # fmt: skip
+    with rasterio.open(path, "w", **how) as target:
         target.write(truth, 1)
     return path
 

@@ -102,13 +102,15 @@ def evaluate(
         The result as it was written: `terraseg.assess.record.Metrics`.
 
     Raises:
-        SceneError: no product of the experiment, or one of another scene or grid, or without a threshold.
+        SceneError: no product of the experiment, or one of another scene or grid, or without a threshold, or several of
+            the same ground.
         DatasetError, LabelError: no such truth, split or class.
         SplitError: the class never occurs in the truth.
     """
     found = predictions_of(predictions, experiment)
     model, products = found[0], [prediction.product for prediction in found]
-    truth = open_truth(ground_truth, split=split, cell=cell, class_name=model.get("class"))
+    class_id = int(model.get("positive_class") or 1)
+    truth = open_truth(ground_truth, split=split, cell=cell, class_name=model.get("class"), class_id=class_id)
     if choose_threshold:
         threshold, chosen = _best_on_val(truth, products), "of the highest IoU on the val split"
     else:

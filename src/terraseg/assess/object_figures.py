@@ -52,6 +52,8 @@ def count_objects(products: Sequence[Product], truth: PolygonTruth) -> ObjectCou
         products: contract 5, with their polygons.
         truth: the footprints.
     """
+    if truth.ground is not None:  # a mosaic shows again what its scenes do
+        products = [product for product in products if product.root.name in truth.ground.scenes]
     scenes = [_count(product, truth) for product in products]
     return ObjectCounts(
         units=tuple(unit for scene in scenes for unit in scene.units),

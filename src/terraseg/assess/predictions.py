@@ -42,7 +42,7 @@ class Prediction:
         """Probability from which a pixel is the class.
 
         Raises:
-            SceneError: there is none.
+            SceneError: there is none, or it is no number.
         """
         threshold = self.get("threshold")
         if threshold is None:
@@ -51,7 +51,12 @@ class Prediction:
                 expected="the threshold that was chosen on validation",
                 fix="predict again with a bundle that carries one",
             )
-        return float(threshold)
+        try:
+            return float(threshold)
+        except ValueError as error:
+            raise SceneError(
+                f"{self.product.item} has terraseg:threshold {threshold!r}", expected="a number", fix="predict again"
+            ) from error
 
     def get(self, key: str) -> str | None:
         """A property of terraseg as text, None where there is none."""
@@ -63,7 +68,7 @@ def find_predictions(folder: str | Path) -> list[Prediction]:
     """The finished predictions at or below a folder, sorted.
 
     Raises:
-        SceneError: there is none, or an item is no JSON.
+        SceneError: there is none, or an item is no JSON or without its raster.
     """
     return [Prediction(product, _properties(product)) for product in find_products(folder)]
 
@@ -106,6 +111,9 @@ def predictions_of(folder: str | Path, experiment: str) -> list[Prediction]:
 def _properties(product: Product) -> dict[str, Any]:
     try:
         properties: dict[str, Any] = json.loads(product.item.read_text(encoding="utf-8"))["properties"]
-    except (json.JSONDecodeError, KeyError) as error:
-        raise SceneError(f"{product.item} is no STAC item ({error})", fix="predict again") from error
-    return {**{f"terraseg:{key}": value for key, value in properties.get("terraseg:model", {}).items()}, **properties}
+        model = properties.get("terraseg:model", {}).items()
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SceneError(f"{product.item} is no STAC item of a prediction ({error})", fix="predict again") from error
+    if not product.probability.is_file():
+        raise SceneError(f"{product.root} has an item.json, but no {product.probability.name}", fix="predict again")
+    return {**{f"terraseg:{key}": value for key, value in model}, **properties}

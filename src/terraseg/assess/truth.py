@@ -51,13 +51,16 @@ class Chip:
     crs: str
 
 
-def open_truth(path: str | Path, *, split: str, cell: int | None = None, class_name: str | None = None) -> Truth:
+def open_truth(
+    path: str | Path, *, split: str, cell: int | None = None, class_name: str | None = None, class_id: int = 1
+) -> Truth:
     """The truth of a path: a dataset (its root, a split's folder or the masks in it), a mask GeoTIFF, or polygons.
 
     Args:
         split: which chips of a dataset to score.
         cell: side of a bootstrap cell in pixels; the chip size by default.
         class_name: the class to score; by default class 1 of a dataset, or the class of the polygons.
+        class_id: its id in a mask GeoTIFF, which names no classes: that of the prediction's mask.
 
     Raises:
         DatasetError, LabelError: nothing there, or a split or class that it doesn't have.
@@ -74,8 +77,9 @@ def open_truth(path: str | Path, *, split: str, cell: int | None = None, class_n
     if path.suffix.lower() in {".tif", ".tiff"}:
         return RasterTruth(
             path=path,
-            class_name=class_name or "class 1",
-            label_rule=f"pixels of {path.name}",
+            class_name=class_name or f"class {class_id}",
+            positive=class_id,
+            label_rule=f"pixels of {path.name}" + f" with the id {class_id}" * (class_id != 1),
             cell=cell or DEFAULT_CELL,
         )
     return _polygon_truth(path, cell=cell or DEFAULT_CELL, class_name=class_name)
@@ -181,13 +185,19 @@ class RasterTruth(Truth):
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
         """Every pixel of the products, once; those that the mask doesn't cover are ignored."""
-        with rasterio.open(self.path) as mask:
+        with _opened_mask(self.path) as mask:
+            if mask.crs is None or mask.count != 1:
+                raise LabelError(
+                    f"{self.path} has " + ("no CRS" if mask.crs is None else f"{mask.count} bands"),
+                    expected="the CRS of the prediction" if mask.crs is None else "one, of class ids",
+                )
             if mask.nodata == 0:
                 raise LabelError(
                     f"{self.path} declares 0 as nodata, which would take the background out of the score",
                     expected="0 = background, another value for unknown",
                     fix="change it with `rio edit-info --nodata 255`",
                 )
+            _refuse_shared_ground(products)
             for product in products:
                 with rasterio.open(product.probability) as source:
                     corner = offset(source, mask.transform, str(mask.crs), where=str(self.path))
@@ -216,6 +226,7 @@ class PolygonTruth(Truth):
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
         """Every pixel of the products, once; those outside of the extent are ignored."""
+        _refuse_shared_ground(products)
         for product in products:
             with rasterio.open(product.probability) as source:
                 shapes = self.polygons.to_crs(source.crs)
@@ -242,8 +253,10 @@ def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonT
     frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
     if frame.empty or frame.crs is None:
         raise LabelError(f"{path} has no polygons with a CRS", fix="correct --ground-truth")
+    # A ring that crosses itself has no area that GEOS could intersect; of what is mended only polygons are kept.
+    sound = shapely.make_valid(frame.geometry.to_numpy(), method="structure", keep_collapsed=False)
     return PolygonTruth(
-        polygons=frame.geometry,
+        polygons=gpd.GeoSeries(sound, crs=frame.crs),
         extent=extent,
         cell=cell,
         class_name=class_name or found,
@@ -268,6 +281,26 @@ def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
             known.append(gpd.GeoSeries(shapes, crs=chip.crs).to_crs(polygons.polygons.crs))
     extent = polygons.extent.intersection(pd.concat(known).union_all())
     return replace(polygons, extent=extent, ground=truth)
+
+
+def _refuse_shared_ground(products: Sequence[Product]) -> None:
+    """Pixels that two products show, such as a mosaic and its scenes, would count twice.
+
+    Raises:
+        SceneError: naming two.
+    """
+    seen: list[tuple[Product, rasterio.CRS, shapely.Geometry]] = []
+    for product in products:
+        with rasterio.open(product.probability) as source:
+            crs, frame = source.crs, shapely.box(*source.bounds)
+        for other, other_crs, ground in seen:
+            if crs == other_crs and shapely.area(shapely.intersection(frame, ground)) > 0:
+                raise SceneError(
+                    f"{other.root} and {product.root} show the same ground, whose pixels would count twice",
+                    expected="predictions of places apart from each other",
+                    fix="give the folder of one of them as --predictions, where there is a mosaic that of the mosaic",
+                )
+        seen.append((product, crs, frame))
 
 
 def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], Labels]) -> Iterator[Patch]:
@@ -295,6 +328,13 @@ def _read_probability(source: rasterio.DatasetReader, chip: Chip) -> Scores:
         part, place = inside
         scores[place] = source.read(1, window=part)
     return scores
+
+
+def _opened_mask(path: Path) -> rasterio.DatasetReader:
+    try:
+        return rasterio.open(path)
+    except rasterio.errors.RasterioIOError as error:
+        raise LabelError(f"{path} can't be read as a raster ({error})", fix="correct --ground-truth") from error
 
 
 def _read_mask(mask: rasterio.DatasetReader, corner: tuple[int, int], window: Window) -> Labels:
