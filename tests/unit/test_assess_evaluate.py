@@ -22,7 +22,7 @@ from factories import (
 )
 from terraseg.assess.baseline import index_baseline
 from terraseg.assess.evaluate import evaluate, metrics_table
-from terraseg.assess.record import read_metrics
+from terraseg.assess.record import read_metrics, read_results, write_metrics
 from terraseg.assess.screen import groups_table
 from terraseg.cli import main
 from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
@@ -195,6 +195,14 @@ def test_a_prediction_that_was_spoilt_is_said(place, ground, tmp_path):
     product.probability.unlink()
     with pytest.raises(SceneError, match=r"has an item\.json, but no probability\.tif"):
         _evaluate(place, tmp_path, **given)
+
+
+def test_results_of_unlike_classes_are_not_compared(place, tmp_path):
+    _evaluate(place, tmp_path)
+    result = read_metrics(tmp_path / "strong.json").model_copy(update={"experiment": "other", "class_name": "road"})
+    write_metrics(tmp_path / "other.json", result)
+    with pytest.raises(DatasetError, match=r"results are of class building \(strong\) and class road \(other\)"):
+        read_results(sorted(tmp_path.glob("*.json")))
 
 
 def test_a_model_of_another_dataset_is_warned_of(place, ground, tmp_path, caplog):

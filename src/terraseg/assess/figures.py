@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 
 from terraseg.assess.charts import curve_chart, has_sizes, interval_chart, size_chart, threshold_chart, training_chart
-from terraseg.assess.maps import comparison, richest_block, split_map, whole
+from terraseg.assess.maps import comparison, richest_block, shown_class, split_map, whole
 from terraseg.assess.overview import pipeline_overview
 from terraseg.assess.predictions import find_predictions
-from terraseg.assess.record import read_metrics
+from terraseg.assess.record import read_results
 from terraseg.assess.style import house_style, save
 from terraseg.compare.figures import label_efficiency
 from terraseg.compare.record import Tables
@@ -45,8 +45,8 @@ def figures(
         The files, in the order of a report: PNG and SVG of each.
 
     Raises:
-        SceneError: no prediction of the scene, or on another grid.
-        DatasetError: no results, or no test chips in the scene.
+        SceneError: no prediction of the scene, on another grid, or of several classes.
+        DatasetError: no results, of several classes, or no test chips in the scene.
     """
     predictions = [one for one in find_predictions(results / "predictions") if one.scene == scene.name]
     if not predictions:
@@ -56,9 +56,9 @@ def figures(
         raise DatasetError(f"no results in {results / 'metrics'}", fix="run `python src/evaluate.py` first")
     if scene.name not in set(dataset.split("test")["scene"]):
         raise DatasetError(f"{dataset.root} has no test chips in {scene.name}", fix="show a scene of the test split")
-    metrics = [read_metrics(file) for file in files]
+    metrics = read_results(files)
     predictions.sort(key=lambda one: one.experiment)
-    name = dataset.info.classes[1]
+    name = dataset.info.classes[shown_class(dataset, predictions)]
     test, everything = richest_block(scene, dataset, split="test"), whole(scene)
     curves = training_curves(trainings, [result.experiment for result in metrics])
     with house_style():

@@ -11,7 +11,16 @@ import numpy.typing as npt
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from terraseg.assess.maps import imagery, label_map, mapped_class, scale_length, split_ground, stripes, whole
+from terraseg.assess.maps import (
+    imagery,
+    label_map,
+    mapped_class,
+    scale_length,
+    shown_class,
+    split_ground,
+    stripes,
+    whole,
+)
 from terraseg.assess.predictions import Prediction
 from terraseg.assess.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE, YELLOW
 from terraseg.dataset import IGNORE, ChipDataset
@@ -20,7 +29,6 @@ from terraseg.scene import Scene
 LABEL = YELLOW
 """The label over the imagery, which must differ from a prediction that it lies on."""
 
-_POSITIVE = 1
 _SHADE = 150  # of 255: how far all but the test ground is darkened
 
 Mask = npt.NDArray[np.bool_]
@@ -76,11 +84,11 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
         predictions: of this scene, one an experiment.
 
     Raises:
-        SceneError: a prediction lies on another grid or has no threshold.
+        SceneError: a prediction lies on another grid or has no threshold; see `shown_class` too.
     """
     view = whole(scene)
-    labels = label_map(view, dataset)
-    unlabelled, truth = labels == IGNORE, labels == _POSITIVE
+    labels, positive = label_map(view, dataset), shown_class(dataset, predictions)
+    unlabelled, truth = labels == IGNORE, labels == positive
     models = []
     for prediction in predictions:
         mapped, known = mapped_class(view, prediction)
@@ -99,7 +107,7 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
     elsewhere = ~split_ground(view, dataset, split="test")
     return LayeredMap(
         name=scene.name,
-        class_name=dataset.info.classes[_POSITIVE],
+        class_name=dataset.info.classes[positive],
         attribution=dataset.info.attribution,
         rows=rows,
         columns=columns,

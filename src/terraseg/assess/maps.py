@@ -28,10 +28,10 @@ from terraseg.assess.style import CLASS, FALSE_ALARM, GREY, HIT, MISS, SPLIT_COL
 from terraseg.assess.truth import chips
 from terraseg.bands import band_indices
 from terraseg.dataset import IGNORE, SPLITS, ChipDataset
+from terraseg.errors import SceneError
 from terraseg.products import PROBABILITY_NODATA
 from terraseg.scene import NODATA, Scene
 
-_POSITIVE = 1
 _LARGEST = 1600  # pixels a side of a layer
 
 Picture = npt.NDArray[np.float32]
@@ -104,18 +104,38 @@ def label_map(view: View, dataset: ChipDataset) -> Labels:
     return labels
 
 
+def shown_class(dataset: ChipDataset, predictions: Sequence[Prediction]) -> int:
+    """Id of the class that predictions map, whose labels stand beside them; class 1 where none says which.
+
+    Raises:
+        SceneError: they map several classes, or one that the dataset doesn't have.
+    """
+    ids = {name: number for number, name in dataset.info.classes.items()}
+    names = sorted({name for one in predictions if (name := one.get("class")) is not None})
+    if len(names) > 1 or not set(names) <= set(ids):
+        raise SceneError(
+            f"the predictions are of class {', '.join(names)}, {dataset.root} has {', '.join(ids)}",
+            expected="predictions of one of these classes",
+            fix="keep the results of each class in a folder of their own",
+        )
+    return ids[names[0]] if names else 1
+
+
 def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Prediction], *, title: str) -> Figure:
     """Imagery, label, and of each experiment prediction and error (hit, miss, false alarm), side by side.
 
     A tall area gives one row, a wide one a row an experiment.
+
+    Raises:
+        SceneError: see `shown_class` and `mapped_class`.
     """
-    picture, labels = imagery(view), label_map(view, dataset)
+    picture, labels, positive = imagery(view), label_map(view, dataset), shown_class(dataset, predictions)
     base = _faded(picture)
     ground = [
         ("Imagery", picture),
-        ("Label", _paint(base, {CLASS: labels == _POSITIVE}, unknown=labels == IGNORE)),
+        ("Label", _paint(base, {CLASS: labels == positive}, unknown=labels == IGNORE)),
     ]
-    by_model = [_layers(view, base, labels, prediction) for prediction in predictions]
+    by_model = [_layers(view, base, labels, prediction, positive=positive) for prediction in predictions]
     rows, columns = view.shape
     if rows > columns:
         panels = [[*ground, *(layer for layers in by_model for layer in layers)]]
@@ -133,16 +153,18 @@ def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Predictio
     _scale_bar(grid[0][0], view)
     _north_arrow(grid[0][0])
     figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontweight="bold")
-    keys = {dataset.info.classes[_POSITIVE]: CLASS, "hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM}
+    keys = {dataset.info.classes[positive]: CLASS, "hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM}
     handles = [Patch(color=colour, label=label) for label, colour in keys.items()]
     handles.append(Patch(fc="white", ec=STRIPE, hatch="////", lw=0.5, label="unknown, or in no chip"))
     figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), fontsize=8)
     return figure
 
 
-def _layers(view: View, base: Picture, labels: Labels, prediction: Prediction) -> list[tuple[str, Picture]]:
+def _layers(
+    view: View, base: Picture, labels: Labels, prediction: Prediction, *, positive: int
+) -> list[tuple[str, Picture]]:
     mapped, known = mapped_class(view, prediction)
-    truth, scored = labels == _POSITIVE, known & (labels != IGNORE)
+    truth, scored = labels == positive, known & (labels != IGNORE)
     error = {HIT: truth & mapped, MISS: truth & ~mapped, FALSE_ALARM: ~truth & mapped}
     return [
         (prediction.experiment, _paint(base, {CLASS: mapped}, unknown=~known)),

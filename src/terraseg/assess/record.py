@@ -1,5 +1,6 @@
 """Contract 6: results/metrics/<experiment>.json. The only place that knows how a result looks on disk."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -148,3 +149,20 @@ def read_metrics(path: str | Path) -> Metrics:
             f"{path} is not a result of terraseg ({error.error_count()} faults, the first: {error.errors()[0]['msg']})",
             fix="run `python src/evaluate.py` again",
         ) from error
+
+
+def read_results(paths: Iterable[str | Path]) -> list[Metrics]:
+    """Read results that are to be compared.
+
+    Raises:
+        DatasetError: see `read_metrics`; or they are of several classes, between which no figure can be compared.
+    """
+    results = [read_metrics(path) for path in paths]
+    by_class = {result.class_name: result.experiment for result in results}
+    if len(by_class) > 1:
+        raise DatasetError(
+            "the results are of " + " and ".join(f"class {name} ({of})" for name, of in sorted(by_class.items())),
+            expected="one class",
+            fix="keep the results of each class in a folder of their own",
+        )
+    return results

@@ -14,7 +14,7 @@ from terraseg.assess.layers import LayeredMap
 from terraseg.assess.page import render
 from terraseg.assess.pixels import iou
 from terraseg.assess.predictions import Prediction
-from terraseg.assess.record import Estimate, Metrics, read_metrics
+from terraseg.assess.record import Estimate, Metrics, read_results
 from terraseg.compare.answer import LABELLED_CHIPS, Answer, Choice, answer, choices
 from terraseg.compare.record import Tables
 from terraseg.compare.summary import PERFORMANCE, efficiency, performance
@@ -133,9 +133,9 @@ def write_report(
         output: the HTML file.
 
     Raises:
-        DatasetError: no results, or a result of another dataset.
+        DatasetError: no results, results of several classes, or a result of another dataset.
     """
-    results = by_iou([read_metrics(path) for path in metrics])
+    results = by_iou(read_results(metrics))
     if not results:
         raise DatasetError("no results to report", fix="run `python src/evaluate.py` first")
     for result in results:
