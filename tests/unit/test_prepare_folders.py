@@ -19,9 +19,9 @@ _SIDE = 16
 _BANDS = ("B02", "B03", "B04")
 
 
-def _write(path, pixels, *, place=(0, 0), crs="EPSG:32631", nodata=None, bands=None, unit=None):
+def _write(path, pixels, *, place=(0, 0), crs="EPSG:32631", nodata=None, bands=None, unit=None, pixel=10):
     x, y = place
-    transform = rasterio.Affine(10, 0, 500_000 + 10 * x, 0, -10, 4_000_000 - 10 * y)
+    transform = rasterio.Affine(pixel, 0, 500_000 + 10 * x, 0, -pixel, 4_000_000 - 10 * y)
     write_geotiff(path, pixels, transform, crs=crs, nodata=nodata, bands=bands, unit=unit)
 
 
@@ -169,6 +169,7 @@ def test_reflectance_becomes_dn(tmp_path):
     for path in root.glob("*/input/*.tif"):
         image = _pixels(1).astype("float32") / 1e4
         image[:, 0, 0] = np.nan
+        image[1, 0, 1] = np.inf
         with rasterio.open(path) as source:
             place = ((source.transform.c - 500_000) / 10, 0)
         _write(path, image, place=place)
@@ -177,6 +178,7 @@ def test_reflectance_becomes_dn(tmp_path):
         pixels = source.read()
     assert pixels.dtype == np.int16
     assert (pixels[:, 0, 0] == 0).all()
+    assert pixels[1, 0, 1] == 0
     np.testing.assert_array_equal(pixels.ravel()[1:256], _pixels(1).ravel()[1:256])
 
 
@@ -253,6 +255,18 @@ def _replace(path, pixels, **how):
             r"train0\.tif does not lie where",
         ),
         (
+            _replace("train/ground_truth/train0.tif", _labels(0), place=(0, 0.5)), {}, LabelError,
+            r"train0\.tif does not lie where",
+        ),
+        (
+            _replace("train/ground_truth/train0.tif", _labels(0), pixel=14), {}, LabelError,
+            r"train0\.tif does not lie where",
+        ),
+        (
+            _replace("train/ground_truth/train0.TIFF", _labels(0)), {}, DatasetError,
+            r"ground_truth has both train0\.TIFF and train0\.tif",
+        ),
+        (
             _replace("train/ground_truth/train0.tif", _labels(0) + 6), {}, LabelError,
             r"train0\.tif has the label ids \[5, 6, 7\]; expected 0 to 1 \(background, building\) or -1",
         ),
@@ -288,6 +302,8 @@ def test_bad_folders_are_refused_by_name(tmp_path, change, options, error, messa
 def test_options_that_can_not_be_are_named():
     with pytest.raises(ConfigError, match=r"--classes: .*--tile-size: "):
         FolderOptions.checked({"tile_size": 2, "classes": ["one"]})
+    with pytest.raises(ConfigError, match=r"--classes: .*at most 128"):  # a mask is of int8
+        FolderOptions.checked({"classes": [f"class {number}" for number in range(129)]})
 
 
 def test_a_real_chip_of_sen1floods11(tmp_path, shared_data):

@@ -20,6 +20,9 @@ from terraseg.scene import NODATA
 
 _SUFFIXES = (".tif", ".tiff")
 _FOREIGN_NODATA = -9999
+_APART = 0.1
+"""Pixels that a mask may lie beside its image."""
+
 _NAMED = 5
 """File names that an error lists at most."""
 
@@ -50,7 +53,7 @@ class FolderOptions(BaseModel):
     unit: Literal["reflectance_1e-4", "reflectance"] | None = None
     nodata: float | None = None
     label_nodata: int = IGNORE
-    classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2)
+    classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2, max_length=128)  # int8
     attribution: str = "given images and masks"
     tile_size: int | None = Field(default=None, ge=8)
     block_chips: int = Field(default=4, ge=1)
@@ -118,7 +121,7 @@ def find_pairs(images: Path, masks: Path | None, options: FolderOptions) -> list
     """Pair files by name, in ``train``, ``val`` and ``test`` where there are such folders, else in one.
 
     Raises:
-        DatasetError: no files, files without their partner, or one of the three folders missing.
+        DatasetError: no files, two of one name, files without their partner, or one of the three folders missing.
     """
     splits = [split for split in SPLITS if (images / split).is_dir()]
     if splits and len(splits) < len(SPLITS):
@@ -151,12 +154,19 @@ def read_header(pair: Pair, options: FolderOptions) -> Header:
                     f"{pair.mask} has {mask.count} bands of {mask.height} x {mask.width} px",
                     expected=f"one of {image.height} x {image.width} px, as {pair.image.name}",
                 )
-            both = image.crs and mask.crs
-            if both and not (mask.crs == image.crs and mask.transform.almost_equals(image.transform, image.res[0] / 2)):
+            if image.crs and mask.crs and not (mask.crs == image.crs and _same_grid(image, mask)):
                 raise LabelError(f"{pair.mask} does not lie where {pair.image.name} does", expected="one pixel grid")
             return header_of(pair.image, image, options)
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(f"{pair.image} or its mask can't be read ({error})", fix="replace the file") from error
+
+
+def _same_grid(image: rasterio.DatasetReader, mask: rasterio.DatasetReader) -> bool:
+    """Whether the corners of two rasters of one shape agree: a tenth of a pixel, as half of one is half a building."""
+    return all(
+        max(map(abs, np.subtract(~image.transform @ (mask.transform @ corner), corner))) <= _APART
+        for corner in ((0, 0), (image.width, 0), (0, image.height))
+    )
 
 
 def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions) -> Header:
@@ -185,13 +195,13 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
 
 
 def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:
-    """Pixels (bands, rows, columns) in DN of 1e-4 reflectance, values without an observation `NODATA`.
+    """Pixels (bands, rows, columns) in DN of 1e-4 reflectance; `NODATA` where nothing was observed, NaN or infinite.
 
     Raises:
         SceneError: unreadable, or -9999 without being declared.
     """
     pixels = _read(pair.image)
-    missing = (pixels == header.nodata) | (pixels != pixels)
+    missing = (pixels == header.nodata) | ~np.isfinite(pixels)
     if ((pixels == _FOREIGN_NODATA) & ~missing).any():
         raise SceneError(
             f"{pair.image} holds {_FOREIGN_NODATA}, but its nodata is {header.nodata:g}",
@@ -251,10 +261,7 @@ def _read(path: Path) -> npt.NDArray[Any]:
 
 
 def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOptions) -> list[Pair]:
-    found = [
-        {path.stem.removesuffix(suffix): path for path in sorted(folder.glob("[!.]*")) if _fits(path, suffix)}
-        for folder, suffix in ((images, options.image_suffix), (masks, options.mask_suffix))
-    ]
+    found = [_files(images, options.image_suffix), _files(masks, options.mask_suffix)]
     for folder, files, others in ((images, found[0], found[1]), (masks, found[1], found[0])):
         if not files:
             raise DatasetError(f"no GeoTIFF in {folder}", fix="correct the folder, or the suffix of the file names")
@@ -268,8 +275,15 @@ def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOpt
     return [Pair(split, name, path, found[1][name]) for name, path in found[0].items()]
 
 
-def _fits(path: Path, suffix: str) -> bool:
-    return path.suffix.lower() in _SUFFIXES and path.stem.endswith(suffix)
+def _files(folder: Path, suffix: str) -> dict[str, Path]:
+    """The GeoTIFFs of a folder by their names without suffixes."""
+    files: dict[str, Path] = {}
+    for path in sorted(folder.glob("[!.]*")):
+        if path.suffix.lower() in _SUFFIXES and path.stem.endswith(suffix):
+            other = files.setdefault(path.stem.removesuffix(suffix), path)
+            if other != path:
+                raise DatasetError(f"{folder} has both {other.name} and {path.name}", fix="remove one of them")
+    return files
 
 
 def _band_names(path: Path, described: Sequence[str | None], given: Sequence[str] | None) -> tuple[str, ...]:
