@@ -18,6 +18,9 @@ from terraseg.files import atomic_path
 _KEY = b"terraseg"
 _COLUMNS = ["id", "source", "geometry"]
 
+DENSE = 0.05
+"""Degrees between points of an edge: between two of them a projection bends it by some decimetres."""
+
 
 class FootprintSource(BaseModel):
     """Where footprints come from, kept in the file's metadata.
@@ -120,5 +123,8 @@ def find_footprints(paths: str | Path | Sequence[str | Path]) -> tuple[gpd.GeoDa
 
 
 def known_extent(sources: Sequence[FootprintSource]) -> shapely.Geometry:
-    """The area, in EPSG:4326, in which a missing footprint means that there is none."""
-    return shapely.union_all([shapely.from_wkt(source.extent) for source in sources])
+    """The area, in EPSG:4326, in which a missing footprint means that there is none.
+
+    Its edges are straight in degrees and bend in other CRSs, so that they have points enough to do so.
+    """
+    return shapely.segmentize(shapely.union_all([shapely.from_wkt(source.extent) for source in sources]), DENSE)

@@ -30,6 +30,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
 }
 """What the providers ask for; licences as of 2024."""
 
+_WGS84 = CRS("OGC:CRS84")
 _ID_COLUMNS = ("id", "full_plus_code")
 _BATCH = 50_000
 
@@ -96,9 +97,11 @@ def _geo(file: pq.ParquetFile, location: str) -> dict[str, Any]:
     geo: dict[str, Any] = json.loads(stored)
     column = geo["columns"][geo["primary_column"]]
     crs = column.get("crs", "OGC:CRS84")  # absent means CRS84; null means unknown
-    if column.get("encoding") != "WKB" or crs is None or not CRS.from_user_input(crs).is_geographic:
+    # Not any degrees: those of another datum lie up to some hundred metres beside.
+    if column.get("encoding") != "WKB" or crs is None or not _WGS84.equals(crs, ignore_axis_order=True):
+        named = "unknown" if crs is None else CRS.from_user_input(crs).name
         raise LabelError(
-            f"{location} has encoding {column.get('encoding')} or another CRS", expected="WKB in EPSG:4326"
+            f"{location} has encoding {column.get('encoding')} and CRS {named}", expected="WKB in EPSG:4326"
         )
     return geo
 

@@ -23,7 +23,7 @@ from terraseg.acquire.geoparquet import PROVIDERS, read_geoparquet
 from terraseg.acquire.hygiene import clean_footprints
 from terraseg.acquire.overpass import fetch_osm
 from terraseg.errors import LabelError
-from terraseg.footprints import FootprintSource, write_footprints
+from terraseg.footprints import DENSE, FootprintSource, write_footprints
 
 _LOG = logging.getLogger(__name__)
 _OSM_LAYER = "multipolygons"  # GDAL assembles closed ways and multipolygon relations into it
@@ -159,7 +159,7 @@ def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.G
         crs: of the file.
         **options: of pyogrio.
     """
-    box = gpd.GeoSeries([area], crs=4326).to_crs(crs).total_bounds
+    box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
     try:
         frame = pyogrio.read_dataframe(path, bbox=tuple(box), **options).to_crs(4326)
     except (DataSourceError, DataLayerError, FeatureError, ValueError) as error:
