@@ -16,7 +16,7 @@ from terraseg.footprints import FootprintSource, find_footprints, read_footprint
 from terraseg.prepare.config import Completeness, LabelRule, PrepareConfig, SplitRule
 from terraseg.prepare.run import preprocess
 from terraseg.sample.city import make_city_scene
-from terraseg.scene import find_scenes, open_scene
+from terraseg.scene import find_scenes, open_scene, scene_writer
 
 CONFIG = PrepareConfig(tile_size=32, train_stride=16, split=SplitRule(block_chips=2))
 
@@ -145,6 +145,45 @@ def test_incomplete_cells_are_ignored(city, tmp_path):
     known = with_cells.tiles
     assert (known["column"] < 150).all()
     assert (known.loc[known["column"] <= 116, "label_completeness"] > 0.99).all()
+
+
+def test_completeness_of_elsewhere_or_of_nothing_is_refused(city, tmp_path):
+    path = tmp_path / "cells.parquet"
+    config = CONFIG.model_copy(update={"completeness": Completeness(path=str(path))})
+
+    def refused(message):
+        with pytest.raises(LabelError, match=message):
+            preprocess(scenes=city[0], labels=city[1], output=tmp_path / "set", config=config)
+
+    refused("no completeness table at")
+    path.write_text("no table")
+    refused(r"cells\.parquet can't be read as completeness")
+    cell = gpd.GeoDataFrame({"share": [1.0]}, geometry=[shapely.box(40, 10, 41, 11)], crs=4326)
+    cell.to_parquet(path)
+    refused("expected GeoParquet of cells with the column covered_share")
+    cell.assign(covered_share=0.1).to_parquet(path)
+    refused(r"no cell of .*cells\.parquet lies in the scene")
+
+
+def test_what_the_item_of_a_scene_says_is_in_the_dataset_also_when_it_changes(city, tmp_path):
+    shutil.copytree(city[0], tmp_path / "raw")
+    given = {"scenes": tmp_path / "raw", "labels": city[1], "output": tmp_path / "set", "config": CONFIG}
+    before = preprocess(**given)
+    item = find_scenes(tmp_path / "raw")[0].path.with_suffix(".json")
+    item.write_text(item.read_text().replace(before.info.attribution.split("; ")[0], "somebody else"))
+    after = preprocess(**given)
+    assert "somebody else" in after.info.attribution
+    assert after.info.content_hash != before.info.content_hash
+    assert preprocess(**given).info == after.info
+
+
+def test_a_scene_without_a_labelled_pixel_is_said(tmp_path):
+    scene = make_scene(tmp_path / "raw", (128, 128))
+    with scene_writer(scene.path, geobox=scene.geobox, bands=scene.bands, item=scene.item) as target:
+        target.write(np.zeros((len(scene.bands), 128, 128), np.uint16))
+    labels = _labels(tmp_path / "osm" / "a.parquet", shapely.box(500_100, 3_999_800, 500_200, 3_999_900), scene)
+    with pytest.raises(SplitError, match="no chip holds a single labelled pixel"):
+        preprocess(scenes=tmp_path / "raw", labels=labels, output=tmp_path / "set", config=CONFIG)
 
 
 def test_scene_without_labels_in_it_is_refused(city, tmp_path):

@@ -5,10 +5,11 @@ its job, so memory is bounded by the workers and the result does not depend on t
 """
 
 import hashlib
+import json
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +71,8 @@ def preprocess(
     places = find_places(scenes, frames=config.frames)
     found = [scene for place in places for scene in place]
     sources = find_footprints(labels)[1]
-    fingerprint = _fingerprint(found, labels, config)
-    done = _finished(output, fingerprint)
+    provenance = _provenance(found, sources, _fingerprint(found, labels, config))
+    done = _finished(output, provenance)
     if done:
         _log.info("%s is up to date (%d chips)", output, len(done.tiles))
         return done
@@ -101,7 +102,8 @@ def preprocess(
                 for kind, count in result.counts.items():
                     counts[result.split][kind] += count
                 rows += result.tiles
-            tables.append(gpd.GeoDataFrame(rows, crs=str(scene.geobox.crs)))
+            if rows:
+                tables.append(gpd.GeoDataFrame(rows, crs=str(scene.geobox.crs)))
         tiles = _one_table(tables)
         zones = tuple(sorted({str(scene.geobox.crs) for scene in found}))
         audit = audit_splits(
@@ -137,7 +139,7 @@ def preprocess(
             },
             frames=config.frames,
             frame_dates=_frame_dates(places) if config.frames > 1 else {},
-            provenance=_provenance(found, sources, fingerprint),
+            provenance=provenance,
         )
         write_dataset(folder, info=info, tiles=tiles, stats=histogram.stats(config.bands, classes=classes), audit=audit)
     dataset = open_dataset(output)
@@ -238,11 +240,14 @@ def _labels_of(
         )
     cells, shares = np.empty(0, dtype=object), np.empty(0)
     if config.completeness:
-        path = Path(config.completeness.path)
-        if not path.is_file():
-            raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
-        table = gpd.read_parquet(path).to_crs(crs)
+        table = _completeness(Path(config.completeness.path)).to_crs(crs)
         cells, shares = table.geometry.to_numpy(), table["covered_share"].to_numpy()
+        if not shapely.intersects(cells, frame).any():
+            raise LabelError(
+                f"no cell of {config.completeness.path} lies in the scene {scene.name}",
+                expected="the completeness of its labels",
+                fix="name the file that `data labels` wrote for this area",
+            )
     polygons, shift = inside.to_numpy(copy=True), None
     broken = ~shapely.is_valid(polygons)  # few: a copy of all of them would be the peak of memory
     polygons[broken] = shapely.make_valid(polygons[broken])
@@ -256,6 +261,25 @@ def _labels_of(
             moved = shift.undone(np.append(polygons, extent), gsd=scene.gsd)
             polygons, extent = moved[:-1], moved[-1]
     return _Labels(polygons, extent, cells, shares, shift)
+
+
+def _completeness(path: Path) -> gpd.GeoDataFrame:
+    """The cells of `data labels`.
+
+    Raises:
+        LabelError: no such file, or something else.
+    """
+    if not path.is_file():
+        raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
+    try:
+        table = gpd.read_parquet(path, columns=["covered_share", "geometry"])
+    except (ValueError, OSError) as error:
+        raise LabelError(
+            f"{path} can't be read as completeness ({error})",
+            expected="GeoParquet of cells with the column covered_share",
+            fix="make it with `data labels`, or drop the key",
+        ) from error
+    return table
 
 
 def _frame_dates(places: Sequence[tuple[Scene, ...]]) -> dict[str, tuple[str, ...]]:
@@ -301,11 +325,12 @@ def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Pa
     return digest.hexdigest()
 
 
-def _finished(output: Path, fingerprint: str) -> ChipDataset | None:
+def _finished(output: Path, provenance: Mapping[str, Any]) -> ChipDataset | None:
+    """The dataset that is there, if it was made of the same; scenes' dates and credits are of their items alone."""
     if not (output / "dataset.yaml").is_file():
         return None
     dataset = open_dataset(output)
-    return dataset if dataset.info.provenance.get("fingerprint") == fingerprint else None
+    return dataset if dataset.info.provenance == json.loads(json.dumps(provenance)) else None
 
 
 def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fingerprint: str) -> dict[str, Any]:
@@ -320,7 +345,7 @@ def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fin
 
 def _one_table(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
     """All chips in the CRS of the first scene."""
-    if not any(len(table) for table in tables):
+    if not tables:
         raise SplitError(
             "no chip holds a single labelled pixel", fix="check that labels and scenes show the same place"
         )
