@@ -181,6 +181,9 @@ def test_a_custom_catalogue_needs_only_its_asset_map(site: Site, tmp_path: Path)
     }
     (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=custom, bands=["B02"]))
     assert open_scene(path).bands == ("B02",)
+    mended = {**custom, "assets": {"B02": "red", "SCL": "scl"}}
+    with pytest.raises(OutputError, match="made from other scenes or in another way"):
+        download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=mended, bands=["B02"]))
     with pytest.raises(ConfigError, match="no asset for B03"):
         download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=custom, bands=["B03"]))
 

@@ -91,6 +91,8 @@ def write_composite(
 def _fingerprint(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig) -> str:
     """Hex SHA-256 of all that decides the pixels."""
     how = config.model_dump(mode="json", include={"bands", "mask", "composite", "resampling"})
+    if given := config.catalogue.assets:  # where blue is another asset, the same scenes give other pixels
+        how["assets"] = {name: given.get(name) for name in (*config.bands, "SCL")}
     grid = [str(geobox.crs), list(geobox.affine)[:6], list(geobox.shape)]
     what = [[scene.id, scene.offset] for scene in scenes]
     return hashlib.sha256(json.dumps([how, grid, what], sort_keys=True).encode()).hexdigest()
