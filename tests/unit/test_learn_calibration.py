@@ -37,7 +37,9 @@ def test_the_threshold_has_the_best_iou_of_all_steps() -> None:
     level = (probability * 250).round()
     ious = [_iou(level >= step, truth == 1) for step in range(1, 251)]
     assert found.iou == pytest.approx(max(ious), abs=1e-6)
-    assert _iou(level >= round(found.threshold * 250), truth == 1) == pytest.approx(max(ious), abs=1e-6)
+    assert _iou(level >= found.threshold * 250, truth == 1) == pytest.approx(max(ious), abs=1e-6)
+    # A map is cut at the threshold before it is rounded.
+    assert _iou(probability >= found.threshold, truth == 1) == pytest.approx(max(ious), abs=1e-6)
 
 
 def _iou(predicted: Tensor, truth: Tensor) -> float:
@@ -59,7 +61,19 @@ def test_a_perfect_split_leaves_the_temperature_alone(caplog: pytest.LogCaptureF
     counts.update(_logits(truth * 8.0 - 4), truth)
     found = counts.fit()
     assert (found.temperature, found.iou) == (1, 1)
+    assert found.threshold == pytest.approx(0.5, abs=0.01)  # as good as any between 0.02 and 0.98
     assert "temperature" in caplog.text
+
+
+def test_a_threshold_can_be_mapped_with_also_where_only_certainty_is_right() -> None:
+    parts = ((100, 12.0, 1), (20, 5.5, 0), (100_000, -8.0, 0))  # pixels, margin, truth
+    counts = CalibrationCounts(positive=1)
+    for pixels, margin, truth in parts:
+        counts.update(_logits(torch.full((1, 1, pixels), margin)), torch.full((1, 1, pixels), truth))
+    found = counts.fit()
+    assert found.iou == 1
+    assert 0.99 < found.threshold < 1
+    assert torch.tensor(12 / found.temperature).sigmoid() >= found.threshold
 
 
 def test_a_split_without_the_class_leaves_the_threshold_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -79,4 +93,4 @@ def test_probabilities_of_three_classes_are_those_of_softmax() -> None:
     counts.update(logits, truth)
     found = counts.fit()
     level = ((logits / found.temperature).softmax(1)[:, 2] * 250).round()
-    assert _iou(level >= round(found.threshold * 250), truth == 2) == pytest.approx(found.iou, abs=1e-6)
+    assert _iou(level >= found.threshold * 250, truth == 2) == pytest.approx(found.iou, abs=1e-6)

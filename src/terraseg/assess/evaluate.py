@@ -187,7 +187,8 @@ def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
             f"the class {truth.class_name!r} never occurs in the val split",
             fix="leave --choose-threshold away to use the threshold of the prediction's bundle",
         )
-    return (int(scores.argmax()) + 1) / (LEVELS - 1)
+    best = np.flatnonzero(scores == scores.max()) + 1
+    return float(best[len(best) // 2] / (LEVELS - 1))  # the middle one of equals, as a training chooses it
 
 
 def _pixel_size(products: Sequence[Product]) -> float:

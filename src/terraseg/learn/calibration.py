@@ -70,6 +70,8 @@ class CalibrationCounts:
 
         An optimum at either end of the range means that the split can't tell (no errors, or nothing but errors):
         the temperature stays 1. Without a pixel of the class the threshold stays 0.5. Both are logged.
+
+        Of equally good thresholds the middle one is taken: the lowest maps whatever the split has no example of.
         """
         index = int(self._nll.argmin())
         if index in (0, len(_TEMPERATURES) - 1):
@@ -82,5 +84,7 @@ class CalibrationCounts:
         # hits[k] and alarms[k]: pixels at or above level k
         hits, alarms = own.flip(0).cumsum(0).flip(0), others.flip(0).cumsum(0).flip(0)
         iou = (hits / (own.sum() + alarms))[1:]
-        level = int(iou.argmax()) + 1
-        return Calibration(float(_TEMPERATURES[index]), level / _STEPS, float(iou[level - 1]))
+        best = (iou == iou.max()).nonzero().flatten() + 1
+        level = int(best[len(best) // 2])
+        # From here on a probability rounds to the level: maps are cut before they are rounded, and none reaches 1.
+        return Calibration(float(_TEMPERATURES[index]), (level - 0.5) / _STEPS, float(iou[level - 1]))
