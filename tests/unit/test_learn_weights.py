@@ -88,6 +88,19 @@ def test_a_local_classifier_is_loaded_without_its_head(
     assert statement.startswith("ImageNet") == (suffix == ".safetensors")
 
 
+@pytest.mark.parametrize("trained_on", ["ImageNet", "the same bands"])
+def test_three_bands_get_the_colours_of_photographs_by_their_names(
+    donor: dict[str, torch.Tensor], tmp_path: Path, trained_on: str
+) -> None:
+    model = build_model("EncoderDecoderFactory", {**_UNET, "backbone_in_chans": 3})
+    path = tmp_path / "lite0.safetensors"
+    save_file(donor, path, metadata={"trained_on": trained_on})
+    load_weights(model, str(path), model_args=_UNET, bands=["B02", "B03", "B04"])
+    stem, published = encoder_of(model).state_dict()["conv_stem.weight"], donor["conv_stem.weight"]
+    # Sentinel-2 counts from blue to red, photographs from red to blue.
+    assert torch.equal(stem, published.flip(1) if trained_on == "ImageNet" else published)
+
+
 def test_a_file_of_another_architecture_names_its_keys(unet: nn.Module, tmp_path: Path) -> None:
     path = tmp_path / "resnet.safetensors"
     save_file(timm.create_model("resnet18").state_dict(), path)
@@ -111,6 +124,19 @@ def test_a_missing_or_broken_file_is_named(unet: nn.Module, tmp_path: Path) -> N
         (tmp_path / name).write_bytes(b"nothing of the kind")
         with pytest.raises(WeightsError, match=name):
             _load(unet, tmp_path / name, _UNET)
+
+
+def test_a_file_that_holds_no_tensors_or_no_numbers_is_named(
+    unet: nn.Module, donor: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "lite0.pth"
+    for content in ([torch.zeros(3)], torch.zeros(3), {**donor, "conv_stem.weight": 5}):
+        torch.save(content, path)
+        with pytest.raises(WeightsError, match=r"lite0\.pth is no plain state dict; expected tensors by their names"):
+            _load(unet, path, _UNET)
+    torch.save({**donor, "bn1.weight": torch.full((32,), float("nan"))}, path)
+    with pytest.raises(WeightsError, match=r"lite0\.pth holds NaN .*1 tensors \(bn1\.weight\)"):
+        _load(unet, path, _UNET)
 
 
 def test_a_published_prithvi_file_is_read_without_its_decoder(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ logger = logging.getLogger(__name__)
 
 HUB, HUB_OR_RANDOM, RANDOM = "hub", "hub-or-random", "random"
 
+_IMAGENET = "ImageNet"
+"""How the statement of weights begins that saw photographs: red, green and blue, in this order."""
+
 _PROBE_SECONDS = 3.0
 _RGB_OF_BAND = {"B01": 2, "B02": 2, "B03": 1, "B04": 0, "B05": 0, "B06": 0, "B07": 0, "B08": 0, "B8A": 0,
                 "B09": 0, "B10": 1, "B11": 1, "B12": 2}  # fmt: skip
@@ -86,7 +89,9 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
         state, statement = _from_file(Path(weights), encoder)
         source = weights
     own_names = _own_names(encoder)
-    fitted = _fitted(state, encoder, backbone=backbone, bands=bands, source=source)
+    fitted = _fitted(
+        state, encoder, backbone=backbone, bands=bands, source=source, of_photographs=statement.startswith(_IMAGENET)
+    )
     encoder.load_state_dict({**encoder.state_dict(), **{own_names[key]: value for key, value in fitted.items()}})
     return statement
 
@@ -111,12 +116,12 @@ def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) ->
     if is_smp(model):
         donor = smp.encoders.get_encoder(backbone, in_channels=3, weights="imagenet")
         name = f"timm {backbone[3:]}" if backbone.startswith("tu-") else f"segmentation-models-pytorch {backbone}"
-        return donor.state_dict(), f"ImageNet ({name})"
+        return donor.state_dict(), f"{_IMAGENET} ({name})"
     encoder = backbone_of(model)
     if isinstance(encoder, TimmBackboneWrapper):
         donor = timm.create_model(_timm_name(backbone), pretrained=True)
         config: Any = donor.pretrained_cfg
-        return donor.state_dict(), f"ImageNet (timm {config['architecture']}.{config['tag']})"
+        return donor.state_dict(), f"{_IMAGENET} (timm {config['architecture']}.{config['tag']})"
     if isinstance(encoder, Backbone):
         return encoder.from_published(encoder.download()), f"pretrained ({backbone})"
     prefix = "backbone_"
@@ -135,7 +140,9 @@ def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
     except Exception as error:  # torch.load raises pickle's own errors, some of them private
         raise WeightsError(f"{path} is no plain state dict ({type(error).__name__})") from error
     for key in ("state_dict", "model"):
-        state = state[key] if isinstance(state.get(key), dict) else state
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is no plain state dict", expected="tensors by their names")
     if isinstance(encoder, Backbone):
         state = encoder.from_published(state)
     elif isinstance(encoder, PrithviViT) and "encoder.cls_token" in state:
@@ -153,8 +160,13 @@ def _trained_on(path: Path) -> str:
     return f"{said}: " if said else ""
 
 
-def _fitted(state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[str], source: str) -> State:
-    """The state that loads strictly: the classifier's keys dropped, an RGB stem expanded, all else checked."""
+def _fitted(
+    state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[str], source: str, of_photographs: bool
+) -> State:
+    """The state that loads strictly: the classifier's keys dropped, an RGB stem fitted to the bands, all else checked.
+
+    A stem of three channels for three bands may be of these very bands, unless it saw photographs.
+    """
     parameters = encoder.state_dict()
     expected = {key: parameters[name] for key, name in _own_names(encoder).items()}
     state = _split_qkv(state, expected)
@@ -166,13 +178,17 @@ def _fitted(state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[
             f"{source} doesn't fit {backbone}: {_some('missing', missing)}, {_some('unexpected', unexpected)} keys",
             fix="take the weights of this architecture",
         )
+    stem = next((key for key, value in expected.items() if value.ndim == 4), None)
     for key, value in expected.items():
-        if state[key].ndim == 4 and state[key].shape[1] == 3 != value.shape[1]:
+        of_three = state[key].ndim == 4 and state[key].shape[1] == 3
+        if of_three and (value.shape[1] != 3 or (of_photographs and key == stem)):
             state[key] = expand_rgb_stem(state[key], bands)
     wrong = [f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
              for key in expected if state[key].shape != expected[key].shape]  # fmt: skip
     if wrong:
         raise WeightsError(f"{source} doesn't fit {backbone}: {_some('wrong shapes', wrong)}")
+    if spoilt := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(f"{source} holds NaN or infinite numbers: {_some('tensors', spoilt)}", fix="get it again")
     return state
 
 
