@@ -197,6 +197,13 @@ def test_a_prediction_that_was_spoilt_is_said(place, ground, tmp_path):
         _evaluate(place, tmp_path, **given)
 
 
+def test_two_experiments_do_not_share_a_file(place, tmp_path, capsys):
+    where = ["--predictions", str(place / "predictions"), "--ground-truth", str(place / "processed")]
+    assert main(["evaluate", *where, "--output", str(tmp_path / "one.json")]) == 2
+    assert "is of 2 experiments (strong, weak)" in capsys.readouterr().err
+    assert not (tmp_path / "one.json").exists()
+
+
 def test_results_of_unlike_classes_are_not_compared(place, tmp_path):
     _evaluate(place, tmp_path)
     result = read_metrics(tmp_path / "strong.json").model_copy(update={"experiment": "other", "class_name": "road"})

@@ -14,7 +14,7 @@ from terraseg.assess.record import metrics_path
 from terraseg.assess.report import write_report
 from terraseg.compare.record import nearest, read_tables
 from terraseg.dataset import Split, open_dataset
-from terraseg.errors import DatasetError
+from terraseg.errors import ConfigError, DatasetError
 from terraseg.scene import find_scenes
 
 _log = logging.getLogger(__name__)
@@ -37,9 +37,16 @@ def score(
     """Score one experiment, or each that left predictions in a folder; one result file each.
 
     Raises:
+        ConfigError: several experiments, whose results would replace each other in one file.
         TerrasegError: what `evaluate` and `find_predictions` raise.
     """
     names = [experiment] if experiment else sorted({one.experiment for one in find_predictions(predictions)})
+    if len({metrics_path(output, name) for name in names}) < len(names):
+        raise ConfigError(
+            f"{predictions} is of {len(names)} experiments ({', '.join(names)}), --output {output} is one file",
+            expected="a folder, or one experiment",
+            fix="name a folder, or one of them with --experiment",
+        )
     for name in names:
         evaluate(
             predictions=predictions,
