@@ -40,7 +40,7 @@ def load_data_config(path: str | Path, *, overrides: dict[str, dict[str, Any]] |
         raise ConfigError(f"no config at {path}", fix="correct --config")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # no text, or a date that is none
         raise ConfigError(f"{path} is no YAML ({error})") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}", expected="the sections acquire, labels, prepare")

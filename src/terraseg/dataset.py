@@ -156,8 +156,16 @@ class ChipDataset:
 
     @cached_property
     def tiles(self) -> gpd.GeoDataFrame:
-        """tiles.parquet, sorted by tile: the only truth about which chips exist and which split they are in."""
-        return gpd.read_parquet(self.root / "tiles.parquet").sort_values("tile", ignore_index=True)
+        """tiles.parquet, sorted by tile: the only truth about which chips exist and which split they are in.
+
+        Raises:
+            DatasetError: it is no such table.
+        """
+        path = self.root / "tiles.parquet"
+        try:
+            return gpd.read_parquet(path).sort_values("tile", ignore_index=True)
+        except (ValueError, OSError, KeyError) as error:
+            raise DatasetError(f"{path} can't be read ({error})", fix=_AGAIN) from error
 
     @cached_property
     def stats(self) -> Stats:
@@ -221,7 +229,7 @@ def open_dataset(root: str | Path) -> ChipDataset:
             )
     try:
         info = DatasetInfo.model_validate(yaml.safe_load((root / "dataset.yaml").read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise DatasetError(
             f"{root / 'dataset.yaml'} can't be read ({error})", fix="run the preparation again"
         ) from error

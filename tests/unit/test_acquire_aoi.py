@@ -94,9 +94,11 @@ def test_what_is_no_vector_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AOIError, match="no area of interest"):
         read_aoi(tmp_path / "missing.geojson")
     broken = tmp_path / "broken.geojson"
-    broken.write_text("{", encoding="utf-8")
-    with pytest.raises(AOIError, match="can't be read"):
-        read_aoi(broken)
+    nowhere = '{"type": "Polygon", "coordinates": [[[NaN, 1], [2, 1], [2, 2], [NaN, 1]]]}'
+    for content in ("{", nowhere):
+        broken.write_text(content, encoding="utf-8")
+        with pytest.raises(AOIError, match="can't be read"):
+            read_aoi(broken)
     with pytest.raises(AOIError, match="no feature"):
         read_aoi(_geojson(tmp_path / "empty.geojson"))
 

@@ -1,9 +1,13 @@
 """The sections acquire and labels: unknown keys and contradictions are refused."""
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from terraseg.acquire.config import AcquireConfig, LabelsConfig
+from terraseg.config import load_data_config
+from terraseg.errors import ConfigError
 
 _PERIODS = {"summer": {"start": "2023-06-01", "end": "2023-08-31"}}
 
@@ -49,3 +53,10 @@ def test_a_wrong_acquire_section_is_refused(wrong: dict[str, object], says: str)
 def test_a_wrong_labels_section_is_refused(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         LabelsConfig.model_validate(wrong)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"acquire: {periods: {may: {start: 2024-13-01, end: 2024-05-31}}}"])
+def test_a_file_that_is_no_yaml_is_told(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "data.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"data\.yaml is no YAML"):
+        load_data_config(tmp_path / "data.yaml")

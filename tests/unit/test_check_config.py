@@ -43,6 +43,25 @@ def test_a_sound_config_has_no_findings():
     assert _lines(_config()) == []
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {init_args: 5}", r"model\.init_args is 5; expected keys with values"),
+        ("model: {init_args: {model_args: [1]}}", r"model\.init_args\.model_args is \[1\]"),
+        ("model: {}\ntrainer: 5", "trainer is 5; expected keys with values"),
+        ("model: {}\ntrainer: {callbacks: [RichProgressBar]}", "expected a list of class_path and init_args"),
+        ("model: {}\ntrainer: {max_steps: '5'}", r"trainer\.max_steps is '5'; expected a whole number"),
+        ("model: {}\nday: 2024-13-01", "is no YAML .*month"),
+        ("\udcff", "is no YAML .*utf-8"),
+    ],
+)
+def test_a_config_of_another_form_is_one_clear_line(tmp_path, text, message):
+    path = tmp_path / "experiment.yaml"
+    path.write_bytes(f"data: {{}}\n{text}\n".encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=message):
+        read_config(path)
+
+
 @pytest.mark.parametrize("path", _EXPERIMENTS, ids=lambda path: path.stem)
 def test_our_configs_are_sound(path, monkeypatch):
     config, findings = read_config(path)
@@ -55,6 +74,11 @@ def test_our_configs_are_sound(path, monkeypatch):
 @pytest.mark.parametrize(
     ("sections", "line"),
     [
+        ({"model": {"loss": 5}}, "error: model.init_args.loss: 5; expected one or several of ce"),
+        (
+            {"model": {"scheduler": "OneCycleLR", "scheduler_hparams": {"total_steps": "all"}}},
+            "error: model.init_args.scheduler_hparams.total_steps: 'all'; expected a number",
+        ),
         # The traps by number.
         ({"model": {"ignore_index": 255}}, "error: model.init_args.ignore_index: 255; expected -1"),  # 1
         ({"model": {"matmul_precision": "medium"}}, "warning: model.init_args.matmul_precision: medium"),  # 2

@@ -74,6 +74,12 @@ def test_a_foreign_bundle_is_refused(root: Path) -> None:
         open_bundle(root)
 
 
+def test_a_head_that_is_no_text_is_refused(root: Path) -> None:
+    (root / "bundle.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(CheckpointError, match=r"bundle\.json can't be read"):
+        open_bundle(root)
+
+
 def test_changed_weights_are_refused(root: Path) -> None:
     with open(root / "weights.safetensors", "r+b") as handle:
         handle.seek(-1, 2)

@@ -254,6 +254,9 @@ def test_edited_tables_and_old_formats_are_refused(dataset, tmp_path):
     tiles.to_parquet(copy / "tiles.parquet")
     with pytest.raises(DatasetError, match="not the one that dataset.yaml was written with"):
         open_dataset(copy)
+    (copy / "tiles.parquet").write_text("no table")
+    with pytest.raises(DatasetError, match=r"tiles\.parquet can't be read"):
+        open_dataset(copy)
     text = (copy / "dataset.yaml").read_text()
     (copy / "dataset.yaml").write_text(text.replace("format: 1", "format: 99"))
     with pytest.raises(DatasetError, match="format 99"):

@@ -57,7 +57,7 @@ def read_aoi(path: str | Path) -> AOI:
         if len(layers) > 1:
             raise AOIError(f"{path} has {len(layers)} layers ({', '.join(layers)})", expected="a file of one layer")
         frame = pyogrio.read_dataframe(path, columns=[])
-    except (DataSourceError, DataLayerError) as error:
+    except (DataSourceError, DataLayerError, shapely.errors.ShapelyError) as error:
         raise AOIError(f"{path} can't be read as a vector file ({error})", expected="GeoJSON or GeoPackage") from error
     if not len(frame):
         raise AOIError(f"{path} has no feature", expected="at least one polygon")

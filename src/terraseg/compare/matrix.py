@@ -186,12 +186,12 @@ def _read(path: Path) -> MatrixConfig:
         raise ConfigError(f"no comparison at {path}", fix="name a YAML such as configs/compare_demo.yaml")
     try:
         config = MatrixConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML ({error})") from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {where}: {first['msg']}", fix="docs/comparison.md lists the keys") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is no YAML ({error})") from error
     for key, values in (("fractions", config.fractions), ("seeds", config.seeds)):
         if not values or len({f"{value:g}" for value in values}) < len(values):
             raise ConfigError(f"{path}: {key} {values}", expected="at least one, each once")

@@ -43,14 +43,15 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config at {path}", fix="name one of configs/")
-    text = path.read_text(encoding="utf-8")
     try:
+        text = path.read_text(encoding="utf-8")
         config = yaml.safe_load(text)
         aliases = [token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)]
-    except yaml.YAMLError as fault:
+    except (yaml.YAMLError, ValueError) as fault:
         raise ConfigError(f"{path} is no YAML ({fault})") from fault
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("data", "model")):
         raise ConfigError(f"{path} is no experiment", expected="the sections trainer, data and model")
+    _check_form(config, where=path)
     return config, [
         warning(
             f"line {token.start_mark.line + 1}",
@@ -60,6 +61,31 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
         )
         for token in aliases
     ]
+
+
+def _check_form(config: Mapping[str, Any], *, where: Path) -> None:
+    """That each part has the form that whoever reads the config takes for granted.
+
+    Raises:
+        ConfigError: naming the first that hasn't.
+    """
+
+    def part(of: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+        value = of.get(key) or {}
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {name} is {value!r}", expected="keys with values")
+        return value
+
+    trainer, model = part(config, "trainer", "trainer"), part(config["model"], "init_args", _MODEL)
+    part(config["data"], "init_args", "data.init_args")
+    for key in ("model_args", "scheduler_hparams"):
+        part(model, key, f"{_MODEL}.{key}")
+    callbacks = trainer.get("callbacks") or []
+    if not isinstance(callbacks, list) or not all(isinstance(callback, dict) for callback in callbacks):
+        raise ConfigError(f"{where}: trainer.callbacks is {callbacks!r}", expected="a list of class_path and init_args")
+    for key in ("max_epochs", "max_steps", "accumulate_grad_batches"):
+        if not isinstance(value := trainer.get(key), int | None):
+            raise ConfigError(f"{where}: trainer.{key} is {value!r}", expected="a whole number")
 
 
 def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Finding]:
@@ -129,6 +155,8 @@ def check_loggers(trainer: Mapping[str, Any]) -> list[Finding]:
 def check_loss(model: Mapping[str, Any]) -> list[Finding]:
     """A loss that knows the masks' ignored pixels."""
     findings, loss = [], model.get("loss", "ce")
+    if not isinstance(loss, str | list | Mapping):
+        return [error(f"{_MODEL}.loss", f"{loss!r}", expected="one or several of " + ", ".join(_LOSSES))]
     if (value := model.get("ignore_index", IGNORE)) != IGNORE:
         findings.append(error(f"{_MODEL}.ignore_index", f"{value}", expected=f"{IGNORE}, as in the masks"))
     for name in [loss] if isinstance(loss, str) else loss:
@@ -161,6 +189,8 @@ def check_schedule(
         if scheduler == "CosineAnnealingLR":
             return [error(f"{where}.{key}", "missing", expected=f"the length of the training, {length} {unit}")]
         return []
+    if not isinstance(options[key], int | float):
+        return [error(f"{where}.{key}", f"{options[key]!r}", expected="a number")]
     if length is None or options[key] == length:
         return []
     trained = f"the {length} {unit} of the training"

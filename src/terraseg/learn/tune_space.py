@@ -90,11 +90,11 @@ def read_search(path: str | Path) -> Search:
         raise ConfigError(f"no search space at {path}", fix="correct --search; configs/tune.yaml is one")
     try:
         return Search.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML ({error})") from error
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise ConfigError(f"{path}: {'; '.join(faults)}", fix="docs/training.md explains the keys") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is no YAML ({error})") from error
 
 
 def check_space(search: Search, config: Mapping[str, Any], *, name: str) -> None:

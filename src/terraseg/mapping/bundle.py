@@ -172,7 +172,7 @@ def open_bundle(root: str | Path) -> Bundle:
                 f"{root} is no bundle: {name} is missing",
                 fix="train with `terratorch fit --config ...`, or name the folder outputs/<experiment>/bundle",
             )
-    text = (root / _INFO).read_text(encoding="utf-8")
+    text = (root / _INFO).read_bytes()
     try:
         version = _Version.model_validate_json(text).format
         if version != FORMAT:
