@@ -23,9 +23,16 @@ from terraseg.raster import cog_writer
 ORIGIN = (500_000.0, 5_800_000.0)
 
 
-def make_product(root: Path, mask: npt.NDArray[np.uint8], probability: npt.NDArray[np.uint8] | None = None) -> Product:
+def make_product(
+    root: Path,
+    mask: npt.NDArray[np.uint8],
+    probability: npt.NDArray[np.uint8] | None = None,
+    *,
+    origin: tuple[float, float] = ORIGIN,
+    crs: str = "EPSG:32633",
+) -> Product:
     product = Product(root)
-    geobox = GeoBox(mask.shape, rasterio.Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1]), "EPSG:32633")
+    geobox = GeoBox(mask.shape, rasterio.Affine(10, 0, origin[0], 0, -10, origin[1]), crs)
     layers = (
         (product.mask, mask),
         (product.probability, np.where(mask == 1, 200, 20) if probability is None else probability),
@@ -130,3 +137,12 @@ def test_a_raster_that_breaks_off_is_said_as_such_and_leaves_no_file(tmp_path: P
     with pytest.raises(RasterioIOError):
         outline(product)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.tif", "probability.tif"]
+
+
+def test_a_polygon_over_the_antimeridian_has_its_own_area(tmp_path: Path) -> None:
+    mask = np.ones((30, 40), np.uint8)
+    fiji = make_product(tmp_path / "fiji", mask, origin=(833_800, 100_000), crs="EPSG:32660")  # 180° is in its middle
+    beside = make_product(tmp_path / "beside", mask, origin=(832_000, 100_000), crs="EPSG:32660")
+    areas = [float(outline(product)["area_m2"].sum()) for product in (fiji, beside)]
+    assert areas[0] == pytest.approx(areas[1], rel=1e-4)
+    assert areas[0] == pytest.approx(100 * mask.size, rel=0.01)

@@ -28,6 +28,9 @@ from terraseg.products import PROBABILITY_SCALE, Product
 EQUAL_AREA = "EPSG:6933"
 """The projection of areas: WGS 84 / NSIDC EASE-Grid 2.0 Global, cylindrical equal-area."""
 
+_EQUAL_AREA_AROUND = "+proj=cea +lat_ts=30 +lon_0={:g} +datum=WGS84 +units=m"
+"""The same around another meridian, which changes no area: a polygon over the antimeridian stays in one piece."""
+
 _LAYER = "buildings"
 
 _SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())])
@@ -83,12 +86,14 @@ def vectorise(
     }
     with rasterio.open(mask) as source:
         crs, grid = pyproj.CRS(source.crs), source.transform
+        to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+        middle = to_degrees(*(grid @ (source.width / 2, source.height / 2)))[0]
         strip_rows = strip_rows or min(512, max(64, _STRIP_PIXELS // source.width))
 
     def batches() -> Iterator[pa.RecordBatch]:
         for regions in _regions(mask, probability, class_value=class_value, strip_rows=strip_rows):
             geometry = _to_crs(regions.geometry, grid)
-            area = gpd.GeoSeries(geometry, crs=crs).to_crs(EQUAL_AREA).area.to_numpy()
+            area = gpd.GeoSeries(geometry, crs=crs).to_crs(_EQUAL_AREA_AROUND.format(middle)).area.to_numpy()
             large = area >= min_area_m2
             if simplify_m > 0:
                 geometry = shapely.simplify(geometry, simplify_m, preserve_topology=True)
