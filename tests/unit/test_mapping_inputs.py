@@ -296,6 +296,8 @@ def test_the_item_of_a_scene_is_the_scene(tmp_path: Path) -> None:
         ({"assets": {"blue": {"href": "./lost.tif"}}}, r"reads .*lost\.tif, which can't be read"),
         ({"assets": {"blue": {"href": "./blue.tif", "raster:bands": [{"scale": 1.0}]}}}, "blue has the scale 1.0"),
         ({"type": "FeatureCollection"}, "is no STAC item"),
+        ({"assets": ["B02.tif"]}, "has assets that are none"),
+        ({"assets": {"B02": "B02.tif"}}, "has assets that are none"),
     ],
 )
 def test_an_item_that_can_not_be_mapped_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:

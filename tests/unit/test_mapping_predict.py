@@ -263,6 +263,17 @@ def test_a_finished_product_is_left_alone_and_other_settings_start_again(
     predict_scene(scene, predictor, tmp_path, **OPTIONS, simplify_m=0)  # polygons alone
     assert product.mask.stat().st_mtime_ns == before
     assert json.loads(product.item.read_text())["properties"]["terraseg:polygons"]["simplify_m"] == 0
+    properties = {**scene.item["properties"], "datetime": "2025-05-05T00:00:00Z"}
+    scene = replace(scene, item={**scene.item, "properties": properties})
+    predict_scene(scene, predictor, tmp_path, **OPTIONS)  # the item alone
+    assert json.loads(product.item.read_text())["properties"]["datetime"] == "2025-05-05T00:00:00Z"
+    assert product.mask.stat().st_mtime_ns == before
+    scene = replace(scene, item={**scene.item, "properties": {**properties, "terraseg:attribution": "somebody else"}})
+    predict_scene(scene, predictor, tmp_path, **OPTIONS)  # rasters carry it, too
+    assert "somebody else" in json.loads(product.item.read_text())["properties"]["terraseg:attribution"]
+    with rasterio.open(product.mask) as source:
+        assert "somebody else" in source.tags()["ATTRIBUTION"]
+    before = product.mask.stat().st_mtime_ns
     predict_scene(scene, replace(predictor, provenance={"weights_hash": "other"}), tmp_path, **OPTIONS)
     assert product.mask.stat().st_mtime_ns > before
 

@@ -236,6 +236,8 @@ def _of_item(name: str, folder: Path) -> Scene:
     if item.get("type") != "Feature" or not isinstance(item.get("properties"), dict):
         raise SceneError(f"{where} is no STAC item", expected="a GeoJSON feature with properties and assets")
     assets = item.get("assets") or {}
+    if not isinstance(assets, dict) or not all(isinstance(asset, dict) for asset in assets.values()):
+        raise SceneError(f"{where} has assets that are none", expected="a STAC item, whose assets are objects by name")
     beside = Path(name).with_suffix(".tif")
     if not assets and not is_url(name) and beside.is_file():  # the provenance of a scene, which lists no file
         return open_scene(beside)

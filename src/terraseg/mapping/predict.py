@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pystac.utils
 import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
@@ -26,7 +27,7 @@ from terraseg.mapping.vrt import raster_identity
 from terraseg.mapping.windows import WindowAxis, WindowGrid
 from terraseg.products import Product
 from terraseg.raster import cog_draft
-from terraseg.scene import Place, Scene
+from terraseg.scene import ATTRIBUTION, Place, Scene
 
 logger = logging.getLogger(__name__)
 
@@ -87,8 +88,8 @@ def predict_scene(
     grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap))
     if batch_size < 1 or not 0 < threshold < 1:
         raise ConfigError(f"batch size {batch_size} and threshold {threshold:g}", expected="1 or more, and 0 to 1")
-    place_times(place)
     attribution = credit_line(place, predictor)
+    said = {ATTRIBUTION: attribution, **_times_as_said(place)}
     settings: dict[str, Any] = {
         "crop": crop,
         "overlap": overlap,
@@ -105,7 +106,7 @@ def predict_scene(
     print_of_run = fingerprint(identity)
     product = Product(output / place[0].name)
     with output_lock(product.root), reading(place, grid):
-        if _is_finished(product, print_of_run, outline, layers):
+        if _is_finished(product, print_of_run, outline, layers, said=said):
             logger.info("%s is finished already: nothing to do", product.root)
             return product
         check_fit(place, predictor, crop=crop)
@@ -122,7 +123,8 @@ def predict_scene(
             min_area_m2=outline["min_area_m2"],
         )
         strips = FinishedStrips(product.root, fingerprint=print_of_run, count=grid.strips)
-        if not all(_tag(path) == print_of_run for path in (layer.path(product) for layer in layers)):
+        tags_of_run = {_FINGERPRINT: print_of_run, "ATTRIBUTION": attribution}
+        if not all(_has_tags(layer.path(product), tags_of_run) for layer in layers):
             stream = partial(predict_strips, place, grid=grid, batch_size=batch_size, tta=tta)
             encoded = partial(encode, layers=layers, threshold=threshold, class_id=predictor.class_id)
             work = StripWork(place, grid, stream, encoded, strips)
@@ -158,24 +160,31 @@ def _identity(place: Place, predictor: Predictor, settings: dict[str, Any]) -> d
     }
 
 
-def _is_finished(product: Product, print_of_run: str, outline: dict[str, float], layers: Sequence[Layer]) -> bool:
+def _times_as_said(place: Place) -> dict[str, str | None]:
+    """`place_times` as they stand in the item."""
+    return {key: time and pystac.utils.datetime_to_str(time) for key, time in place_times(place).items()}
+
+
+def _is_finished(
+    product: Product, print_of_run: str, outline: dict[str, float], layers: Sequence[Layer], *, said: dict[str, Any]
+) -> bool:
+    """Whether all files are there, made by this run, with these outlines, and the item says of the place what it is."""
     rasters = (layer.path(product) for layer in layers)
     files = (product.item, product.polygons, product.geopackage, *rasters)
     if not all(path.is_file() for path in files):
         return False
     properties = json.loads(product.item.read_text(encoding="utf-8"))["properties"]
     made_with = properties.get("terraseg:polygons", {})
-    same_outline = {key: made_with.get(key) for key in outline} == outline
-    return same_outline and properties.get("terraseg:settings", {}).get("fingerprint") == print_of_run
+    there = {**{key: made_with.get(key) for key in outline}, **{key: properties.get(key) for key in said}}
+    return there == {**outline, **said} and properties.get("terraseg:settings", {}).get("fingerprint") == print_of_run
 
 
-def _tag(path: Path) -> str | None:
-    """Fingerprint of the run that wrote a raster, if there is one."""
+def _has_tags(path: Path, wanted: dict[str, str]) -> bool:
+    """Whether a raster is there with these tags."""
     if not path.is_file():
-        return None
+        return False
     with rasterio.open(path) as source:
-        tag: str | None = source.tags().get(_FINGERPRINT)
-    return tag
+        return wanted.items() <= source.tags().items()
 
 
 @contextmanager
