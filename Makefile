@@ -1,6 +1,8 @@
 # Two commands do all: `make demo` runs the main job on a real scene, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two files at a time. A thread each: those of a small model wait for each other longer than they work.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 .PHONY: demo test lint unit integration bench docs lock clean
 
@@ -15,10 +17,10 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 unit: .venv/installed
-	$(BIN)/pytest tests/unit
+	$(PYTEST) tests/unit
 
 integration: .venv/installed
-	$(BIN)/pytest tests/integration
+	$(PYTEST) tests/integration
 
 bench: .venv/installed
 	$(BIN)/python benchmarks/run_all.py

@@ -1,7 +1,8 @@
 """Every experiment by the stock `terratorch` command, with a small stand-in for a heavy model: fit, test, predict.
 
 The import costs 15 s, so all of them run in this process, on one dataset. Galileo, SatMAE and Scale-MAE are run by
-test_backbones_terratorch.
+test_backbones_terratorch. From random weights, as all start here, a baseline is its scratch twin: test_learn_configs
+holds that they differ in nothing else.
 """
 
 from pathlib import Path
@@ -41,11 +42,8 @@ _EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "prithvi_lora": (_TINY_PRITHVI, _UPERNET),
     "terramind_fpn": (f"{_ARGS}.backbone=terramind_v1_tiny",),
     "baseline_unet": (f"{_ARGS}.backbone=timm_resnet18", f"{_ARGS}.decoder_channels=[32, 16, 16, 8, 8]"),
-    "baseline_unet_scratch": (f"{_ARGS}.backbone=timm_resnet18", f"{_ARGS}.decoder_channels=[32, 16, 16, 8, 8]"),
     "baseline_deeplabv3plus": (_TINY_RESNET,),
-    "baseline_deeplabv3plus_scratch": (_TINY_RESNET,),
     "baseline_segformer_b2": (f"{_ARGS}.backbone=mit_b0",),
-    "baseline_segformer_b2_scratch": (f"{_ARGS}.backbone=mit_b0",),
     "demo_prithvi_tiny": (_UPERNET,),
     "demo_unet": (),
     "debug_overfit": ("--data.init_args.overfit=4",),
