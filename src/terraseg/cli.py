@@ -285,8 +285,8 @@ def _predict(verbs: _Verbs) -> None:
     parser.add_argument(
         "--runtime",
         default="auto",
-        help="torch, torch-bf16, onnx, openvino, openvino-bf16, openvino-int8; where absent, on a CPU the fastest that "
-        "`terraseg export` found within parity",
+        help="torch, torch-bf16, torch-compile, onnx, openvino, openvino-bf16, openvino-int8; where absent, on a CPU "
+        "the fastest that `terraseg export` found within parity",
     )
     parser.add_argument("--logits", action="store_true", help="write the log-odds, too")
     parser.add_argument("--uncertainty", action="store_true", help="write the entropy of the probability, too")
@@ -303,12 +303,18 @@ def _predict(verbs: _Verbs) -> None:
 
 def _export(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
-        """Export a bundle's model for ONNX Runtime and OpenVINO; measure on real chips how true and fast each is."""
+        """Export a bundle's model for other runtimes; measure on real chips how true and how fast each is."""
         from rich.console import Console
 
         from terraseg.mapping.export import export, parity_table
 
-        record = export(bundle=options.bundle, input=options.input, chips=options.chips, batch_size=options.batch_size)
+        record = export(
+            bundle=options.bundle,
+            input=options.input,
+            chips=options.chips,
+            batch_size=options.batch_size,
+            compiled=options.compile,
+        )
         Console().print(parity_table(record))
 
     parser = _verb(verbs, "export", run, "a model for faster runtimes")
@@ -318,6 +324,9 @@ def _export(verbs: _Verbs) -> None:
         "--chips", type=int, default=64, help="of the scenes: half to compare on, half to calibrate int8"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="chips at a time")
+    parser.add_argument(
+        "--compile", action="store_true", help="for PyTorch's compiler, too, which takes a minute or more and g++"
+    )
 
 
 def _evaluate(verbs: _Verbs) -> None:

@@ -179,6 +179,34 @@ def test_a_model_that_openvino_can_not_run_is_one_line(tmp_path: Path) -> None:
         exported_predictor(net(tmp_path), "openvino-int8", tmp_path, {"model_int8.onnx": "123"})
 
 
+def test_a_library_that_can_not_be_loaded_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model_123.so").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match=r"^model_123\.so can't be loaded \(.+\); to mend it: --runtime torch"):
+        exported_predictor(net(tmp_path), "torch-compile", tmp_path, {"model_123.so": "123"})
+
+
+def test_what_was_not_compiled_is_one_line(
+    bundle: NetBundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(ConfigError, match="nothing was compiled: the export has no .* terraseg export --compile"):
+        open_predictor(bundle, runtime="torch-compile", device="cpu", crop=32)
+    with torch._inductor.config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path), "--compile"]) == 2
+    assert "no C++ compiler to compile the model with; expected g++" in capsys.readouterr().err
+
+
+def test_auto_never_takes_machine_code(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
+    speeds = {"torch": 10, "onnx": 20, "torch-compile": 30}
+    edit(
+        bundle,
+        runtimes={name: {"max_dp": 0, "class_changes": 0, "images_per_s": speed} for name, speed in speeds.items()},
+    )
+    with caplog.at_level(logging.INFO, "terraseg"):
+        predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+    assert predictor.provenance["runtime"].startswith("onnxruntime")
+    assert "; faster but machine code, for --runtime alone: torch-compile" in caplog.text
+
+
 def test_auto_takes_the_fastest_that_passed(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
     rows = {"torch": (0, 10), "openvino": (0, 20), "onnx": (0.005, 30), "openvino-int8": (0.006, 40)}
     edit(
@@ -221,7 +249,7 @@ def test_without_an_export_auto_is_pytorch_and_others_are_refused(
         predictor = open_predictor(net(tmp_path), runtime="auto", device="cpu", crop=32)
     assert predictor.provenance["precision"] == "float32"
     assert "nothing is exported" in caplog.text
-    for runtime in ("onnx", "openvino", "openvino-bf16", "openvino-int8"):
+    for runtime in ("torch-compile", "onnx", "openvino", "openvino-bf16", "openvino-int8"):
         with pytest.raises(CheckpointError, match="has not been exported: .* terraseg export --bundle"):
             open_predictor(net(tmp_path), runtime=runtime, device="cpu", crop=32)
 

@@ -20,10 +20,12 @@ from terraseg.bands import band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.files import atomic_folder, sha256_of_file
 from terraseg.mapping.bundle import Bundle, open_bundle
+from terraseg.mapping.compiled import check_compiler, compile_model, compiled_name
 from terraseg.mapping.exported import filled
 from terraseg.mapping.inputs import places_at, room_for_inputs
 from terraseg.mapping.parity import (
     CLASS_CHANGES,
+    COMPILE,
     MODEL,
     QUANTISED,
     RUNTIMES,
@@ -55,6 +57,7 @@ def export(
     input: str | Path | Sequence[str | Path],  # noqa: A002 -- the name of the option
     chips: int = 64,
     batch_size: int = 8,
+    compiled: bool = False,
 ) -> ExportRecord:
     """Export the bundle's model to ``<bundle>/runtimes`` and measure every runtime on chips of scenes.
 
@@ -64,21 +67,27 @@ def export(
         chips: how many to cut, evenly over the scenes: every second one to compare on, the others to calibrate the
             quantised model with.
         batch_size: chips of one forward.
+        compiled: compile the model with PyTorch's compiler, too, for processors like this one.
 
     Raises:
-        CheckpointError: PyTorch can't export the model.
+        ConfigError: there is no C++ compiler to compile with.
+        CheckpointError: PyTorch can't export or compile the model.
         SceneError: no pixel of the scenes has an observation, or they are none for this model.
         OutputError: the bundle can't be written.
     """
     if chips < 1 or batch_size < 1:
         raise ConfigError(f"{chips} chips in batches of {batch_size}", expected="1 or more")
+    if compiled:
+        check_compiler()
     model, given = open_bundle(bundle), [input] if isinstance(input, str | Path) else input
     with room_for_inputs() as folder:
         places = places_at(given, folder, frames=model.info.frames)
-        return export_bundle(model, places, chips=chips, batch_size=batch_size)
+        return export_bundle(model, places, chips=chips, batch_size=batch_size, compiled=compiled)
 
 
-def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_size: int) -> ExportRecord:
+def export_bundle(
+    bundle: Bundle, places: Sequence[Place], *, chips: int, batch_size: int, compiled: bool = False
+) -> ExportRecord:
     """What `export` does, with bundle and places opened."""
     reference = TorchPredictor(bundle, device="cpu")
     for place in places:
@@ -87,6 +96,8 @@ def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_
     pixels, calibration = pixels[::2], pixels[1::2]
     with atomic_folder(runtimes_folder(bundle)) as folder:
         export_model(bundle, folder / MODEL, batch_size=batch_size)
+        if compiled:
+            compile_model(bundle.load_model(), _example(bundle, 2), folder)
         batches = [filled(reference.normalised(batch), batch_size) for batch in _batches(calibration, batch_size)]
         quantised = quantise_model(folder / MODEL, folder / QUANTISED, batches)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
@@ -189,6 +200,8 @@ def _measure(
     measured = {RUNTIMES[0]: Parity(max_dp=0, class_changes=0, images_per_s=images_per_s)}
     observed = ~never_observed(chips, frames=bundle.info.frames, nodata=NODATA)
     for runtime in RUNTIMES[1:]:
+        if runtime == COMPILE and compiled_name(files) is None:
+            continue  # as nobody asked for it
         try:
             if runtime == "torch-bf16":
                 predictor: BundlePredictor = TorchPredictor(bundle, device="cpu", precision="bfloat16")

@@ -23,7 +23,7 @@ def filled(inputs: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32
     return inputs if len(inputs) == size else np.resize(inputs, (size, *inputs.shape[1:]))
 
 
-class _ExportedPredictor(BundlePredictor):
+class ExportedPredictor(BundlePredictor):
     """Batches for a model of a fixed crop, and where its exporter allowed no other, of a fixed batch.
 
     Args:
@@ -60,7 +60,7 @@ class _ExportedPredictor(BundlePredictor):
         return torch.from_numpy(np.concatenate(parts))
 
 
-class OnnxPredictor(_ExportedPredictor):
+class OnnxPredictor(ExportedPredictor):
     """ONNX Runtime, in single precision.
 
     Args:
@@ -87,7 +87,7 @@ class OnnxPredictor(_ExportedPredictor):
         return logits
 
 
-class OpenVinoPredictor(_ExportedPredictor):
+class OpenVinoPredictor(ExportedPredictor):
     """OpenVINO.
 
     Args:

@@ -4,6 +4,7 @@
 
     <bundle>/runtimes/model.onnx        ONNX Runtime and OpenVINO both read it (and model.onnx.data beyond 2 GB)
     <bundle>/runtimes/model_int8.onnx   the same, quantised, for OpenVINO, unless there was nothing to quantise
+    <bundle>/runtimes/model_<hash>.so   machine code for this kind of processor, if it was asked for
     <bundle>/runtimes/parity.json       `ExportRecord`
 """
 
@@ -13,11 +14,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import openvino
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.files import sha256_of_file
 from terraseg.mapping.bundle import Bundle
+from terraseg.mapping.compiled import CompiledPredictor, compiled_name
 from terraseg.mapping.exported import OnnxPredictor, OpenVinoPredictor
 from terraseg.mapping.runtime import BundlePredictor, Precision, TorchPredictor, torch_device
 
@@ -26,7 +29,10 @@ logger = logging.getLogger(__name__)
 FORMAT = 2
 """Version of parity.json; a reader refuses others."""
 
-RUNTIMES = ("torch", "torch-bf16", "onnx", "openvino", "openvino-bf16", "openvino-int8")
+COMPILE = "torch-compile"
+"""The runtime whose exported file is machine code."""
+
+RUNTIMES = ("torch", "torch-bf16", COMPILE, "onnx", "openvino", "openvino-bf16", "openvino-int8")
 """What a bundle can run on; the first is the reference."""
 
 CLASS_CHANGES = 0.005
@@ -98,9 +104,14 @@ def record_path(folder: Path) -> Path:
 
 
 def this_machine() -> dict[str, str]:
-    """The kind of processor, and the versions of what runs models on it."""
+    """The kind of processor, and the versions of what runs models on it.
+
+    A name like "AMD EPYC", which virtual machines give, is that of several kinds: their instructions tell them apart.
+    """
     processor = str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
-    return {"processor": processor, **{name: version(name) for name in ("torch", "onnxruntime", "openvino")}}
+    instructions = " ".join(sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True))
+    versions = {name: version(name) for name in ("torch", "onnxruntime", "openvino")}
+    return {"processor": processor, "instructions": instructions, **versions}
 
 
 def read_record(bundle: Bundle) -> ExportRecord:
@@ -136,7 +147,8 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
 
     Args:
         runtime: one of `RUNTIMES`, or ``auto``: on a CPU the fastest one of the export that passed parity on such a
-            machine, PyTorch in single precision otherwise.
+            machine, PyTorch in single precision otherwise. Never the compiled model: it is machine code, and whoever
+            opens another's bundle has to want that.
         device: ``auto``, ``cpu``, ``cuda``, ...
         crop: side of the windows to come; an exported model takes the bundle's tile size alone.
 
@@ -162,7 +174,21 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
             "runtime %s changes the class of %.2f %% of pixels, more than %g %%",
             runtime, 100 * parity.class_changes, 100 * CLASS_CHANGES,
         )  # fmt: skip
+    if runtime == COMPILE:
+        _check_machine(record)
     return exported_predictor(bundle, runtime, folder, record.files)
+
+
+def _check_machine(record: ExportRecord) -> None:
+    """Whether a compiled model is for this machine: elsewhere an instruction that is missing would end the process."""
+    this = this_machine()
+    for fact in ("processor", "instructions", "torch"):
+        if record.machine.get(fact) != this[fact]:
+            raise ConfigError(
+                f"the model was compiled for other {fact} ({record.machine.get(fact)})",
+                expected=this[fact],
+                fix="export with --compile on this machine, or --runtime torch",
+            )
 
 
 def exported_predictor(bundle: Bundle, runtime: str, folder: Path, files: Mapping[str, str]) -> BundlePredictor:
@@ -173,8 +199,14 @@ def exported_predictor(bundle: Bundle, runtime: str, folder: Path, files: Mappin
         files: SHA-256 of each by its name.
 
     Raises:
-        ConfigError: the file is not there, as there was nothing to quantise; or this processor can't run it.
+        ConfigError: the file is not there, as there was nothing to quantise or it was not to be compiled; or this
+            processor can't run it.
     """
+    if runtime == COMPILE:
+        library = compiled_name(files)
+        if library is None:
+            raise ConfigError("nothing was compiled: the export has no model_*.so", fix="terraseg export --compile")
+        return CompiledPredictor(bundle, folder / library, digest=files[library])
     quantised = runtime == "openvino-int8"
     name = QUANTISED if quantised else MODEL
     if name not in files:
@@ -202,16 +234,15 @@ def _fastest(bundle: Bundle, *, device: str, crop: int) -> tuple[str, str]:
         return "torch", f"the export takes crops of {bundle.info.tile_size} px, not of {crop} px"
     if record.machine != this_machine():
         return "torch", "parity was measured on another machine or with other versions, see `terraseg export`"
-    passed = {name: parity for name, parity in record.runtimes.items() if parity.passed}
+    passed = {name: parity for name, parity in record.runtimes.items() if parity.passed and name != COMPILE}
     name = max(passed, key=lambda name: passed[name].images_per_s)
     best = passed[name]
-    beyond = [
-        other
-        for other, parity in record.runtimes.items()
-        if other not in passed and parity.images_per_s > best.images_per_s
-    ]
+    faster = {other: parity for other, parity in record.runtimes.items() if parity.images_per_s > best.images_per_s}
+    beyond = [other for other, parity in faster.items() if not parity.passed]
+    compiled = COMPILE in faster and faster[COMPILE].passed
     return name, (
         f"the fastest within parity, {best.images_per_s / record.runtimes['torch'].images_per_s:.1f} x torch, "
         f"class changes {100 * best.class_changes:.3g} %"
         + (f"; faster but beyond parity: {', '.join(beyond)}" if beyond else "")
+        + (f"; faster but machine code, for --runtime alone: {COMPILE}" if compiled else "")
     )
