@@ -176,7 +176,8 @@ def _is_finished(
     properties = json.loads(product.item.read_text(encoding="utf-8"))["properties"]
     made_with = properties.get("terraseg:polygons", {})
     there = {**{key: made_with.get(key) for key in outline}, **{key: properties.get(key) for key in said}}
-    return there == {**outline, **said} and properties.get("terraseg:settings", {}).get("fingerprint") == print_of_run
+    same_pixels = properties.get("terraseg:settings", {}).get("fingerprint") == print_of_run
+    return bool(same_pixels and there == {**outline, **said})
 
 
 def _has_tags(path: Path, wanted: dict[str, str]) -> bool:
