@@ -18,7 +18,7 @@ from terraseg.bands import PRITHVI_BANDS, UNIT
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.mapping import export
 from terraseg.mapping.bundle import Bundle, BundleInfo
-from terraseg.mapping.compiled import CompiledPredictor, compile_model
+from terraseg.mapping.compiled import CompiledPredictor, check_compiler, compile_model
 from terraseg.mapping.export import export_bundle, real_chips
 from terraseg.mapping.parity import ExportRecord, open_predictor, read_record, record_path, runtimes_folder
 from terraseg.mapping.runtime import TorchPredictor
@@ -61,6 +61,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
 
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> Iterator[tuple[Bundle, ExportRecord]]:
+    try:
+        check_compiler()
+    except ConfigError as error:
+        pytest.skip(str(error))
     info = BundleInfo(
         experiment="tiny", model_factory="", model_args={}, bands=PRITHVI_BANDS, unit=UNIT, nodata=0.0,
         means=(600.0,) * 6, stds=(300.0,) * 6, classes={0: "background", 1: "building"}, positive_class=1,
