@@ -185,7 +185,7 @@ def _has_tags(path: Path, wanted: dict[str, str]) -> bool:
     if not path.is_file():
         return False
     with rasterio.open(path) as source:
-        return wanted.items() <= source.tags().items()
+        return bool(wanted.items() <= source.tags().items())
 
 
 @contextmanager
