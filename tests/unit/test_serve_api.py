@@ -304,9 +304,10 @@ def test_unknown_jobs_paths_and_bodies_are_one_line(client):
     assert _ask(client, "GET", "/no/such")[1]["error"]["kind"] == "NotThereError"
     status, answer = _ask(client, "PATCH", "/jobs")
     assert (status, answer["error"]["found"]) == (405, "PATCH /jobs: Method Not Allowed")
-    status, answer = _ask(client, "POST", "/jobs", content=b"{")
-    assert (status, answer["error"]["kind"]) == (422, "ConfigError")
-    assert answer["error"]["found"].startswith("the body of POST /jobs is no JSON")
+    for body in (b"{", b'{"item": {"eo:cloud_cover": NaN}}', b"[" * 100_000):
+        status, answer = _ask(client, "POST", "/jobs", content=body)
+        assert (status, answer["error"]["kind"]) == (422, "ConfigError")
+        assert answer["error"]["found"].startswith("the body of POST /jobs is no JSON")
 
 
 def test_datasets_are_listed_described_and_deleted(client, tmp_path):

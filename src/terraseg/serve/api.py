@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from aiohttp import web
 
@@ -339,9 +339,18 @@ def _ended(task: "asyncio.Task[None]") -> None:
 
 async def _body(request: web.Request) -> object:
     try:
-        return await request.json()
-    except ValueError as error:
+        return await request.json(loads=_loads)
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"the body of {request.method} {request.path} is no JSON ({error})") from error
+
+
+def _loads(text: str) -> object:
+    """JSON without the numbers that Python alone takes for it, and that no file of the store could hold."""
+
+    def refuse(name: str) -> NoReturn:
+        raise ValueError(f"{name} is no number")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def _answer(value: object, *, status: int = 200) -> web.Response:
