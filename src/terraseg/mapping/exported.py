@@ -3,6 +3,7 @@
 import threading
 from abc import abstractmethod
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 import numpy.typing as npt
@@ -128,7 +129,9 @@ class OpenVinoPredictor(ExportedPredictor):
         used = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
         if used != hint:
             raise ConfigError(f"OpenVINO computes in {used} on this processor, not in {hint}", fix="--runtime openvino")
-        self._thread, self._binding = threading.local(), threading.Lock()
+        self._binding, self._idle = threading.Lock(), SimpleQueue[openvino.InferRequest]()
+        for _ in range(self.workers):  # made once: a new one takes as long as two chips
+            self._idle.put(self._compiled.create_infer_request())
 
     @property
     def _fixed_batch(self) -> int | None:
@@ -136,13 +139,14 @@ class OpenVinoPredictor(ExportedPredictor):
         return None if size.is_dynamic else int(size.get_length())
 
     def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        # Python's binding blocks for good when two threads are in it (seen in Type.to_dtype); they may wait together.
-        with self._binding:
-            if not hasattr(self._thread, "request"):
-                self._thread.request = self._compiled.create_infer_request()
-            request = self._thread.request
-            request.start_async([inputs], share_inputs=True)
-        request.wait()
-        with self._binding:
-            logits: npt.NDArray[np.float32] = request.get_output_tensor().data.copy()
+        request = self._idle.get()
+        try:
+            # Python's binding blocks for good when two threads are in it (seen in Type.to_dtype); both may wait.
+            with self._binding:
+                request.start_async([inputs], share_inputs=True)
+            request.wait()
+            with self._binding:
+                logits: npt.NDArray[np.float32] = request.get_output_tensor().data.copy()
+        finally:
+            self._idle.put(request)
         return logits
