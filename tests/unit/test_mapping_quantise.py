@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from terraseg.mapping.quantise import quantise_model
+from terraseg.mapping.rewrite import rewrite_model
 
 BATCHES = [np.random.default_rng(seed).normal(size=(2, 3, 16, 16)).astype(np.float32) for seed in range(2)]
 
@@ -74,6 +75,17 @@ def test_all_but_the_first_and_the_last_convolution_is_quantised(
     assert [path.name for path in tmp_path.iterdir()] == ["int8.onnx"]
     assert not caplog.records
     assert logging.root.handlers == before
+
+
+def test_a_product_of_the_images_patches_stays_as_it_is(tmp_path: Path) -> None:
+    net = Net().eval()
+    program = torch.onnx.export(net, (torch.zeros(2, 3, 16, 16),), dynamo=True, input_names=["image"], verbose=False)
+    assert program is not None
+    rewrite_model(program.model)
+    program.save(tmp_path / "model.onnx")
+    assert len([node for node in onnx.load(tmp_path / "model.onnx").graph.node if node.op_type == "Conv"]) == 2
+    assert quantise_model(tmp_path / "model.onnx", tmp_path / "int8.onnx", BATCHES)
+    assert int8_shapes(tmp_path / "int8.onnx") == [(8, 8), (8, 8, 3, 3), (8, 24)]
 
 
 def test_inputs_are_quantised_over_the_range_that_they_were_seen_with(tmp_path: Path, model: Path) -> None:

@@ -19,6 +19,7 @@ from torch import nn
 from terraseg.bands import band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.files import atomic_folder, sha256_of_file
+from terraseg.mapping.attention import attention
 from terraseg.mapping.bundle import Bundle, open_bundle
 from terraseg.mapping.compiled import check_compiler, compile_model, compiled_name
 from terraseg.mapping.exported import filled
@@ -39,6 +40,7 @@ from terraseg.mapping.parity import (
 from terraseg.mapping.pooling import adaptive_average
 from terraseg.mapping.predictor import check_fit, readable
 from terraseg.mapping.quantise import quantise_model
+from terraseg.mapping.rewrite import rewrite_model
 from terraseg.mapping.runtime import BundlePredictor, TorchPredictor
 from terraseg.normalise import never_observed
 from terraseg.scene import NODATA, Place, Scene
@@ -143,7 +145,11 @@ def _exported(model: nn.Module, example: torch.Tensor, path: Path, *, dynamic: b
     try:
         program = torch.onnx.export(
             model, (example,), dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
-            verbose=False, custom_translation_table={torch.ops.aten._adaptive_avg_pool2d.default: adaptive_average},
+            verbose=False,
+            custom_translation_table={
+                torch.ops.aten._adaptive_avg_pool2d.default: adaptive_average,
+                torch.ops.aten.scaled_dot_product_attention.default: attention,
+            },
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         if dynamic:
@@ -155,6 +161,7 @@ def _exported(model: nn.Module, example: torch.Tensor, path: Path, *, dynamic: b
     shape = program.model.graph.inputs[0].shape
     if dynamic and shape is not None and isinstance(shape[0], int):
         return False
+    rewrite_model(program.model)
     program.save(path)
     return True
 

@@ -17,6 +17,8 @@ from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 _PRODUCTS, _OPERATIONS = ("MatMul", "Gemm"), ("MatMul", "Gemm", "Conv")
 """What is quantised where its weights are constants: nearly all the arithmetic of a network."""
 
+_RESHAPES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
+"""What may lie between the image and the first layer."""
 
 _SIGNED = {"quant_type": QuantType.QInt8, "symmetric": True}
 """A scale without an offset: with one, OpenVINO takes twice as long for the linear layers of a ViT."""
@@ -26,7 +28,7 @@ def quantise_model(model: Path, target: Path, batches: Sequence[npt.NDArray[np.f
     """Write the quantised model, where there is something to quantise and something to do it with.
 
     The first and the last convolution stay as they are: little of the work, and their rounding would be that of the
-    image and of the logits.
+    image and of the logits: on the scale of a bright roof, eight bits tell little of the dark ground apart.
 
     Args:
         model: ONNX as `terraseg.mapping.export.export_model` writes it.
@@ -69,9 +71,13 @@ def _nodes(graph: onnx.GraphProto) -> list[str]:
     """Names of the operations to quantise."""
     weights = {tensor.name for tensor in graph.initializer}
     constant = [node for node in graph.node if node.op_type in _OPERATIONS and node.input[1] in weights]
-    convolutions = [node.input[1] for node in constant if node.op_type == "Conv"]
-    kept = {*convolutions[:1], *convolutions[-1:]}  # by their weights: a model may use a layer several times
-    return [node.name for node in constant if node.input[1] not in kept]
+    image = {graph.input[0].name}
+    for node in graph.node:
+        if node.op_type in _RESHAPES and node.input[0] in image:
+            image.update(node.output)
+    last = [node.input[1] for node in constant if node.op_type == "Conv"][-1:]
+    kept = {*last, *(node.input[1] for node in constant if node.input[0] in image)}
+    return [node.name for node in constant if node.input[1] not in kept]  # by weights: a model may use a layer twice
 
 
 class _Batches:
