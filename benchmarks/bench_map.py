@@ -31,7 +31,7 @@ from torch import nn
 from terraseg.bands import PRITHVI_BANDS, UNIT
 from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, BundleInfo
-from terraseg.mapping.polygons import vectorise
+from terraseg.mapping.polygons import rows_of, vectorise
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.runtime import TorchPredictor
 from terraseg.mapping.stream import even_batches
@@ -177,15 +177,15 @@ def bench_conv(scene: Scene, folder: Path, crop: int, overlap: int) -> dict[str,
             ) as target:
                 target.write(layer, 1)
     with timed(times, "write polygons"):
-        count = outline(bare)
+        count = outline(bare, scene.geobox)
     print(f"  {count} polygons over {(layers[1] == 1).mean():.1%} of {side} x {side} px")
     return times
 
 
-def outline(product: Product) -> int:
+def outline(product: Product, geobox: GeoBox) -> int:
     """Vectorise a product's mask as the mapping does by default."""
     return vectorise(
-        product.mask, product.probability, product, simplify_m=5, min_area_m2=0, attribution="", model_licence=""
+        rows_of(product), product, geobox=geobox, simplify_m=5, min_area_m2=0, attribution="", model_licence=""
     )
 
 

@@ -108,11 +108,10 @@ class CogDraft:
 
     Attributes:
         path: where the COG will be.
-        scratch: a raster with all pixels once they are written, for who can't wait for the COG.
     """
 
     path: Path
-    scratch: Path
+    _scratch: Path
     _final: Path
     _profile: Mapping[str, Any]
     _bands: tuple[str, ...]
@@ -123,36 +122,34 @@ class CogDraft:
     @contextmanager
     def writing(self) -> Iterator[DatasetWriter]:
         """Yield the scratch raster; the draft is written when the block ends."""
-        with rasterio.open(self.scratch, "w", **self._profile) as target:
+        with rasterio.open(self._scratch, "w", **self._profile) as target:
             for index, description in enumerate(self._bands, start=1):
                 target.set_band_description(index, description)
             target.scales = [self._scale] * len(self._bands)
             target.update_tags(**self._tags)
             yield target
-        _check_complete(self.scratch, final=self.path)
+        _check_complete(self._scratch, final=self.path)
 
-    def finish(self, *, threads: int | None = None) -> None:
-        """Make the COG of what was written; Python's lock is free meanwhile.
-
-        Args:
-            threads: that compress; as many as there are cores unless given.
+    def finish(self) -> None:
+        """Make the COG of what was written, with all cores; Python's lock is free meanwhile.
 
         Raises:
             OutputError: the disk is full, or what was written can't be read back.
         """
         try:
-            rasterio.shutil.copy(
-                self.scratch,
-                self._final,
-                driver="COG",
-                compress="DEFLATE",
-                level=str(_DEFLATE),
-                predictor=str({"f": 3, "i": 2, "u": 2}[np.dtype(self._profile["dtype"]).kind]),
-                blocksize=str(COG_BLOCK),
-                overview_resampling=self._overviews,
-                bigtiff="IF_SAFER",
-                num_threads="ALL_CPUS" if threads is None else str(threads),
-            )
+            with rasterio.Env(COG_TMP_COMPRESSION="NONE"):  # overviews in a file that lasts as long as the copy
+                rasterio.shutil.copy(
+                    self._scratch,
+                    self._final,
+                    driver="COG",
+                    compress="DEFLATE",
+                    level=str(_DEFLATE),
+                    predictor=str({"f": 3, "i": 2, "u": 2}[np.dtype(self._profile["dtype"]).kind]),
+                    blocksize=str(COG_BLOCK),
+                    overview_resampling=self._overviews,
+                    bigtiff="IF_SAFER",
+                    num_threads="ALL_CPUS",
+                )
         except (CPLE_BaseError, SystemError) as error:  # what rasterio lets through when a write fails
             raise OutputError(
                 f"{self.path} can't be written, the disk may be full ({error})",

@@ -16,7 +16,7 @@ from hypothesis.extra import numpy as hnp
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
 
-from terraseg.mapping.polygons import vectorise
+from terraseg.mapping.polygons import rows_of, vectorise
 from terraseg.products import Product
 from terraseg.raster import cog_writer
 
@@ -45,7 +45,10 @@ def make_product(
 
 def outline(product: Product, **options: float) -> gpd.GeoDataFrame:
     arguments = {"simplify_m": 0.0, "min_area_m2": 0.0, **options}
-    count = vectorise(product.mask, product.probability, product, attribution="© A", model_licence="MIT", **arguments)
+    with rasterio.open(product.mask) as source:
+        geobox = GeoBox(source.shape, source.transform, str(source.crs))
+    rows = rows_of(product)
+    count = vectorise(rows, product, geobox=geobox, attribution="© A", model_licence="MIT", **arguments)
     frame = gpd.read_parquet(product.polygons)
     assert len(frame) == count
     return frame
@@ -146,3 +149,21 @@ def test_a_polygon_over_the_antimeridian_has_its_own_area(tmp_path: Path) -> Non
     areas = [float(outline(product)["area_m2"].sum()) for product in (fiji, beside)]
     assert areas[0] == pytest.approx(areas[1], rel=1e-4)
     assert areas[0] == pytest.approx(100 * mask.size, rel=0.01)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=8), st.integers(1, 12))
+def test_files_are_the_same_however_many_rows_come_at_a_time(heights: list[int], strip_rows: int) -> None:
+    mask = np.random.default_rng(0).integers(0, 2, (sum(heights), 15)).astype(np.uint8)
+    ends = np.cumsum(heights)[:-1]
+    geobox = GeoBox(mask.shape, rasterio.Affine(10, 0, ORIGIN[0], 0, -10, ORIGIN[1]), "EPSG:32633")
+    frames = []
+    with tempfile.TemporaryDirectory() as folder:
+        for parts in ([mask], np.split(mask, ends)):
+            product = Product(Path(folder))
+            vectorise(
+                ((part, part) for part in parts), product, geobox=geobox, strip_rows=strip_rows,
+                simplify_m=0, min_area_m2=0, attribution="", model_licence="",
+            )  # fmt: skip
+            frames.append(gpd.read_parquet(product.polygons))
+    assert frames[0].equals(frames[1])

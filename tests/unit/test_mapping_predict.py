@@ -27,7 +27,6 @@ from factories import make_scene
 from predictors import NumpyPredictor, from_neighbours, logit
 from terraseg.bands import PRITHVI_BANDS
 from terraseg.errors import CheckpointError, ConfigError, OutputError, SceneError, TerrasegError
-from terraseg.mapping import predict as predict_module
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.scratch import output_lock
 from terraseg.mapping.stream import predict_strips
@@ -449,7 +448,9 @@ def test_a_disk_that_fills_up_while_polygons_are_made_loses_no_window(
     assert again.windows == 1  # every window was kept: one call tries the crop
 
 
-@pytest.mark.parametrize("step", ["_write_rasters", "vectorise", "product_item"])
+@pytest.mark.parametrize(
+    "step", ["raster.CogDraft.finish", "mapping.predict.vectorise", "mapping.predict.product_item"]
+)
 def test_a_run_that_stops_late_does_not_leave_a_finished_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -461,7 +462,7 @@ def test_a_run_that_stops_late_does_not_leave_a_finished_product(
 
     changed: Callable[..., NumpyPredictor] = lambda: NumpyPredictor(lambda p: from_neighbours(p) + np.float32(0.3))  # noqa: E731
     with monkeypatch.context() as patch:
-        patch.setattr(predict_module, step, stop)
+        patch.setattr(f"terraseg.{step}", stop)
         with pytest.raises(KeyboardInterrupt):
             predict_scene(scene, changed(), tmp_path, **OPTIONS | {"threshold": 0.4})
     assert not first.item.exists()

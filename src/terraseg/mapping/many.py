@@ -16,7 +16,7 @@ from terraseg.mapping.allocator import reuse_freed_memory
 from terraseg.mapping.manifest import Entry
 from terraseg.mapping.predict import predict_scene
 from terraseg.mapping.predictor import Predictor
-from terraseg.mapping.strips import StripWork, progress_of_rows, reading
+from terraseg.mapping.strips import StripWork, progress_of_rows, rasters_env
 from terraseg.mapping.workers import Workers
 from terraseg.products import Product
 from terraseg.scene import Place
@@ -221,7 +221,7 @@ def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
 def _predict_rows(task: _RowsTask) -> tuple[range, str]:
     """Predict what is missing of a part; the reason why it failed, or nothing."""
     work, predictor = task.work, opened(task.source)
-    with _ONE_AT_A_TIME, reading(work.place, work.grid):
+    with _ONE_AT_A_TIME, rasters_env(work.place, work.grid):
         try:
             work(predictor, work.strips.missing(task.part), progress=False)
         except Exception as error:  # noqa: BLE001 -- whatever one part raises, the others go on

@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from terraseg.errors import ConfigError, OutputError, SceneError
 from terraseg.files import write_json
 from terraseg.mapping.item import credit_line, place_times, product_item
-from terraseg.mapping.polygons import vectorise
+from terraseg.mapping.polygons import rows_of, vectorise
 from terraseg.mapping.predictor import Predictor
 from terraseg.mapping.scratch import fingerprint, output_lock
 from terraseg.products import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
@@ -141,9 +141,9 @@ def _mosaic(
         product.item.unlink(missing_ok=True)  # unfinished from here on
         _write_rasters(whole, sources, predictor, product, settings=settings)
         count = vectorise(
-            product.mask,
-            product.probability,
+            rows_of(product),
             product,
+            geobox=whole.geobox,
             class_value=predictor.class_id,
             attribution=credit_line((whole,), predictor),
             model_licence=predictor.licence,

@@ -1,12 +1,11 @@
 """From a mask to polygons: strip by strip, merged where the strips meet, out to GeoParquet and GeoPackage."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import geopandas as gpd
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -14,22 +13,18 @@ import pyarrow.parquet as pq
 import pyogrio
 import pyproj
 import rasterio
-import scipy.ndimage
 import scipy.sparse
 import shapely
 from affine import Affine
+from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
 from terraseg.errors import OutputError
 from terraseg.files import atomic_path
+from terraseg.mapping.areas import EQUAL_AREA, PixelAreas
 from terraseg.mapping.outlines import outlines
 from terraseg.products import PROBABILITY_SCALE, Product
-
-EQUAL_AREA = "EPSG:6933"
-"""The projection of areas: WGS 84 / NSIDC EASE-Grid 2.0 Global, cylindrical equal-area."""
-
-_EQUAL_AREA_AROUND = "+proj=cea +lat_ts=30 +lon_0={:g} +datum=WGS84 +units=m"
-"""The same around another meridian, which changes no area: a polygon over the antimeridian stays in one piece."""
+from terraseg.raster import COG_BLOCK
 
 _LAYER = "buildings"
 
@@ -38,12 +33,23 @@ _SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64(
 _STRIP_PIXELS = 1 << 19
 """Pixels that are outlined at a time."""
 
+Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""Some rows of a mask and of its probability, DN as in the rasters of a product, (rows, columns) each."""
+
+
+def rows_of(product: Product) -> Iterator[Rows]:
+    """The rows of a product's rasters, from top to bottom."""
+    with rasterio.open(product.mask) as mask, rasterio.open(product.probability) as probability:
+        for first in range(0, mask.height, COG_BLOCK):
+            window = Window(0, first, mask.width, min(COG_BLOCK, mask.height - first))
+            yield mask.read(1, window=window), probability.read(1, window=window)
+
 
 def vectorise(
-    mask: Path,
-    probability: Path,
+    rows: Iterable[Rows],
     output: Product,
     *,
+    geobox: GeoBox,
     class_value: int = 1,
     simplify_m: float,
     min_area_m2: float,
@@ -60,14 +66,14 @@ def vectorise(
     to the mask's; ``mean_probability``, over the region's pixels; ``geometry``, in the raster's CRS.
 
     Args:
-        mask: uint8 raster of class ids on a metric grid.
-        probability: the raster of contract 5 on the same grid.
+        rows: from top to bottom, each once, as many at a time as is convenient.
+        geobox: the metric grid of all rows.
         class_value: the id in the mask.
         simplify_m: Douglas-Peucker tolerance in metres, each polygon for itself; 0 keeps the pixels' edges, and
             then the polygons rasterise (pixel centre) to exactly the mask.
         min_area_m2: regions with less ``area_m2`` are left out.
         attribution: kept in the metadata of both files, as are the model's licence and the rules above.
-        strip_rows: rows that are in memory at a time; the fewer the wider the raster is unless given.
+        strip_rows: rows that are outlined at a time; the fewer the wider the raster is unless given.
 
     Returns:
         How many polygons were written.
@@ -84,68 +90,83 @@ def vectorise(
         "min_area_m2": min_area_m2,
         "area_m2": f"of the pixels, before simplification, in {EQUAL_AREA}",
     }
-    with rasterio.open(mask) as source:
-        crs, grid = pyproj.CRS(source.crs), source.transform
-        to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
-        middle = to_degrees(*(grid @ (source.width / 2, source.height / 2)))[0]
-        strip_rows = strip_rows or min(512, max(64, _STRIP_PIXELS // source.width))
+    crs, grid, pixel_areas = pyproj.CRS(str(geobox.crs)), geobox.affine, PixelAreas(geobox)
+    strips = _strips(rows, height=strip_rows or min(512, max(64, _STRIP_PIXELS // geobox.shape.x)))
 
     def batches() -> Iterator[pa.RecordBatch]:
-        for regions in _regions(mask, probability, class_value=class_value, strip_rows=strip_rows):
+        for complete in _regions(strips, class_value=class_value, pixel_areas=pixel_areas):
+            regions = complete[complete.area >= min_area_m2]
             geometry = _to_crs(regions.geometry, grid)
-            area = gpd.GeoSeries(geometry, crs=crs).to_crs(_EQUAL_AREA_AROUND.format(middle)).area.to_numpy()
-            large = area >= min_area_m2
             if simplify_m > 0:
                 geometry = shapely.simplify(geometry, simplify_m, preserve_topology=True)
             mean = regions.total / regions.pixels * PROBABILITY_SCALE
-            yield pa.record_batch([area[large], mean[large], shapely.to_wkb(geometry[large])], schema=_SCHEMA)
+            yield pa.record_batch([regions.area, mean, shapely.to_wkb(geometry)], schema=_SCHEMA)
 
     return _write(batches(), output, crs, metadata)
 
 
+def _strips(rows: Iterable[Rows], *, height: int) -> Iterator[Rows]:
+    """The same rows, so many at a time: the order of the polygons must not depend on how the rows come."""
+    held: Rows | None = None
+    for more in rows:
+        mask, probability = more if held is None else map(np.vstack, zip(held, more, strict=True))
+        whole = len(mask) // height * height
+        for first in range(0, whole, height):
+            yield mask[first : first + height], probability[first : first + height]
+        held = mask[whole:], probability[whole:]
+    if held is not None and len(held[0]):
+        yield held
+
+
 @dataclass(frozen=True)
 class _Regions:
-    """Regions of the mask, in pixel coordinates (column, row), with their count of pixels and the sum of their DN."""
+    """Regions of the mask, in pixel coordinates (column, row), with sums over their pixels: of 1, of DN, and of m2."""
 
     geometry: npt.NDArray[np.object_]
-    pixels: npt.NDArray[np.number[Any]]
-    total: npt.NDArray[np.number[Any]]
+    pixels: npt.NDArray[np.float64]
+    total: npt.NDArray[np.float64]
+    area: npt.NDArray[np.float64]
 
     def __getitem__(self, chosen: npt.NDArray[Any]) -> "_Regions":
-        return _Regions(self.geometry[chosen], self.pixels[chosen], self.total[chosen])
+        return _Regions(self.geometry[chosen], *(values[chosen] for values in self.sums()))
+
+    def sums(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """All columns that add up where regions are united."""
+        return self.pixels, self.total, self.area
 
 
-def _regions(mask: Path, probability: Path, *, class_value: int, strip_rows: int) -> Iterator[_Regions]:
-    """Complete regions, strip by strip; those that reach the strip's last row wait for the next strip."""
-    with rasterio.open(mask) as mask_source, rasterio.open(probability) as probability_source:
-        height, width = mask_source.shape
-        waiting = _Regions(np.empty(0, object), np.empty(0), np.empty(0))
-        above = np.zeros(width, np.int64)  # 1 + index in `waiting` of the region just above the strip; 0 where none is
-        for first in range(0, height, strip_rows):
-            window = Window(0, first, width, min(strip_rows, height - first))
-            selected = mask_source.read(1, window=window) == class_value
-            labels, here = _label(selected, probability_source.read(1, window=window), first)
-            joined, group_of_label = _join(waiting, here, above, labels[0])
-            is_open = np.zeros(len(joined.pixels), bool)
-            below = labels[-1]
-            if first + strip_rows < height:
-                is_open[group_of_label[below[below > 0] - 1]] = True
-            yield joined[~is_open]
-            waiting = joined[is_open]
-            rank = np.cumsum(is_open)  # 1-based position in `waiting`
-            above = np.zeros(width, np.int64)
-            above[below > 0] = rank[group_of_label[below[below > 0] - 1]]
+def _regions(strips: Iterable[Rows], *, class_value: int, pixel_areas: PixelAreas) -> Iterator[_Regions]:
+    """Complete regions, strip by strip; those that reach a strip's last row wait for the next strip."""
+    first = 0
+    waiting = _Regions(np.empty(0, object), np.empty(0), np.empty(0), np.empty(0))
+    # 1 + index in `waiting` of the region just above the strip; 0 where none is
+    above = np.zeros(pixel_areas.columns, np.int64)
+    for mask, probability in strips:
+        labels, here = _label(mask == class_value, probability, first, pixel_areas)
+        joined, group_of_label = _join(waiting, here, above, labels[0])
+        is_open = np.zeros(len(joined.pixels), bool)
+        below = labels[-1]
+        is_open[group_of_label[below[below > 0] - 1]] = True
+        yield joined[~is_open]
+        waiting = joined[is_open]
+        rank = np.cumsum(is_open)  # 1-based position in `waiting`
+        above = np.zeros_like(above)
+        above[below > 0] = rank[group_of_label[below[below > 0] - 1]]
+        first += len(mask)
+    yield waiting
 
 
 def _label(
-    selected: npt.NDArray[np.bool_], probability: npt.NDArray[np.uint8], first: int
+    selected: npt.NDArray[np.bool_], probability: npt.NDArray[np.uint8], first: int, pixel_areas: PixelAreas
 ) -> tuple[npt.NDArray[np.int32], _Regions]:
     """Labels (rows, columns), 1 to n, of a strip's 4-connected regions, and the n regions."""
-    labels, count = scipy.ndimage.label(selected, output=np.int32)
-    of_pixel = labels[selected] - 1
-    pixels = np.bincount(of_pixel, minlength=count).astype(np.float64)
-    total = np.bincount(of_pixel, weights=probability[selected], minlength=count)
-    return labels, _Regions(outlines(labels, top=first), pixels, total)
+    count, image = cv2.connectedComponents(selected.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    labels: npt.NDArray[np.int32] = np.asarray(image, np.int32)
+    places = np.flatnonzero(selected)
+    rows, columns = np.divmod(places, pixel_areas.columns)
+    values = (np.ones(len(places)), probability.ravel()[places], pixel_areas.at(rows + first, columns))
+    sums = (_summed(labels.ravel()[places], value, count)[1:] for value in values)  # 0 is the background
+    return labels, _Regions(outlines(labels, top=first), *sums)
 
 
 def _join(
@@ -171,12 +192,13 @@ def _join(
     for several in np.flatnonzero(members > 1):
         # Coordinates are whole numbers, so that the union is exact.
         geometry[several] = shapely.union_all(parts[order[begin[several] : begin[several + 1]]])
-    joined = _Regions(
-        geometry,
-        np.bincount(group, np.concatenate([waiting.pixels, here.pixels]), groups),
-        np.bincount(group, np.concatenate([waiting.total, here.total]), groups),
-    )
+    sums = (_summed(group, np.concatenate(values), groups) for values in zip(waiting.sums(), here.sums(), strict=True))
+    joined = _Regions(geometry, *sums)
     return joined, group[open_count:].astype(np.int64)
+
+
+def _summed(group: npt.NDArray[np.integer[Any]], values: npt.NDArray[Any], groups: int) -> npt.NDArray[np.float64]:
+    return np.bincount(group, values, groups).astype(np.float64, copy=False)
 
 
 def _to_crs(geometry: npt.NDArray[np.object_], grid: Affine) -> npt.NDArray[np.object_]:

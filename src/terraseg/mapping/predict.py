@@ -2,31 +2,27 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pystac.utils
 import rasterio
-from rasterio.errors import RasterioIOError
-from rasterio.windows import Window
 
-from terraseg.errors import ConfigError, OutputError, SceneError
+from terraseg.errors import ConfigError, SceneError
 from terraseg.files import write_json
+from terraseg.mapping.finish import finishing
 from terraseg.mapping.item import credit_line, place_times, product_item
 from terraseg.mapping.layers import ALWAYS, LOGITS, OPTIONAL, UNCERTAINTY, Layer, encode
-from terraseg.mapping.polygons import vectorise
+from terraseg.mapping.polygons import rows_of, vectorise
 from terraseg.mapping.predictor import Predictor, check_fit
 from terraseg.mapping.scratch import FinishedStrips, fingerprint, output_lock
 from terraseg.mapping.stream import predict_strips
-from terraseg.mapping.strips import StripWork, reading, writing
+from terraseg.mapping.strips import StripWork, rasters_env
 from terraseg.mapping.vrt import raster_identity
 from terraseg.mapping.windows import WindowAxis, WindowGrid
 from terraseg.products import Product
-from terraseg.raster import cog_draft
 from terraseg.scene import ATTRIBUTION, Place, Scene
 
 logger = logging.getLogger(__name__)
@@ -105,7 +101,7 @@ def predict_scene(
     identity = _identity(place, predictor, settings)
     print_of_run = fingerprint(identity)
     product = Product(output / place[0].name)
-    with output_lock(product.root), reading(place, grid):
+    with output_lock(product.root), rasters_env(place, grid, layers):
         if _is_finished(product, print_of_run, outline, layers, said=said):
             logger.info("%s is finished already: nothing to do", product.root)
             return product
@@ -116,6 +112,7 @@ def predict_scene(
         outlined = partial(
             vectorise,
             output=product,
+            geobox=place[0].geobox,
             class_value=predictor.class_id,
             attribution=attribution,
             model_licence=predictor.licence,
@@ -128,19 +125,33 @@ def predict_scene(
             stream = partial(predict_strips, place, grid=grid, batch_size=batch_size, tta=tta)
             encoded = partial(encode, layers=layers, threshold=threshold, class_id=predictor.class_id)
             work = StripWork(place, grid, stream, encoded, strips)
-            if spread is None:
-                work(predictor, strips.missing(), progress=progress)
-            else:
-                spread(work)
-            for date, before in zip(place, identity["pixels"], strict=True):
-                if raster_identity(date.path) != before:
-                    raise SceneError(f"{date.path} has changed while it was read", fix="run the same command again")
-            tags = {_FINGERPRINT: print_of_run, **settings}
-            drafts = _write_rasters(place, predictor, product, strips, grid=grid, layers=layers, tags=tags)
-            with drafts as (probability, mask, *_):  # they become COGs while their polygons are made
-                count = outlined(mask=mask, probability=probability)
+            tags = {
+                _FINGERPRINT: print_of_run,
+                **settings,
+                "CLASS": predictor.class_name,
+                "ATTRIBUTION": attribution,
+                "MODEL_LICENCE": predictor.licence,
+                "MODEL": json.dumps(predictor.provenance, sort_keys=True),
+            }
+            with finishing(
+                product,
+                strips,
+                grid=grid,
+                geobox=place[0].geobox,
+                layers={layer: layer.title(predictor) for layer in layers},
+                tags=tags,
+                outline=outlined,
+            ) as counted:
+                if spread is None:
+                    work(predictor, strips.missing(), progress=progress)
+                else:
+                    spread(work)
+                for date, before in zip(place, identity["pixels"], strict=True):
+                    if raster_identity(date.path) != before:
+                        raise SceneError(f"{date.path} has changed while it was read", fix="run the same command again")
+            count = counted.result()
         else:
-            count = outlined(mask=product.mask, probability=product.probability)
+            count = outlined(rows_of(product))
         strips.remove()
         settings["fingerprint"] = print_of_run
         drawn = {**outline, "count": count}
@@ -186,65 +197,3 @@ def _has_tags(path: Path, wanted: dict[str, str]) -> bool:
         return False
     with rasterio.open(path) as source:
         return bool(wanted.items() <= source.tags().items())
-
-
-@contextmanager
-def _write_rasters(
-    place: Place,
-    predictor: Predictor,
-    product: Product,
-    strips: FinishedStrips,
-    *,
-    grid: WindowGrid,
-    layers: Sequence[Layer],
-    tags: dict[str, Any],
-) -> Iterator[list[Path]]:
-    """Write the rasters; yields drafts of all layers, to be read while other threads make the COGs of them."""
-    tags = {
-        **tags,
-        "CLASS": predictor.class_name,
-        "ATTRIBUTION": credit_line(place, predictor),
-        "MODEL_LICENCE": predictor.licence,
-        "MODEL": json.dumps(predictor.provenance, sort_keys=True),
-    }
-    with ExitStack() as stack:
-        drafts = [
-            stack.enter_context(
-                cog_draft(
-                    layer.path(product),
-                    geobox=place[0].geobox,
-                    dtype=layer.dtype,
-                    nodata=layer.nodata,
-                    bands=[layer.title(predictor)],
-                    overviews=layer.overviews,
-                    scale=layer.scale,
-                    tags=tags,
-                )
-            )
-            for layer in layers
-        ]
-        with _full_disk_named(product), ExitStack() as written:
-            written.enter_context(writing(place[0].geobox, layers))
-            targets = [written.enter_context(draft.writing()) for draft in drafts]
-            for index in sorted(range(grid.strips), key=grid.pixels):  # rows of blocks are finished from the top down
-                (top, bottom), (left, right) = grid.pixels(index)
-                window = Window(left, top, right - left, bottom - top)
-                for target, pixels in zip(targets, strips.read(index, layers=len(layers)), strict=True):
-                    target.write(pixels, 1, window=window)
-        with ThreadPoolExecutor(len(drafts), "cog") as pool:
-            finished = [pool.submit(draft.finish, threads=1) for draft in drafts]
-            yield [draft.scratch for draft in drafts]
-            with _full_disk_named(product):
-                for cog in finished:
-                    cog.result()
-
-
-@contextmanager
-def _full_disk_named(product: Product) -> Iterator[None]:
-    try:
-        yield
-    except RasterioIOError as error:  # GDAL does not say more
-        raise OutputError(
-            f"the rasters of {product.root} can't be written ({error.__cause__ or error})",
-            fix="free some space and run the same command again; what was finished is kept",
-        ) from error

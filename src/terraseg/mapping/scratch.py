@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,9 @@ from terraseg.errors import BusyError, OutputError
 from terraseg.files import atomic_path, output_error, write_json
 
 logger = logging.getLogger(__name__)
+
+_POLL_S = 0.05
+"""How often to look whether a strip is there: it may come from another process, of another machine even."""
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -105,6 +109,17 @@ class FinishedStrips:
         """A strip as it was written, with so many layers."""
         with open(self._path(index), "rb") as handle:
             return [np.load(handle, allow_pickle=False) for _ in range(layers)]
+
+    def wait_for(self, index: int, *, layers: int, given_up: threading.Event) -> list[npt.NDArray[np.generic]]:
+        """`read` a strip as soon as it is there.
+
+        Raises:
+            InterruptedError: it isn't, and nobody predicts it any more.
+        """
+        while not self._path(index).is_file():
+            if given_up.wait(_POLL_S):
+                raise InterruptedError(f"strip {index} will not come")
+        return self.read(index, layers=layers)
 
     def remove(self) -> None:
         """Throw all strips away."""

@@ -93,7 +93,7 @@ def predict_strips(
             place, predictor, rows=grid.rows, panel=grid.panels[index], batch_size=batch_size, tta=tta, start=row
         )
         for strip in strips:
-            yield replace(strip, index=index * len(grid.rows.offsets) + strip.index)
+            yield replace(strip, index=grid.strip(index, strip.index))
         row = 0
 
 
@@ -232,7 +232,7 @@ def _predict(
         try:
             for item in items:
                 waiting.append(pool.submit(answer, item) if isinstance(item, _Batch) else item)
-                yield from ready(predictor.workers)
+                yield from ready(2 * predictor.workers)
             yield from ready(0)
         finally:
             pool.shutdown(cancel_futures=True)

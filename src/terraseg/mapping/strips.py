@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from odc.geo.geobox import GeoBox
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -82,15 +81,18 @@ class StripWork:
         self.strips.write(finished.index, self.encode(finished))
 
 
-def reading(place: Place, grid: WindowGrid) -> rasterio.Env:
+def rasters_env(place: Place, grid: WindowGrid, layers: Sequence[Layer] = ()) -> rasterio.Env:
     """GDAL's settings while a place is predicted: its cache holds the blocks of all scenes across a panel.
 
-    A quarter more is for what GDAL keeps with them. All cores decode them, as the windows below wait for all; but not
-    over http, where GDAL would ask for several blocks in one request and try none of it again.
+    And a row of blocks of each raster that is written meanwhile, until that is complete; a quarter more is for what
+    GDAL keeps with them. All cores decode, as the windows below wait for all blocks; but not over http, where GDAL
+    would ask for several blocks in one request and try none of it again.
     """
     threads = 1 if any(remote_sources(scene.path) for scene in place) else len(core_shares(1)[0])
-    row_of_blocks = sum(_row_of_blocks(scene, grid) for scene in place)
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks, GDAL_NUM_THREADS=threads)
+    width = -(-place[0].geobox.shape.x // COG_BLOCK) * COG_BLOCK
+    written = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
+    blocks = written + sum(_row_of_blocks(scene, grid) for scene in place)
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + blocks * 5 // 4, GDAL_NUM_THREADS=threads)
 
 
 def _row_of_blocks(scene: Scene, grid: WindowGrid) -> int:
@@ -98,14 +100,7 @@ def _row_of_blocks(scene: Scene, grid: WindowGrid) -> int:
         rows, columns = source.block_shapes[0]
         touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
         across = max(end - first for first, end in touched)
-        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize * 5 // 4)
-
-
-def writing(geobox: GeoBox, layers: Sequence[Layer]) -> rasterio.Env:
-    """GDAL's settings while rasters are written: its cache holds a row of their blocks until that is complete."""
-    width = -(-geobox.shape.x // COG_BLOCK) * COG_BLOCK
-    row_of_blocks = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + row_of_blocks * 5 // 4)
+        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize)
 
 
 def progress_of_rows(*, disable: bool = False) -> Progress:

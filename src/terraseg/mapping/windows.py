@@ -151,6 +151,10 @@ class WindowGrid:
         """How many there are."""
         return len(self.panels) * len(self.rows.offsets)
 
+    def strip(self, panel: int, row: int) -> int:
+        """Index of the strip of a panel and a row of windows."""
+        return panel * len(self.rows.offsets) + row
+
     def place(self, strip: int) -> tuple[int, int]:
         """Index of a strip's panel and of its row of windows."""
         return divmod(strip, len(self.rows.offsets))
