@@ -285,8 +285,8 @@ def _predict(verbs: _Verbs) -> None:
     parser.add_argument(
         "--runtime",
         default="auto",
-        help="torch, torch-bf16, torch-compile, onnx, openvino, openvino-bf16, openvino-int8; where absent, on a CPU "
-        "the fastest that `terraseg export` found within parity",
+        help="torch, torch-bf16, torch-compile, onnx, openvino, openvino-bf16, openvino-int8, "
+        "openvino-int8-bf16; where absent, on a CPU the fastest that `terraseg export` found within parity",
     )
     parser.add_argument("--logits", action="store_true", help="write the log-odds, too")
     parser.add_argument("--uncertainty", action="store_true", help="write the entropy of the probability, too")
