@@ -29,3 +29,25 @@ def _faults(mode: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of another C library has no such option")
 def test_a_batch_takes_the_memory_of_the_one_before() -> None:
     assert 10 * _faults("reuse") < _faults("none")
+
+
+_PIECES = """
+import numpy as np
+from terraseg.mapping.allocator import give_freed_memory_back, reuse_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+reuse_freed_memory()
+arrays = [np.ones(1 << 20, np.uint8) for _ in range(64)]
+pieces = arrays[::2]
+del arrays
+before = resident()
+give_freed_memory_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library may not keep what is freed")
+def test_what_is_freed_between_what_is_used_goes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 24 << 20

@@ -2,6 +2,7 @@
 
 import ctypes
 import sys
+from collections.abc import Callable
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Names of the options in glibc's malloc.h (mallopt(3))."""
@@ -21,10 +22,26 @@ def reuse_freed_memory() -> None:
     reading thread has freed would lie idle while rasters are written. It is for a program that maps scenes, not for
     an import.
     """
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl has none
+    mallopt = _of_glibc("mallopt")
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, _LARGEST)
         mallopt(_TRIM_THRESHOLD, _KEPT)
         mallopt(_ARENA_MAX, 1)
+
+
+def give_freed_memory_back() -> None:
+    """Let the kernel have what a stage has freed, also the pieces between what is still used.
+
+    Batches of several threads leave the pool in pieces, too small for the arrays of whole rows that come after them.
+    """
+    trim = _of_glibc("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+def _of_glibc(function: str) -> Callable[..., int] | None:
+    """A function of the C library, where that is glibc: musl has no such function."""
+    found: Callable[..., int] | None = None
+    if sys.platform.startswith("linux"):
+        found = getattr(ctypes.CDLL(None), function, None)
+    return found

@@ -13,6 +13,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from terraseg.errors import OutputError
+from terraseg.mapping.allocator import give_freed_memory_back
 from terraseg.mapping.layers import MASK, PROBABILITY, Layer, Pixels
 from terraseg.mapping.polygons import Rows
 from terraseg.mapping.scratch import FinishedStrips
@@ -70,33 +71,45 @@ def finishing(
         stack.callback(given_up.set)
         with _full_disk_named(product):
             rasters = followers.submit(_write_rasters, rows(), drafts)
-            masks = (cast("Rows", (layers[MASK], layers[PROBABILITY])) for layers in rows())
-            count = followers.submit(outline, masks)
+            count = followers.submit(outline, (_outlined(parts) for parts in rows()))
             yield count
+            give_freed_memory_back()
             rasters.result()
             count.result()
 
 
 def _complete_rows(
     strips: FinishedStrips, *, grid: WindowGrid, layers: Sequence[Layer], given_up: threading.Event
-) -> Iterator[dict[Layer, Pixels]]:
-    """The rows that all panels have finished, from the top down, as soon as they are there."""
+) -> Iterator[list[dict[Layer, Pixels]]]:
+    """The rows that all panels have finished, from the top down, as soon as they are there: the part of each panel."""
+    if len(grid.panels) > 1:  # rows are complete with the last panel only: not worth the memory of both at a time
+        strips.wait_for(grid.strips - 1, given_up=given_up)
     for row in range(len(grid.rows.offsets)):
-        across = [
-            strips.wait_for(grid.strip(panel, row), layers=len(layers), given_up=given_up)
-            for panel in range(len(grid.panels))
-        ]
-        yield dict(zip(layers, map(np.hstack, zip(*across, strict=True)), strict=True))
+        parts = []
+        for panel in range(len(grid.panels)):
+            strip = grid.strip(panel, row)
+            strips.wait_for(strip, given_up=given_up)
+            parts.append(dict(zip(layers, strips.read(strip, layers=len(layers)), strict=True)))
+        yield parts
 
 
-def _write_rasters(rows: Iterable[Mapping[Layer, Pixels]], drafts: Mapping[Layer, CogDraft]) -> None:
+def _outlined(parts: list[dict[Layer, Pixels]]) -> Rows:
+    """What polygons are made of, across all panels."""
+    mask, probability = (np.hstack([part[layer] for part in parts]) for layer in (MASK, PROBABILITY))
+    return cast("Rows", (mask, probability))
+
+
+def _write_rasters(rows: Iterable[list[dict[Layer, Pixels]]], drafts: Mapping[Layer, CogDraft]) -> None:
     with ExitStack() as stack:
         targets = {layer: stack.enter_context(draft.writing()) for layer, draft in drafts.items()}
         top = 0
-        for layers in rows:
-            for layer, pixels in layers.items():
-                height, width = pixels.shape
-                targets[layer].write(pixels, 1, window=Window(0, top, width, height))
+        for parts in rows:
+            left = 0
+            for part in parts:
+                for layer, pixels in part.items():
+                    height, width = pixels.shape
+                    targets[layer].write(pixels, 1, window=Window(left, top, width, height))
+                left += width
             top += height
     with ThreadPoolExecutor(len(drafts), "cog") as pool:
         for cog in [pool.submit(draft.finish) for draft in drafts.values()]:

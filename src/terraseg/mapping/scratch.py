@@ -110,8 +110,8 @@ class FinishedStrips:
         with open(self._path(index), "rb") as handle:
             return [np.load(handle, allow_pickle=False) for _ in range(layers)]
 
-    def wait_for(self, index: int, *, layers: int, given_up: threading.Event) -> list[npt.NDArray[np.generic]]:
-        """`read` a strip as soon as it is there.
+    def wait_for(self, index: int, *, given_up: threading.Event) -> None:
+        """Come back when a strip is complete.
 
         Raises:
             InterruptedError: it isn't, and nobody predicts it any more.
@@ -119,7 +119,6 @@ class FinishedStrips:
         while not self._path(index).is_file():
             if given_up.wait(_POLL_S):
                 raise InterruptedError(f"strip {index} will not come")
-        return self.read(index, layers=layers)
 
     def remove(self) -> None:
         """Throw all strips away."""

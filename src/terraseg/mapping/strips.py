@@ -24,7 +24,7 @@ from terraseg.scene import Place, Scene
 
 logger = logging.getLogger(__name__)
 
-_CACHE_BYTES = 16 << 20
+_CACHE_BYTES = 4 << 20
 """GDAL's block cache beside what a row of blocks needs."""
 
 
