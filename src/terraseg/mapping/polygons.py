@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
@@ -147,13 +147,25 @@ def _regions(strips: Iterable[Rows], *, class_value: int, pixel_areas: PixelArea
         is_open = np.zeros(len(joined.pixels), bool)
         below = labels[-1]
         is_open[group_of_label[below[below > 0] - 1]] = True
-        yield joined[~is_open]
+        yield _united(joined[~is_open])
         waiting = joined[is_open]
         rank = np.cumsum(is_open)  # 1-based position in `waiting`
         above = np.zeros_like(above)
         above[below > 0] = rank[group_of_label[below[below > 0] - 1]]
         first += len(mask)
-    yield waiting
+    yield _united(waiting)
+
+
+def _united(regions: _Regions) -> _Regions:
+    """The same regions, each as one polygon.
+
+    Only once a region is complete: one that goes on through many strips, as a flood does, would be united with itself
+    in each of them. Coordinates are whole numbers, so that the union is exact.
+    """
+    geometry = regions.geometry.copy()
+    for index in np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.GEOMETRYCOLLECTION):
+        geometry[index] = shapely.union_all(shapely.get_parts(geometry[index]))
+    return replace(regions, geometry=geometry)
 
 
 def _label(
@@ -190,8 +202,8 @@ def _join(
     order = np.argsort(group, kind="stable")
     begin = np.concatenate([[0], np.cumsum(members)])
     for several in np.flatnonzero(members > 1):
-        # Coordinates are whole numbers, so that the union is exact.
-        geometry[several] = shapely.union_all(parts[order[begin[several] : begin[several + 1]]])
+        together = parts[order[begin[several] : begin[several + 1]]]
+        geometry[several] = shapely.geometrycollections(shapely.get_parts(together))
     sums = (_summed(group, np.concatenate(values), groups) for values in zip(waiting.sums(), here.sums(), strict=True))
     joined = _Regions(geometry, *sums)
     return joined, group[open_count:].astype(np.int64)
