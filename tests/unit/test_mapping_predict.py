@@ -21,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from pystac.extensions.projection import ProjectionExtension
+from rasterio.errors import RasterioIOError
 from rio_cogeo.cogeo import cog_validate
 
 from factories import make_scene
@@ -446,6 +447,19 @@ def test_a_disk_that_fills_up_while_polygons_are_made_loses_no_window(
     product = predict_scene(scene, again, tmp_path, **OPTIONS)
     assert product.item.is_file()
     assert again.windows == 1  # every window was kept: one call tries the crop
+
+
+def test_a_read_that_fails_while_rasters_are_written_is_not_said_to_be_a_write(tmp_path: Path) -> None:
+    calls = iter([False, False, True])
+
+    def unreadable(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        if next(calls):
+            raise RasterioIOError("the source went away")
+        return from_neighbours(pixels)
+
+    scene = make_scene(tmp_path / "raw", (150, 70))
+    with pytest.raises(RasterioIOError, match="the source went away"):
+        predict_scene(scene, NumpyPredictor(unreadable), tmp_path, **OPTIONS)
 
 
 @pytest.mark.parametrize(

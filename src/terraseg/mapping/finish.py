@@ -69,13 +69,13 @@ def finishing(
         }
         followers = stack.enter_context(ThreadPoolExecutor(2, "finish"))
         stack.callback(given_up.set)
-        with _full_disk_named(product):
-            rasters = followers.submit(_write_rasters, rows(), drafts)
-            count = followers.submit(outline, (_outlined(parts) for parts in rows()))
-            yield count
-            give_freed_memory_back()
+        rasters = followers.submit(_write_rasters, rows(), drafts)
+        count = followers.submit(outline, (_outlined(parts) for parts in rows()))
+        yield count
+        give_freed_memory_back()
+        with full_disk_named(product, kept="what was finished is kept"):
             rasters.result()
-            count.result()
+        count.result()
 
 
 def _complete_rows(
@@ -117,11 +117,12 @@ def _write_rasters(rows: Iterable[list[dict[Layer, Pixels]]], drafts: Mapping[La
 
 
 @contextmanager
-def _full_disk_named(product: Product) -> Iterator[None]:
+def full_disk_named(product: Product, *, kept: str) -> Iterator[None]:
+    """Say of a failed write of rasters in the block what it means for the user, and what is kept."""
     try:
         yield
     except RasterioIOError as error:  # GDAL does not say more
         raise OutputError(
             f"the rasters of {product.root} can't be written ({error.__cause__ or error})",
-            fix="free some space and run the same command again; what was finished is kept",
+            fix=f"free some space and run the same command again; {kept}",
         ) from error

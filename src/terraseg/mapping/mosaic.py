@@ -16,11 +16,11 @@ import pyproj
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
-from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
-from terraseg.errors import ConfigError, OutputError, SceneError
+from terraseg.errors import ConfigError, SceneError
 from terraseg.files import write_json
+from terraseg.mapping.finish import full_disk_named
 from terraseg.mapping.item import credit_line, place_times, product_item
 from terraseg.mapping.polygons import rows_of, vectorise
 from terraseg.mapping.predictor import Predictor
@@ -220,28 +220,23 @@ def _write_rasters(
         "threshold": settings["threshold"],
     }
     common: dict[str, Any] = {"geobox": whole.geobox, "dtype": "uint8", "tags": tags}
-    try:
-        with (
-            cog_writer(
-                product.probability,
-                nodata=PROBABILITY_NODATA,
-                bands=[f"probability of {predictor.class_name}"],
-                overviews="average",
-                scale=PROBABILITY_SCALE,
-                **common,
-            ) as probability,
-            cog_writer(
-                product.mask, nodata=MASK_NODATA, bands=[f"{predictor.class_id} = {predictor.class_name}"], **common
-            ) as mask,
-        ):
-            for window, *layers in _strips(whole, sources, settings=settings):
-                for target, layer in zip((probability, mask), layers, strict=True):
-                    target.write(layer, 1, window=window)
-    except RasterioIOError as error:  # GDAL does not say more
-        raise OutputError(
-            f"the rasters of {product.root} can't be written ({error.__cause__ or error})",
-            fix="free some space and run the same command again; the scenes are kept",
-        ) from error
+    with (
+        full_disk_named(product, kept="the scenes are kept"),
+        cog_writer(
+            product.probability,
+            nodata=PROBABILITY_NODATA,
+            bands=[f"probability of {predictor.class_name}"],
+            overviews="average",
+            scale=PROBABILITY_SCALE,
+            **common,
+        ) as probability,
+        cog_writer(
+            product.mask, nodata=MASK_NODATA, bands=[f"{predictor.class_id} = {predictor.class_name}"], **common
+        ) as mask,
+    ):
+        for window, *layers in _strips(whole, sources, settings=settings):
+            for target, layer in zip((probability, mask), layers, strict=True):
+                target.write(layer, 1, window=window)
 
 
 def _strips(
