@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from terraseg.acquire.config import AcquireConfig, LabelsConfig
 from terraseg.errors import ConfigError
+from terraseg.files import read_yaml
 from terraseg.prepare.config import PrepareConfig
 
 
@@ -38,10 +38,7 @@ def load_data_config(path: str | Path, *, overrides: dict[str, dict[str, Any]] |
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config at {path}", fix="correct --config")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, ValueError) as error:  # no text, or a date that is none
-        raise ConfigError(f"{path} is no YAML ({error})") from error
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}", expected="the sections acquire, labels, prepare")
     for section, keys in (overrides or {}).items():

@@ -11,8 +11,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from terraseg.errors import OutputError
+import yaml
+
+from terraseg.errors import ConfigError, OutputError
 
 _HOST = re.sub(r"\W", "", platform.node()) or "host"
 
@@ -143,6 +146,18 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write ``value`` as indented JSON, atomically. NaN is refused: it is no JSON."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_yaml(path: Path) -> Any:  # noqa: ANN401
+    """What a YAML file holds.
+
+    Raises:
+        ConfigError: it is no text, no YAML, or has a date that is none.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is no YAML ({error})") from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

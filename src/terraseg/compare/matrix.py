@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from terraseg.dataset import ChipDataset, open_dataset
 from terraseg.errors import ConfigError, LabelError, SceneError
-from terraseg.files import sha256_of_file
+from terraseg.files import read_yaml, sha256_of_file
 from terraseg.footprints import footprint_files
 from terraseg.learn.check_config import check_config, read_config
 from terraseg.scene import find_places
@@ -184,14 +184,13 @@ def _is_below(value: object, root: str) -> TypeGuard[str]:
 def _read(path: Path) -> MatrixConfig:
     if not path.is_file():
         raise ConfigError(f"no comparison at {path}", fix="name a YAML such as configs/compare_demo.yaml")
+    values = read_yaml(path)
     try:
-        config = MatrixConfig.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        config = MatrixConfig.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ConfigError(f"{path}: {where}: {first['msg']}", fix="docs/comparison.md lists the keys") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is no YAML ({error})") from error
     for key, values in (("fractions", config.fractions), ("seeds", config.seeds)):
         if not values or len({f"{value:g}" for value in values}) < len(values):
             raise ConfigError(f"{path}: {key} {values}", expected="at least one, each once")

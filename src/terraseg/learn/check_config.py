@@ -11,6 +11,7 @@ import yaml
 
 from terraseg.dataset import IGNORE
 from terraseg.errors import ConfigError
+from terraseg.files import read_yaml
 from terraseg.learn.finding import Finding, error, warning
 from terraseg.learn.specs import SPECS
 
@@ -43,12 +44,9 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config at {path}", fix="name one of configs/")
-    try:
-        text = path.read_text(encoding="utf-8")
-        config = yaml.safe_load(text)
-        aliases = [token for token in yaml.scan(text) if isinstance(token, yaml.AliasToken)]
-    except (yaml.YAMLError, ValueError) as fault:
-        raise ConfigError(f"{path} is no YAML ({fault})") from fault
+    config = read_yaml(path)
+    tokens = yaml.scan(path.read_text(encoding="utf-8"))
+    aliases = [token for token in tokens if isinstance(token, yaml.AliasToken)]
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("data", "model")):
         raise ConfigError(f"{path} is no experiment", expected="the sections trainer, data and model")
     _check_form(config, where=path)

@@ -6,11 +6,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
 from optuna import Trial
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from terraseg.errors import ConfigError
+from terraseg.files import read_yaml
 
 _WRITERS = ("ModelCheckpoint", "BundleWriter", "MetricsTable", "Timings", "LearningRateMonitor", "RichProgressBar")
 """Callbacks that a trial goes without: they write, show, or need a logger. The others belong to the training."""
@@ -88,13 +88,12 @@ def read_search(path: str | Path) -> Search:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no search space at {path}", fix="correct --search; configs/tune.yaml is one")
+    values = read_yaml(path)
     try:
-        return Search.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+        return Search.model_validate(values)
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         raise ConfigError(f"{path}: {'; '.join(faults)}", fix="docs/training.md explains the keys") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is no YAML ({error})") from error
 
 
 def check_space(search: Search, config: Mapping[str, Any], *, name: str) -> None:
