@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -14,6 +15,7 @@ from shapely.geometry import box
 
 from terraseg.bands import PRITHVI_BANDS, UNIT
 from terraseg.dataset import BandStats, ChipDataset, DatasetInfo, Stats, chip_checksum, chip_path, write_dataset
+from terraseg.mapping.bundle import BundleInfo
 from terraseg.products import PROBABILITY_NODATA, Product
 from terraseg.raster import cog_writer
 from terraseg.scene import Scene, open_scene, scene_writer
@@ -236,6 +238,33 @@ def make_probability(truth: np.ndarray, *, skill: float = 0.5, seed: int = 0) ->
     rng = np.random.default_rng(seed)
     logit = skill * 6 * ((truth == 1) - 0.5) + rng.normal(0, 1.5, truth.shape)
     return np.round(250 / (1 + np.exp(-logit))).astype(np.uint8)
+
+
+def make_info(**changes: Any) -> BundleInfo:
+    """The head of a bundle for tiles of 32 px, whose weights nobody trained."""
+    facts: dict[str, Any] = {
+        "experiment": "tiny",
+        "model_factory": "EncoderDecoderFactory",
+        "model_args": {},
+        "bands": PRITHVI_BANDS,
+        "unit": UNIT,
+        "nodata": 0.0,
+        "means": tuple(600.0 + 250 * k for k in range(6)),
+        "stds": (300.0,) * 6,
+        "classes": {0: "background", 1: "building"},
+        "positive_class": 1,
+        "threshold": 0.4,
+        "temperature": 1.5,
+        "tile_size": 32,
+        "gsd": 10.0,
+        "weights": "none",
+        "weights_hash": "abc",
+        "dataset_hash": "def",
+        "licence": "MIT",
+        "attribution": "model of the tests",
+        "versions": {},
+    }
+    return BundleInfo(**facts | changes)
 
 
 def _write(path: Path, pixels: np.ndarray, crs: object, transform: rasterio.Affine, nodata: float | None) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from terraseg.bands import PRITHVI_BANDS, UNIT
+from factories import make_info
 from terraseg.errors import TerrasegError
 from terraseg.mapping import export
-from terraseg.mapping.bundle import Bundle, BundleInfo
+from terraseg.mapping.bundle import Bundle
 from terraseg.mapping.compiled import check_compiler, compile_model
 from terraseg.scene import open_scene
 
@@ -44,13 +44,7 @@ class NetBundle(Bundle):
 
 
 def make_bundle(root: Path) -> Bundle:
-    info = BundleInfo(
-        experiment="tiny", model_factory="", model_args={}, bands=PRITHVI_BANDS, unit=UNIT, nodata=0.0,
-        means=(600.0,) * 6, stds=(300.0,) * 6, classes={0: "background", 1: "building"}, positive_class=1,
-        threshold=0.5, temperature=1.0, tile_size=32, gsd=10.0, weights="none", weights_hash="abc", dataset_hash="def",
-        licence="MIT", attribution="model of the tests", versions={},
-    )  # fmt: skip
-    return NetBundle(root, info)
+    return NetBundle(root, make_info())
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from terraseg.mapping.compiled import CompiledPredictor
 from terraseg.mapping.export import real_chips
 from terraseg.mapping.parity import ExportRecord, open_predictor, read_record, record_path, runtimes_folder
 from terraseg.mapping.runtime import TorchPredictor
-from terraseg.scene import Scene, open_scene
+from terraseg.scene import Scene
 
 WORKER = Path(__file__).with_name("compile_worker.py")
 
@@ -31,7 +31,8 @@ WORKER = Path(__file__).with_name("compile_worker.py")
 def compile_in_child(what: str, folder: Path, *scenes: Path) -> str:
     """What it says of its failure, nothing where there was none; without a compiler the test is skipped."""
     command = [sys.executable, str(WORKER), what, str(folder), *map(str, scenes)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[1])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     said = done.stderr.strip().splitlines()[-1] if done.returncode else ""
     if "no C++ compiler" in said:
         pytest.skip(said)
@@ -40,7 +41,7 @@ def compile_in_child(what: str, folder: Path, *scenes: Path) -> str:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return open_scene(make_scene(tmp_path_factory.mktemp("raw") / "scenes", (70, 100), name="a", seed=1).path)
+    return make_scene(tmp_path_factory.mktemp("raw") / "scenes", (70, 100), name="a", seed=1)
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,9 @@ from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from test_mapping_bad_input import change_item, complaint, rewrite
 from test_mapping_many import Fakes
-from test_mapping_runtime import make_info
 from torch import Tensor, nn
 
-from factories import layers_of, make_dates, make_scene
+from factories import layers_of, make_dates, make_info, make_scene
 from predictors import NumpyPredictor, NumpySource, from_first_band, from_neighbours
 from terraseg.bands import PRITHVI_BANDS
 from terraseg.cli import main

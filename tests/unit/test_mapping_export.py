@@ -10,10 +10,9 @@ import openvino
 import pytest
 import rasterio
 import torch
-from test_mapping_runtime import make_info
 from torch import Tensor, nn
 
-from factories import make_scene
+from factories import make_info, make_scene
 from terraseg.cli import main
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping import export, exported, parity, run
@@ -29,7 +28,7 @@ from terraseg.mapping.parity import (
     runtimes_folder,
 )
 from terraseg.mapping.runtime import TorchPredictor
-from terraseg.scene import Scene, open_scene
+from terraseg.scene import Scene
 
 
 class Net(nn.Module):
@@ -68,7 +67,7 @@ def _short_passes() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    return open_scene(make_scene(tmp_path_factory.mktemp("raw") / "scenes", (70, 100), name="a", seed=1).path)
+    return make_scene(tmp_path_factory.mktemp("raw") / "scenes", (70, 100), name="a", seed=1)
 
 
 @pytest.fixture(scope="module")

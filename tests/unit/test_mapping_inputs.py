@@ -17,9 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
-from test_mapping_runtime import ConvBundle, make_info
+from test_mapping_runtime import ConvBundle
 
-from factories import ATTRIBUTION, make_scene
+from factories import ATTRIBUTION, make_info, make_scene
 from predictors import NumpyPredictor, from_neighbours
 from terraseg.bands import PRITHVI_BANDS, UNIT
 from terraseg.cli import main

@@ -17,9 +17,9 @@ import rasterio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from test_mapping_runtime import ConvBundle, make_info
+from test_mapping_runtime import ConvBundle
 
-from factories import layers_of, make_scene
+from factories import layers_of, make_info, make_scene
 from predictors import POISON, Failing, NumpyPredictor, NumpySource, from_neighbours
 from terraseg.cli import main
 from terraseg.errors import CheckpointError, ConfigError

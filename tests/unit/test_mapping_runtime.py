@@ -8,39 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from factories import make_scene
-from terraseg.bands import PRITHVI_BANDS, UNIT
+from factories import make_info, make_scene
 from terraseg.errors import ConfigError
 from terraseg.mapping import run
-from terraseg.mapping.bundle import Bundle, BundleInfo
+from terraseg.mapping.bundle import Bundle
 from terraseg.mapping.runtime import TorchPredictor
 from terraseg.products import find_products
-
-
-def make_info(**changes: Any) -> BundleInfo:
-    facts: dict[str, Any] = {
-        "experiment": "tiny",
-        "model_factory": "EncoderDecoderFactory",
-        "model_args": {},
-        "bands": PRITHVI_BANDS,
-        "unit": UNIT,
-        "nodata": 0.0,
-        "means": tuple(600.0 + 250 * k for k in range(6)),
-        "stds": (300.0,) * 6,
-        "classes": {0: "background", 1: "building"},
-        "positive_class": 1,
-        "threshold": 0.4,
-        "temperature": 1.5,
-        "tile_size": 32,
-        "gsd": 10.0,
-        "weights": "none",
-        "weights_hash": "abc",
-        "dataset_hash": "def",
-        "licence": "MIT",
-        "attribution": "model of the tests",
-        "versions": {},
-    }
-    return BundleInfo(**facts | changes)
 
 
 class ConvBundle(Bundle):
