@@ -49,8 +49,8 @@ def finishing(
     Raises:
         OutputError: the disk is full.
     """
-    given_up = threading.Event()
-    rows = partial(_complete_rows, strips, grid=grid, layers=list(layers), given_up=given_up)
+    over, given_up = threading.Event(), threading.Event()
+    rows = partial(_complete_rows, strips, grid=grid, layers=list(layers), over=over, given_up=given_up)
     with ExitStack() as stack:
         drafts = {
             layer: stack.enter_context(
@@ -68,10 +68,12 @@ def finishing(
             for layer, title in layers.items()
         }
         followers = stack.enter_context(ThreadPoolExecutor(2, "finish"))
-        stack.callback(given_up.set)
+        stack.callback(over.set)
+        stack.callback(given_up.set)  # before that
         rasters = followers.submit(_write_rasters, rows(), drafts)
         count = followers.submit(outline, (_outlined(parts) for parts in rows()))
         yield count
+        over.set()
         give_freed_memory_back()
         with full_disk_named(product, kept="what was finished is kept"):
             rasters.result()
@@ -79,18 +81,30 @@ def finishing(
 
 
 def _complete_rows(
-    strips: FinishedStrips, *, grid: WindowGrid, layers: Sequence[Layer], given_up: threading.Event
+    strips: FinishedStrips,
+    *,
+    grid: WindowGrid,
+    layers: Sequence[Layer],
+    over: threading.Event,
+    given_up: threading.Event,
 ) -> Iterator[list[dict[Layer, Pixels]]]:
-    """The rows that all panels have finished, from the top down, as soon as they are there: the part of each panel."""
+    """The rows that all panels have finished, from the top down, as soon as they are there: the part of each panel.
+
+    They come to an end only once the prediction is over, and with an error where it was given up: it may have failed
+    though each strip is there.
+    """
     if len(grid.panels) > 1:  # rows are complete with the last panel only: not worth the memory of both at a time
-        strips.wait_for(grid.strips - 1, given_up=given_up)
+        strips.wait_for(grid.strips - 1, over=over)
     for row in range(len(grid.rows.offsets)):
         parts = []
         for panel in range(len(grid.panels)):
             strip = grid.strip(panel, row)
-            strips.wait_for(strip, given_up=given_up)
+            strips.wait_for(strip, over=over)
             parts.append(dict(zip(layers, strips.read(strip, layers=len(layers)), strict=True)))
         yield parts
+    over.wait()
+    if given_up.is_set():
+        raise InterruptedError("the prediction was given up")
 
 
 def _outlined(parts: list[dict[Layer, Pixels]]) -> Rows:

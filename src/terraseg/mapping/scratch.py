@@ -110,14 +110,18 @@ class FinishedStrips:
         with open(self._path(index), "rb") as handle:
             return [np.load(handle, allow_pickle=False) for _ in range(layers)]
 
-    def wait_for(self, index: int, *, given_up: threading.Event) -> None:
+    def wait_for(self, index: int, *, over: threading.Event) -> None:
         """Come back when a strip is complete.
 
+        Args:
+            index: of the strip.
+            over: set as soon as nobody predicts any more.
+
         Raises:
-            InterruptedError: it isn't, and nobody predicts it any more.
+            InterruptedError: it isn't complete, and never will be.
         """
         while not self._path(index).is_file():
-            if given_up.wait(_POLL_S):
+            if over.wait(_POLL_S) and not self._path(index).is_file():
                 raise InterruptedError(f"strip {index} will not come")
 
     def remove(self) -> None:
