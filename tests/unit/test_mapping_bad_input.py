@@ -213,7 +213,7 @@ def test_the_look_at_a_wide_scene_stays_coarse_on_both_sides(
 
     monkeypatch.setattr(PatientRaster, "read", spied)
     check_fit((scene,), NumpyPredictor(), crop=32)
-    expected = [((6, 21, 512), 120)] if overviews else [((6, 1, 512), 1)] * 32
+    expected = [((6, 11, 256), 120)] if overviews else [((6, 1, 256), 1)] * 32
     assert looks == expected
 
 
@@ -222,3 +222,13 @@ def test_wrong_units_are_seen_without_overviews(tmp_path: Path) -> None:
     rewrite(scene.path, pixels=lambda values: values // 40)
     with pytest.raises(SceneError, match="times those that the model was trained on"):
         check_fit((scene,), NumpyPredictor(), crop=32)
+
+
+def test_a_model_is_tried_with_a_crop_once_and_not_for_each_scene(scene: Scene, tmp_path: Path) -> None:
+    predictor = NumpyPredictor()
+    other = make_scene(tmp_path / "other", (90, 60))
+    for one in (scene, other):
+        check_fit((one,), predictor, crop=32)
+    assert predictor.windows == 1
+    check_fit((scene,), predictor, crop=64)
+    assert predictor.windows == 2

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,7 @@ from terraseg.scene import NODATA, Place, Scene, group_places
 
 logger = logging.getLogger(__name__)
 
-_LOOK = 512
+_LOOK = 256
 """Longer side of the coarse look at a scene's values, in pixels."""
 
 _ROWS = 32
@@ -28,9 +29,12 @@ _ROWS = 32
 _IMPLAUSIBLE = 20.0
 """Factor between a scene's values and the model's statistics beyond which the unit must be another one."""
 
+_taken_crops: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
+"""Crops that a model was tried with: of a thousand small scenes, each would cost a forward more."""
+
 
 class Predictor(Protocol):
-    """A model of one class."""
+    """A model of one class; it equals itself alone."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -115,7 +119,10 @@ def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
     _check_dates(place, predictor)
     for scene in place:
         _check_scene(scene, predictor)
-    _check_crop(predictor, crop)
+    taken = _taken_crops.setdefault(predictor, set())
+    if crop not in taken:
+        _check_crop(predictor, crop)
+        taken.add(crop)
 
 
 def _check_dates(place: Place, predictor: Predictor) -> None:
