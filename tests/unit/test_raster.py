@@ -57,3 +57,18 @@ def test_a_draft_becomes_a_cog_only_when_its_block_ends(tmp_path: Path) -> None:
         np.testing.assert_array_equal(source.read(1), pixels)
         assert source.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
         assert source.overviews(1)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "overviews", "predictor"),
+    [("uint8", "nearest", None), ("uint8", "average", "2"), ("float32", "average", "3")],
+)
+def test_neighbours_foretell_measurements_and_no_classes(
+    tmp_path: Path, dtype: str, overviews: str, predictor: str | None
+) -> None:
+    geobox = GeoBox((600, 600), Affine(10, 0, 5e5, 0, -10, 4e6), "EPSG:32631")
+    options = {"geobox": geobox, "dtype": dtype, "nodata": None, "bands": ["x"], "overviews": overviews}
+    with cog_writer(tmp_path / "x.tif", **options) as target:
+        target.write(np.ones((600, 600), dtype), 1)
+    with rasterio.open(tmp_path / "x.tif") as source:
+        assert source.tags(ns="IMAGE_STRUCTURE").get("PREDICTOR") == predictor
