@@ -122,6 +122,27 @@ def test_least_area_and_tolerance_hold_and_are_in_the_metadata(tmp_path: Path) -
     assert (stored["attribution"], stored["model_licence"]) == ("© A", "MIT")
 
 
+@settings(max_examples=60, deadline=None)
+@given(hnp.arrays(np.uint8, (18, 18), elements=st.sampled_from([0, 1, 1])), st.sampled_from([4.0, 5.0, 10.0, 15.0]))
+def test_a_simplified_polygon_is_valid_and_none_is_lost(mask: npt.NDArray[np.uint8], tolerance: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        product = make_product(Path(folder), mask)
+        exact, frame = outline(product), outline(product, simplify_m=tolerance)
+    assert frame.is_valid.all()
+    assert set(frame.geom_type) <= {"Polygon"}
+    np.testing.assert_array_equal(frame.area_m2, exact.area_m2)
+    np.testing.assert_array_equal(frame.geometry.count_interior_rings(), exact.geometry.count_interior_rings())
+
+
+def test_a_polygon_that_would_lose_its_ring_keeps_it(tmp_path: Path) -> None:
+    """A courtyard of a pixel is flat at a tolerance of 8 m; without it the building would be another one."""
+    mask = np.ones((9, 20), np.uint8)
+    mask[4, 4] = 0
+    mask[:, 12] = 0
+    frame = outline(make_product(tmp_path, mask), simplify_m=8.0)
+    assert sorted(frame.geometry.count_interior_rings()) == [0, 1]
+
+
 @pytest.mark.parametrize("fill", [0, 255, 1])
 def test_both_files_hold_the_same_and_are_valid_when_empty(tmp_path: Path, fill: int) -> None:
     product = make_product(tmp_path, np.full((9, 5), fill, np.uint8))
