@@ -121,9 +121,12 @@ class CogDraft:
 
     @property
     def _predictor(self) -> str:
-        """GDAL's name of how a pixel is foretold from its neighbour; of classes that would take a fifth more bytes."""
-        kind = np.dtype(self._profile["dtype"]).kind
-        return "FLOATING_POINT" if kind == "f" else "NO" if self._overviews == "nearest" else "STANDARD"
+        """GDAL's name of how a pixel is foretold from its neighbour; classes would take a fifth more bytes with it."""
+        dtype = np.dtype(self._profile["dtype"])
+        if dtype.kind == "f":
+            return "FLOATING_POINT"
+        classes = dtype.itemsize == 1 and self._overviews == "nearest"
+        return "NO" if classes else "STANDARD"
 
     @contextmanager
     def writing(self) -> Iterator[DatasetWriter]:

@@ -61,7 +61,13 @@ def test_a_draft_becomes_a_cog_only_when_its_block_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "overviews", "predictor"),
-    [("uint8", "nearest", None), ("uint8", "average", "2"), ("float32", "average", "3")],
+    [
+        ("uint8", "nearest", None),
+        ("uint8", "average", "2"),
+        ("uint16", "nearest", "2"),
+        ("float32", "average", "3"),
+        ("float32", "nearest", "3"),
+    ],
 )
 def test_neighbours_foretell_measurements_and_no_classes(
     tmp_path: Path, dtype: str, overviews: str, predictor: str | None
