@@ -68,12 +68,15 @@ def finishing(
             for layer, title in layers.items()
         }
         followers = stack.enter_context(ThreadPoolExecutor(2, "finish"))
-        stack.callback(over.set)
-        stack.callback(given_up.set)  # before that
-        rasters = followers.submit(_write_rasters, rows(), drafts)
-        count = followers.submit(outline, (_outlined(parts) for parts in rows()))
-        yield count
-        over.set()
+        try:
+            rasters = followers.submit(_write_rasters, rows(), drafts)
+            count = followers.submit(outline, (_outlined(parts) for parts in rows()))
+            yield count
+        except BaseException:
+            given_up.set()
+            raise
+        finally:
+            over.set()
         give_freed_memory_back()
         with full_disk_named(product, kept="what was finished is kept"):
             rasters.result()

@@ -29,7 +29,7 @@ _ROWS = 32
 _IMPLAUSIBLE = 20.0
 """Factor between a scene's values and the model's statistics beyond which the unit must be another one."""
 
-_taken_crops: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
+_TAKEN_CROPS: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
 """Crops that a model was tried with: of a thousand small scenes, each would cost a forward more."""
 
 
@@ -119,7 +119,7 @@ def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
     _check_dates(place, predictor)
     for scene in place:
         _check_scene(scene, predictor)
-    taken = _taken_crops.setdefault(predictor, set())
+    taken = _TAKEN_CROPS.setdefault(predictor, set())
     if crop not in taken:
         _check_crop(predictor, crop)
         taken.add(crop)
