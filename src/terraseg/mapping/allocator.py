@@ -18,9 +18,9 @@ def reuse_freed_memory() -> None:
     """Let the process keep what one batch frees for the next one; without glibc this does nothing.
 
     By itself glibc gives a batch's arrays back to the kernel, which has to clear each page again for the next batch:
-    with a small model that costs more than the model. And all threads take from one pool: each with its own, what the
-    reading thread has freed would lie idle while rasters are written. It is for a program that maps scenes, not for
-    an import.
+    with a small model that costs more than the model. And no pool is made any more for a further thread: with more of
+    them, what the reading thread has freed would lie idle while rasters are written. Pools that threads have already
+    stay, so the earlier the better. It is for a program that maps scenes, not for an import.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
