@@ -40,7 +40,7 @@ import numpy as np
 import rasterio
 import torch
 import yaml
-from bench_map import BATCH, MEANS, STDS, bundle_info, make_scene, pointwise
+from bench_map import BATCH, MEANS, ONE_POOL, STDS, bundle_info, make_scene, pointwise
 from rasterio.windows import Window
 from torch import nn
 
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=ROOT / "outputs/demo_prithvi_tiny/bundle")
     parser.add_argument("--command", choices=COMMANDS, help=argparse.SUPPRESS)  # of the measured child process
     parser.add_argument("--scenes", type=Path, nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--models", action="store_true", help=argparse.SUPPRESS)  # the child for all but conv
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     warnings.filterwarnings("ignore")
@@ -84,11 +85,15 @@ def main() -> None:
         if options.command:
             print(json.dumps(_run_command(options.command, options.scenes, folder)))
             return
+        if options.models:
+            print(json.dumps(_model_bars(folder, options)))
+            return
         bars = _conv_bars(folder, options.side) if options.side else {}
-        if options.prithvi_side:
-            bars |= _prithvi_bars(folder, options.prithvi_side, rounds=options.rounds, bundle=options.bundle)
-        if torch.cuda.is_available():
-            bars |= _gpu_bars(folder, options.gpu_side, rounds=options.rounds)
+        models = [sys.executable, __file__, *sys.argv[1:], "--models"]
+        done = subprocess.run(models, stdout=subprocess.PIPE, text=True, check=True, env=ONE_POOL)
+        *table, line = done.stdout.splitlines()
+        print("\n".join(table))
+        bars |= json.loads(line)
     print(f"{'bar':40} {'value':>8} {'goal':>8}")
     for key, bar in bars.items():
         print(f"{key:40} {bar['value']:>8} {bar['goal']:>8} {'' if bar['ok'] else 'MISSED'}")
@@ -103,7 +108,8 @@ def _conv_bars(folder: Path, side: int) -> dict[str, dict[str, Any]]:
     told: dict[str, list[dict[str, float]]] = {name: [] for name in COMMANDS}
     for name in ("terraseg", "terratorch", "terraseg"):
         child = [sys.executable, __file__, "--command", name, "--scenes", *scenes]
-        done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True)
+        pools = ONE_POOL if name == "terraseg" else None
+        done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True, env=pools)
         told[name].append(json.loads(done.stdout.splitlines()[-1]))
     if len({round(run["class_share"], 4) for runs in told.values() for run in runs}) > 1:
         raise SystemExit("the two commands' maps differ: they did not run the same model")
@@ -211,8 +217,17 @@ def _register_bare_bands() -> None:
 # prithvi
 
 
-def _prithvi_bars(folder: Path, side: int, *, rounds: int, bundle: Path) -> dict[str, dict[str, Any]]:
+def _model_bars(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     reuse_freed_memory()  # as `terraseg predict` does
+    bars: dict[str, dict[str, Any]] = {}
+    if options.prithvi_side:
+        bars |= _prithvi_bars(folder, options.prithvi_side, rounds=options.rounds, bundle=options.bundle)
+    if torch.cuda.is_available():
+        bars |= _gpu_bars(folder, options.gpu_side, rounds=options.rounds)
+    return bars
+
+
+def _prithvi_bars(folder: Path, side: int, *, rounds: int, bundle: Path) -> dict[str, dict[str, Any]]:
     random = _random_bundle(folder / "tiny", ROOT / "configs/demo_prithvi_tiny.yaml")
     predictor = open_predictor(random, runtime="torch", device="cpu", crop=CROP)
     times, _ = _against_forward(folder, "torch", predictor, side=side, crop=CROP, rounds=rounds)
@@ -226,7 +241,6 @@ def _prithvi_bars(folder: Path, side: int, *, rounds: int, bundle: Path) -> dict
 
 
 def _gpu_bars(folder: Path, side: int, *, rounds: int, device: str = "cuda") -> dict[str, dict[str, Any]]:
-    reuse_freed_memory()
     random = _random_bundle(folder / "v1_100", ROOT / "configs/prithvi_upernet.yaml")
     predictor = open_predictor(random, runtime="torch-bf16", device=device, crop=CROP)
     times, seconds = _against_forward(folder, "prithvi_v1_100, bf16", predictor, side=side, crop=CROP, rounds=rounds)

@@ -226,6 +226,9 @@ def _tune(verbs: _Verbs) -> None:
 def _predict(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each."""
+        from terraseg.mapping.allocator import reuse_freed_memory
+
+        reuse_freed_memory()  # first of all: the threads that the next imports start would get pools of their own
         from rich.console import Console
 
         from terraseg.mapping.many import FailedScenesError

@@ -1,6 +1,7 @@
 """Scenes and rows over real processes: equal pixels, whoever dies."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,16 @@ def test_the_processes_share_the_cores(crew: Workers) -> None:
     assert set.union(*cores) == mine
     assert sum(map(len, cores)) == max(len(mine), 2)
     assert [int(number) for number in threads] == list(map(len, cores))
+
+
+def at_the_start(_: int) -> list[str]:
+    return Path("/proc/self/environ").read_text().split("\0")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux' C library")
+def test_the_processes_have_one_pool_of_memory(crew: Workers) -> None:
+    (environment,) = crew.run(at_the_start, range(1), lost=lambda _: [])
+    assert "MALLOC_ARENA_MAX=1" in environment
 
 
 def test_scenes_go_over_processes_and_a_killed_one_is_tried_again(

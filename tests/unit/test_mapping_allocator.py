@@ -51,3 +51,20 @@ print(before - resident())
 def test_what_is_freed_between_what_is_used_goes_back() -> None:
     done = subprocess.run([sys.executable, "-c", _PIECES], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 24 << 20
+
+
+_POOLS = """
+import ctypes
+from terraseg.cli import main
+
+main(["predict", "--bundle", "nowhere"])
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such pools")
+def test_the_command_has_one_pool_for_all_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", _POOLS], capture_output=True, text=True, check=True)
+    assert done.stdout.count("<heap nr=") == 1
