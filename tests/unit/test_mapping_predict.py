@@ -381,6 +381,14 @@ def test_a_model_that_does_not_fit_is_one_line_before_any_work(
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
     assert predictor.windows <= 1
+    assert not (tmp_path / "scene").exists()
+
+
+def test_a_folder_that_was_there_stays(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "raw", (64, 64))
+    (tmp_path / "scene").mkdir()
+    with pytest.raises(CheckpointError):
+        predict_scene(scene, NumpyPredictor(nan_logits), tmp_path, **OPTIONS)
     assert not list((tmp_path / "scene").iterdir())
 
 
@@ -417,6 +425,15 @@ def test_a_cut_off_scene_is_named_and_leaves_no_product(tmp_path: Path) -> None:
     with pytest.raises(SceneError, match="can't be read"):
         predict_scene(scene, NumpyPredictor(from_neighbours), tmp_path, **OPTIONS)
     assert not list((tmp_path / "scene").glob("[!.]*"))
+
+
+def test_a_scene_that_fails_at_its_first_rows_leaves_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    scene = scene_of(tmp_path / "raw", rng.integers(800, 1200, (1100, 1100)).astype(np.uint16))
+    os.truncate(scene.path, scene.path.stat().st_size // 2)  # the look at some pixels in the middle is well
+    with pytest.raises(SceneError, match="can't be read"):
+        predict_scene(scene, NumpyPredictor(from_neighbours), tmp_path, **OPTIONS | {"crop": 1024, "overlap": 256})
+    assert not (tmp_path / "scene").exists()
 
 
 def full_disk(*_: object, **__: object) -> None:

@@ -133,15 +133,11 @@ def predict_scene(
                 "MODEL_LICENCE": predictor.licence,
                 "MODEL": json.dumps(predictor.provenance, sort_keys=True),
             }
-            with finishing(
-                product,
-                strips,
-                grid=grid,
-                geobox=place[0].geobox,
-                layers={layer: layer.title(predictor) for layer in layers},
-                tags=tags,
-                outline=outlined,
-            ) as counted:
+            titles = {layer: layer.title(predictor) for layer in layers}
+            files = finishing(
+                product, strips, grid=grid, geobox=place[0].geobox, layers=titles, tags=tags, outline=outlined
+            )
+            with strips.kept(), files as counted:
                 if spread is None:
                     work(predictor, strips.missing(), progress=progress)
                 else:

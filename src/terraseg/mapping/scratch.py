@@ -35,11 +35,13 @@ def fingerprint(settings: dict[str, Any]) -> str:
 def output_lock(root: Path) -> Iterator[None]:
     """Hold a product's folder for this run; the kernel lets go of the lock however the run ends.
 
+    A folder that wasn't there and in which nothing was left goes again.
+
     Raises:
         BusyError: another run holds it.
         OutputError: the folder can't be written.
     """
-    path = root / ".lock"
+    path, is_new = root / ".lock", not root.exists()
     try:
         root.mkdir(parents=True, exist_ok=True)
         handle = path.open("a")
@@ -64,6 +66,8 @@ def output_lock(root: Path) -> Iterator[None]:
             yield
         finally:
             path.unlink()
+            if is_new and not any(root.iterdir()):
+                root.rmdir()
 
 
 class FinishedStrips:
@@ -86,6 +90,16 @@ class FinishedStrips:
         write_json(manifest, {"fingerprint": fingerprint})
         for stale in self.folder.glob(".*.part*"):
             stale.unlink()
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the strips for the next run where the block fails, but no empty folder where there are none."""
+        try:
+            yield
+        except BaseException:
+            if not any(self.folder.glob("*.npy")):
+                self.remove()
+            raise
 
     def missing(self, within: range | None = None) -> list[range]:
         """The strips that are not complete, of all or of some, as runs of neighbours from the top down."""
