@@ -30,7 +30,7 @@ from rasterio.windows import Window
 from torch import nn
 
 from terraseg.bands import PRITHVI_BANDS, UNIT
-from terraseg.mapping.allocator import reuse_freed_memory
+from terraseg.mapping.allocator import ONE_POOL, reuse_freed_memory
 from terraseg.mapping.bundle import Bundle, BundleInfo
 from terraseg.mapping.polygons import rows_of, vectorise
 from terraseg.mapping.predict import predict_scene
@@ -43,8 +43,8 @@ from terraseg.raster import cog_writer
 from terraseg.scene import Scene, open_scene, scene_writer
 
 BATCH = 16
-ONE_POOL = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-"""Environment of a process that has one pool of memory from its start, as `terraseg predict` asks for first of all."""
+AS_THE_COMMAND = {**os.environ, **ONE_POOL}
+"""Environment of a child process that is measured: `terraseg predict` asks for one pool of memory first of all."""
 MEANS, STDS = (1000.0, 1100.0, 1200.0, 2400.0, 2000.0, 1500.0), (400.0,) * 6
 
 
@@ -219,7 +219,7 @@ def peak_memory(side: int, crop: int, overlap: int) -> tuple[float, float]:
         make_scene(Path(folder), side)
         command = [sys.executable, __file__, "--map", folder, "--side", str(side), "--crop", str(crop)]
         command += ["--overlap", str(overlap)]
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=ONE_POOL)
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, env=AS_THE_COMMAND)
     before, most = answer.stdout.split()
     return float(before), float(most)
 

@@ -40,7 +40,7 @@ import numpy as np
 import rasterio
 import torch
 import yaml
-from bench_map import BATCH, MEANS, ONE_POOL, STDS, bundle_info, make_scene, pointwise
+from bench_map import AS_THE_COMMAND, BATCH, MEANS, STDS, bundle_info, make_scene, pointwise
 from rasterio.windows import Window
 from torch import nn
 
@@ -90,7 +90,7 @@ def main() -> None:
             return
         bars = _conv_bars(folder, options.side) if options.side else {}
         models = [sys.executable, __file__, *sys.argv[1:], "--models"]
-        done = subprocess.run(models, stdout=subprocess.PIPE, text=True, check=True, env=ONE_POOL)
+        done = subprocess.run(models, stdout=subprocess.PIPE, text=True, check=True, env=AS_THE_COMMAND)
         *table, line = done.stdout.splitlines()
         print("\n".join(table))
         bars |= json.loads(line)
@@ -108,8 +108,8 @@ def _conv_bars(folder: Path, side: int) -> dict[str, dict[str, Any]]:
     told: dict[str, list[dict[str, float]]] = {name: [] for name in COMMANDS}
     for name in ("terraseg", "terratorch", "terraseg"):
         child = [sys.executable, __file__, "--command", name, "--scenes", *scenes]
-        pools = ONE_POOL if name == "terraseg" else None
-        done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True, env=pools)
+        environment = AS_THE_COMMAND if name == "terraseg" else None
+        done = subprocess.run(child, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         told[name].append(json.loads(done.stdout.splitlines()[-1]))
     if len({round(run["class_share"], 4) for runs in told.values() for run in runs}) > 1:
         raise SystemExit("the two commands' maps differ: they did not run the same model")

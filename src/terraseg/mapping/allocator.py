@@ -14,6 +14,10 @@ _KEPT = 128 << 20
 """Bytes that may lie free before they are given back."""
 
 
+ONE_POOL = {"MALLOC_ARENA_MAX": "1"}
+"""For the environment of a child process, so that it has no further pool either, from its very start."""
+
+
 def reuse_freed_memory() -> None:
     """Let the process keep what one batch frees for the next one; without glibc this does nothing.
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar, cast
 
 from terraseg.errors import ConfigError
 from terraseg.executor import connected, run_on_cluster
+from terraseg.mapping.allocator import ONE_POOL
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -135,7 +136,7 @@ def _local_cluster(workers: int, gpus: list[str]) -> Iterator[Any]:
     }
     scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
     # A task whose process died comes back at once: who gave it counts how often it is tried.
-    settings = {"distributed.scheduler.allowed-failures": 0, "distributed.nanny.pre-spawn-environ": _FROM_THE_START}
+    settings = {"distributed.scheduler.allowed-failures": 0, "distributed.nanny.pre-spawn-environ": ONE_POOL}
     connect, spec_cluster = cast(Any, distributed.Client), cast(Any, distributed.SpecCluster)
     with (
         dask.config.set(settings),
@@ -152,10 +153,6 @@ def core_shares(workers: int) -> list[list[int]]:
     if workers > len(cores):
         return [[cores[index % len(cores)]] for index in range(workers)]
     return [cores[index * len(cores) // workers : (index + 1) * len(cores) // workers] for index in range(workers)]
-
-
-_FROM_THE_START = {"MALLOC_ARENA_MAX": "1"}
-"""What a worker's process is to know before its first import: one pool of memory, see `terraseg.mapping.allocator`."""
 
 
 def _environment(cores: list[int], gpu: str | None) -> dict[str, str]:
