@@ -100,7 +100,7 @@ def _alone(function: Callable[..., Any], *arguments: object) -> dict[str, Any]:
 
 
 def _measure(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    from terraseg.memory import peak_memory
+    from terraseg.core.memory import peak_memory
 
     result, seconds = function(*arguments)
     send.send({"result": result, "seconds": seconds, "peak_mb": peak_memory() / 2**20})
@@ -131,7 +131,7 @@ def _serve(city: Path, send: Connection) -> None:
 
 
 def _make_city(city: Path) -> tuple[None, float]:
-    from terraseg.sample.city import make_city
+    from terraseg.sample.city.make import make_city
 
     make_city(city, size=max(LARGE) + 2, dates=5, cloud=0.2)
     return None, 0.0
@@ -163,7 +163,7 @@ def _composite(city: Path, url: str, output: Path, shape: tuple[int, int]) -> tu
     import geopandas as gpd
     import shapely
 
-    from terraseg.acquire.run import download
+    from terraseg.api.acquire import download
 
     geobox = _geobox(city, shape)
     aoi = output / "aoi.geojson"
@@ -183,8 +183,8 @@ def _bare_loop(city: Path, url: str, output: Path, shape: tuple[int, int]) -> tu
     from pystac_client import Client
     from rasterio.windows import Window
 
-    from terraseg.bands import band
-    from terraseg.raster import cog_writer
+    from terraseg.core.bands import band
+    from terraseg.core.raster import cog_writer
 
     geobox = _geobox(city, shape)
     odc.stac.configure_rio(cloud_defaults=True)
@@ -222,8 +222,8 @@ def _labels(extract: Path, output: Path, box: tuple[float, ...], count_raw: bool
     import shapely
 
     from terraseg.acquire.config import LabelsConfig
-    from terraseg.acquire.labels import write_labels
-    from terraseg.footprints import read_footprints
+    from terraseg.acquire.footprints.sources import write_labels
+    from terraseg.contracts.footprints import read_footprints
 
     source = {"kind": "extract", "path": extract, "extract_date": "2024-01-01"}
     config = LabelsConfig.model_validate({"source": source})

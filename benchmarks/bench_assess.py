@@ -20,14 +20,14 @@ import shapely
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
-from terraseg.assess.bootstrap import intervals, paired_difference
 from terraseg.assess.evaluate import evaluate
-from terraseg.assess.objects import match, overlaps
-from terraseg.assess.pixels import iou
-from terraseg.files import write_json
-from terraseg.memory import peak_memory
-from terraseg.products import Product
-from terraseg.raster import cog_writer
+from terraseg.assess.metrics.bootstrap import intervals, paired_difference
+from terraseg.assess.metrics.object_match import match, overlaps
+from terraseg.assess.metrics.pixels import iou
+from terraseg.contracts.product import Product
+from terraseg.core.files import write_json
+from terraseg.core.memory import peak_memory
+from terraseg.core.raster import cog_writer
 
 T = TypeVar("T")
 Bars = dict[str, dict[str, Any]]

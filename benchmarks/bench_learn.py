@@ -32,8 +32,8 @@ from bench_prepare import CONFIG, make_ground
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 
-from terraseg.dataset import ChipDataset
-from terraseg.prepare.run import preprocess
+from terraseg.contracts.dataset import ChipDataset
+from terraseg.prepare.preprocess import preprocess
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BATCH, GPU_BATCH = 4, 16

@@ -29,18 +29,18 @@ from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 from torch import nn
 
-from terraseg.bands import PRITHVI_BANDS, UNIT
-from terraseg.mapping.allocator import ONE_POOL, reuse_freed_memory
-from terraseg.mapping.bundle import Bundle, BundleInfo
-from terraseg.mapping.polygons import rows_of, vectorise
-from terraseg.mapping.predict import predict_scene
-from terraseg.mapping.runtime import TorchPredictor
-from terraseg.mapping.stream import even_batches
-from terraseg.mapping.windows import WindowAxis
-from terraseg.memory import peak_memory as process_peak
-from terraseg.products import PROBABILITY_NODATA, Product
-from terraseg.raster import cog_writer
-from terraseg.scene import Scene, open_scene, scene_writer
+from terraseg.contracts.bundle import Bundle, BundleInfo
+from terraseg.contracts.product import PROBABILITY_NODATA, Product
+from terraseg.contracts.scene import Scene, open_scene, scene_writer
+from terraseg.core.allocator import ONE_POOL, reuse_freed_memory
+from terraseg.core.bands import PRITHVI_BANDS, UNIT
+from terraseg.core.memory import peak_memory as process_peak
+from terraseg.core.raster import cog_writer
+from terraseg.mapping.outputs.polygons import rows_of, vectorise
+from terraseg.mapping.runtimes.pytorch import TorchPredictor
+from terraseg.mapping.scene import predict_scene
+from terraseg.mapping.windows.blend import even_batches
+from terraseg.mapping.windows.grid import WindowAxis
 
 BATCH = 16
 AS_THE_COMMAND = {**os.environ, **ONE_POOL}

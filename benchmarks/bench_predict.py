@@ -44,17 +44,17 @@ from bench_map import AS_THE_COMMAND, BATCH, MEANS, STDS, bundle_info, make_scen
 from rasterio.windows import Window
 from torch import nn
 
-from terraseg.bands import PRITHVI_BANDS
-from terraseg.mapping.allocator import reuse_freed_memory
-from terraseg.mapping.bundle import Bundle, open_bundle, write_bundle
-from terraseg.mapping.parity import open_predictor
-from terraseg.mapping.predict import predict_scene
-from terraseg.mapping.run import predict
-from terraseg.mapping.runtime import BundlePredictor
-from terraseg.mapping.stream import even_batches
-from terraseg.mapping.windows import WindowAxis
-from terraseg.memory import peak_memory
-from terraseg.scene import Scene
+from terraseg.api.mapping import predict
+from terraseg.contracts.bundle import Bundle, open_bundle, write_bundle
+from terraseg.contracts.scene import Scene
+from terraseg.core.allocator import reuse_freed_memory
+from terraseg.core.bands import PRITHVI_BANDS
+from terraseg.core.memory import peak_memory
+from terraseg.mapping.runtimes.choose import open_predictor
+from terraseg.mapping.runtimes.pytorch import BundlePredictor
+from terraseg.mapping.scene import predict_scene
+from terraseg.mapping.windows.blend import even_batches
+from terraseg.mapping.windows.grid import WindowAxis
 
 ROOT = Path(__file__).parents[1]
 CROP, OVERLAP = 224, 56
@@ -138,7 +138,7 @@ def _run_command(name: str, scenes: list[Path], folder: Path) -> dict[str, float
 
 def _terraseg(folder: Path) -> Callable[[Path, Path], Path]:
     """`terraseg predict --bundle`; returns a function of scene and output that gives the mask's path."""
-    from terraseg.learn.model import build_model
+    from terraseg.learn.models.build import build_model
 
     model = build_model(FACTORY, CONV)
     model.head.head[-1].load_state_dict(pointwise().state_dict())
@@ -250,7 +250,7 @@ def _gpu_bars(folder: Path, side: int, *, rounds: int, device: str = "cuda") -> 
 
 
 def _random_bundle(root: Path, config: Path) -> Bundle:
-    from terraseg.learn.model import build_model
+    from terraseg.learn.models.build import build_model
 
     section = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["init_args"]
     factory, arguments = section["model_factory"], section["model_args"]

@@ -35,13 +35,13 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
-from terraseg.bands import PRITHVI_BANDS
-from terraseg.dataset import ChipDataset, open_dataset
-from terraseg.footprints import FootprintSource, write_footprints
-from terraseg.memory import peak_memory
+from terraseg.contracts.dataset import ChipDataset, open_dataset
+from terraseg.contracts.footprints import FootprintSource, write_footprints
+from terraseg.contracts.scene import Scene, find_scenes, scene_writer
+from terraseg.core.bands import PRITHVI_BANDS
+from terraseg.core.memory import peak_memory
 from terraseg.prepare.config import PrepareConfig
-from terraseg.prepare.run import preprocess
-from terraseg.scene import Scene, find_scenes, scene_writer
+from terraseg.prepare.preprocess import preprocess
 
 BATCH = 16
 CONFIG = PrepareConfig()
@@ -197,8 +197,8 @@ def _write(scene: Scene, target: Path, tile: str, image: np.ndarray, row: int, c
 
 
 def _loader_bars(root: Path) -> dict[str, dict[str, object]]:
+    from terraseg.learn.chips.pack import open_pack
     from terraseg.learn.datamodule import ChipDataModule
-    from terraseg.learn.pack import open_pack
 
     dataset = open_dataset(root)
     plain, packing = [], []

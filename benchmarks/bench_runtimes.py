@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from terraseg.mapping.export import export, parity_table
+from terraseg.mapping.runtimes.export import export, parity_table
 
 GOAL = 3.0
 

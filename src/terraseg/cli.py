@@ -85,8 +85,8 @@ def _download(verbs: _Verbs) -> None:
             download_sample(options.output, options.labels_output)
             fetch_efficientnet_lite0(options.weights_output)
             return
-        from terraseg.acquire.run import download
-        from terraseg.config import load_data_config
+        from terraseg.api.acquire import download
+        from terraseg.api.config import load_data_config
 
         config = load_data_config(options.config)
         if config.acquire is None:
@@ -107,8 +107,8 @@ def _download(verbs: _Verbs) -> None:
 def _labels(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Get footprints for an area of interest: from OpenStreetMap or files, cleaned, in data/osm_buildings."""
-        from terraseg.acquire.run import labels
-        from terraseg.config import load_data_config
+        from terraseg.api.acquire import labels
+        from terraseg.api.config import load_data_config
 
         labels(aoi=options.aoi, output=options.output, config=load_data_config(options.config).labels)
 
@@ -121,7 +121,7 @@ def _labels(verbs: _Verbs) -> None:
 def _city(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Make a synthetic city: a clear Sentinel-2 scene in raw, and in footprints every building that it shows."""
-        from terraseg.sample.city import make_city_scene
+        from terraseg.sample.city.make import make_city_scene
 
         make_city_scene(options.output, size=options.size, seed=options.seed)
 
@@ -134,8 +134,8 @@ def _city(verbs: _Verbs) -> None:
 def _preprocess(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Make the dataset: labels by a stated rule, chips, splits without leakage, statistics of train, an audit."""
-        from terraseg.config import load_data_config
-        from terraseg.prepare.run import preprocess
+        from terraseg.api.config import load_data_config
+        from terraseg.prepare.preprocess import preprocess
 
         size = {} if options.tile_size is None else {"tile_size": options.tile_size}
         config = load_data_config(options.config, overrides={"prepare": size})
@@ -152,8 +152,8 @@ def _preprocess(verbs: _Verbs) -> None:
 def _import(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Make a dataset of given images and masks: of train/val/test folders, or split by location."""
-        from terraseg.prepare.folders import import_folders
-        from terraseg.prepare.given import FolderOptions
+        from terraseg.prepare.import_files import FolderOptions
+        from terraseg.prepare.import_folders import import_folders
 
         given = {key: value for key, value in vars(options).items() if key in FolderOptions.model_fields}
         import_folders(
@@ -193,7 +193,7 @@ def _check(verbs: _Verbs) -> None:
         """Check an experiment before it trains: data, config and model; each fault with its fix."""
         from rich.console import Console
 
-        from terraseg.learn.check import check
+        from terraseg.learn.check.run import check
 
         console = Console(highlight=False, markup=False, soft_wrap=True)
         findings = check(options.experiment, root=options.root, model=not options.no_model)
@@ -212,7 +212,7 @@ def _check(verbs: _Verbs) -> None:
 def _tune(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Search hyperparameters by short trainings, scored on validation; run again, it goes on where it was."""
-        from terraseg.learn.tune import tune
+        from terraseg.learn.tune.search import tune
 
         tune(options.experiment, search=options.search, root=options.root, output=options.output)
 
@@ -226,13 +226,13 @@ def _tune(verbs: _Verbs) -> None:
 def _predict(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each."""
-        from terraseg.mapping.allocator import reuse_freed_memory
+        from terraseg.core.allocator import reuse_freed_memory
 
         reuse_freed_memory()  # first of all: the threads that the next imports start would get pools of their own
         from rich.console import Console
 
-        from terraseg.mapping.many import FailedScenesError
-        from terraseg.mapping.run import predict
+        from terraseg.api.mapping import predict
+        from terraseg.mapping.scenes import FailedScenesError
 
         try:
             predict(
@@ -309,7 +309,7 @@ def _export(verbs: _Verbs) -> None:
         """Export a bundle's model for other runtimes; measure on real chips how true and how fast each is."""
         from rich.console import Console
 
-        from terraseg.mapping.export import export, parity_table
+        from terraseg.mapping.runtimes.export import export, parity_table
 
         record = export(
             bundle=options.bundle,
@@ -337,8 +337,8 @@ def _evaluate(verbs: _Verbs) -> None:
         """Score predicted scenes on held-out ground: IoU, F1 and more, each with its 95 % interval."""
         from rich.console import Console
 
-        from terraseg.assess.run import score, score_bundle, score_index_baseline
-        from terraseg.assess.screen import tables
+        from terraseg.api.assess import score, score_bundle, score_index_baseline
+        from terraseg.report.tables import tables
 
         names = ("ground_truth", "output", "split", "boundary_tolerance", "seed")
         given = {name: getattr(options, name) for name in names}
@@ -381,8 +381,8 @@ def _compare(verbs: _Verbs) -> None:
         """Train, predict and score experiments x label fractions x seeds; run again, it goes on where it was."""
         from rich.console import Console
 
-        from terraseg.compare.run import compare
-        from terraseg.compare.screen import (
+        from terraseg.api.compare import compare
+        from terraseg.report.comparison_tables import (
             answers,
             by_fraction_table,
             efficiency_table,
@@ -414,7 +414,7 @@ def _compare(verbs: _Verbs) -> None:
 def _visualize(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Draw the figures and write report.html from the results."""
-        from terraseg.assess.run import visualize
+        from terraseg.api.assess import visualize
 
         visualize(
             results=options.results,
@@ -443,7 +443,7 @@ def _models(verbs: _Verbs) -> None:
         """List the backbones: bands, size, licence, weights, paper. Those marked * may not be used commercially."""
         from rich.console import Console
 
-        from terraseg.learn.specs import models_table
+        from terraseg.learn.models.specs import models_table
 
         Console().print(models_table())
 
@@ -453,7 +453,7 @@ def _models(verbs: _Verbs) -> None:
 def _serve(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Fine-tune for others: upload labelled GeoTIFFs, train, get metrics, bundle and maps, over HTTP."""
-        from terraseg.serve.run import serve
+        from terraseg.serve.start import serve
 
         serve(
             root=options.root,

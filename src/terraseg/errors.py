@@ -74,7 +74,7 @@ class BusyError(OutputError):
 
 
 class ServiceError(TerrasegError):
-    """The fine-tuning service can't be reached, or refuses a request; `terraseg.serve.faults` says which."""
+    """The fine-tuning service can't be reached, or refuses a request; `terraseg.serve.http_errors` says which."""
 
 
 def cause_of(error: BaseException) -> TerrasegError | None:

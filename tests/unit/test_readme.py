@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
+from helpers.paths import ROOT
 from terraseg.cli import _parser
 from terraseg.sample.demo import steps
 
-ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 _RUN_BY_TESTS = {step.command for step in steps()}  # tests/integration/test_demo.py
 

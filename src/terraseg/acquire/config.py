@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from terraseg.bands import PRITHVI_BANDS, band
+from terraseg.core.bands import PRITHVI_BANDS, band
 
 SCL_CLASSES = range(12)
 """Sen2Cor's scene classification (ESA, Sentinel-2 Products Specification): 0 nodata to 11 snow."""
@@ -24,7 +24,7 @@ class CatalogueConfig(_Section):
         url: root of the STAC API; needed for ``custom``, elsewhere it replaces the known address (a mirror).
         collection: id of the collection; needed for ``custom``.
         assets: band name -> asset key, with ``SCL`` for the classification; needed for ``custom``.
-        offset: DN to add to every scene, where a catalogue is known to break the rule of `terraseg.acquire.offsets`;
+        offset: DN to add to every scene, where a catalogue is known to break the rule of `terraseg.core.offsets`;
             ``rule`` applies the rule.
     """
 

@@ -12,12 +12,13 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from terraseg.assess.bootstrap import Part, intervals, side_by_side
-from terraseg.assess.boundary import BoundaryCounts, Tolerance, outline_part
-from terraseg.assess.groups import Members, by_block, by_polygons, group_figures, same_places
-from terraseg.assess.object_figures import count_objects, object_figures, place_part
-from terraseg.assess.pairs import Scores, Truth, cells
-from terraseg.assess.pixels import (
+from terraseg.assess.ground.pairs import Scores, Truth, cells
+from terraseg.assess.ground.predictions import predictions_of
+from terraseg.assess.ground.truth import Chip, ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
+from terraseg.assess.metrics.bootstrap import Part, intervals, side_by_side
+from terraseg.assess.metrics.boundary import BoundaryCounts, Tolerance, outline_part
+from terraseg.assess.metrics.objects import count_objects, object_figures, place_part
+from terraseg.assess.metrics.pixels import (
     FROM_CONFUSION,
     FROM_HISTOGRAMS,
     LEVELS,
@@ -31,12 +32,11 @@ from terraseg.assess.pixels import (
     reliability,
     reliability_bins,
 )
-from terraseg.assess.predictions import predictions_of
-from terraseg.assess.record import Estimate, Metrics, PixelTotals, metrics_path, read_metrics, write_metrics
-from terraseg.assess.totals import built_up_part
-from terraseg.assess.truth import Chip, ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
+from terraseg.assess.metrics.places import Members, by_block, by_polygons, group_figures, same_places
+from terraseg.assess.metrics.totals import built_up_part
+from terraseg.contracts.product import Product
+from terraseg.contracts.result import Estimate, Metrics, PixelTotals, metrics_path, read_metrics, write_metrics
 from terraseg.errors import LabelError, SceneError, SplitError
-from terraseg.products import Product
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def evaluate(
         draws: of the bootstrap.
 
     Returns:
-        The result as it was written: `terraseg.assess.record.Metrics`.
+        The result as it was written: `terraseg.contracts.result.Metrics`.
 
     Raises:
         SceneError: no product of the experiment, or one of another scene or grid, or without a threshold, or several of

@@ -26,12 +26,12 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from terraseg.assess.evaluate import evaluate
-from terraseg.assess.record import FORMAT as METRICS_FORMAT
 from terraseg.compare.matrix import Cell, Matrix, placed
+from terraseg.contracts.result import FORMAT as METRICS_FORMAT
+from terraseg.contracts.subsets import chosen_chips
+from terraseg.core.files import last_words, write_json
 from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
-from terraseg.files import last_words, write_json
-from terraseg.mapping.scratch import output_lock
-from terraseg.subsets import chosen_chips
+from terraseg.mapping.windows.finished_strips import output_lock
 
 _log = logging.getLogger(__name__)
 
@@ -150,7 +150,7 @@ def run_cell(cell: Cell, matrix: Matrix) -> None:
         OutputError: the folder holds what no comparison wrote.
         TerrasegError: what `predict` and `evaluate` raise.
     """
-    from terraseg.mapping.run import predict  # imports torch, which the tables don't need
+    from terraseg.api.mapping import predict  # imports torch, which the tables don't need
 
     (cell.folder / "cell.json").unlink(missing_ok=True)
     if not _is_trained(cell):

@@ -11,13 +11,13 @@ from typing import Annotated, Any, TypeGuard
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from terraseg.dataset import ChipDataset, open_dataset
+from terraseg.contracts.dataset import ChipDataset, open_dataset
+from terraseg.contracts.footprints import footprint_files
+from terraseg.contracts.scene import find_places
+from terraseg.contracts.subsets import chosen_chips
+from terraseg.core.files import read_yaml, sha256_of_file
 from terraseg.errors import ConfigError, LabelError, SceneError
-from terraseg.files import read_yaml, sha256_of_file
-from terraseg.footprints import footprint_files
-from terraseg.learn.check_config import check_config, read_config
-from terraseg.scene import find_places
-from terraseg.subsets import chosen_chips
+from terraseg.learn.check.config import check_config, read_config
 
 _BUDGET = (
     "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "accumulate_grad_batches", "limit_train_batches",

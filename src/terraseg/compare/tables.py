@@ -12,12 +12,12 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from terraseg.assess.bootstrap import Difference, holm, intervals, paired_difference
-from terraseg.assess.pixels import FROM_CONFUSION, iou
-from terraseg.assess.record import Estimate, Metrics
+from terraseg.assess.metrics.bootstrap import Difference, holm, intervals, paired_difference
+from terraseg.assess.metrics.pixels import FROM_CONFUSION, iou
 from terraseg.compare.cells import CellResult
 from terraseg.compare.matrix import Cell, MatrixConfig
-from terraseg.compare.record import Tables
+from terraseg.contracts.comparison import Tables
+from terraseg.contracts.result import Estimate, Metrics
 from terraseg.errors import DatasetError
 
 _UNSEEN = ("identity", "evaluation")

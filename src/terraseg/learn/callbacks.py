@@ -16,13 +16,13 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 
+from terraseg.contracts.bundle import write_bundle
+from terraseg.core.files import atomic_path, write_json
+from terraseg.core.memory import peak_memory
 from terraseg.errors import ConfigError, TrainingError
-from terraseg.files import atomic_path, write_json
-from terraseg.learn.bundling import bundle_info, calibrate
-from terraseg.learn.calibration import Calibration
 from terraseg.learn.task import SegmentationTask
-from terraseg.mapping.bundle import write_bundle
-from terraseg.memory import peak_memory
+from terraseg.learn.training.calibration import Calibration
+from terraseg.learn.training.make_bundle import bundle_info, calibrate
 
 
 class MetricsTable(Callback):

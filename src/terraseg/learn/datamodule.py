@@ -16,19 +16,19 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from terraseg.bands import UNIT, band_indices
-from terraseg.dataset import IGNORE, ChipDataset, Split, open_dataset
+from terraseg.contracts.dataset import IGNORE, ChipDataset, Split, open_dataset
+from terraseg.contracts.scene import find_places
+from terraseg.contracts.subsets import chosen_chips
+from terraseg.core.bands import UNIT, band_indices
+from terraseg.core.d4 import TURNS, turned
+from terraseg.core.normalise import by_date, model_input
 from terraseg.errors import ConfigError, DatasetError, SceneError, TrainingError
-from terraseg.learn.graph.cache import open_superpixels
-from terraseg.learn.graph.superpixels import SuperpixelRule
-from terraseg.learn.loader import ResumableLoader
-from terraseg.learn.pack import Pack, open_pack
-from terraseg.learn.runtime import out_of_memory
-from terraseg.learn.standard import DATASET, standard_of
-from terraseg.learn.turns import TURNS, turned
-from terraseg.normalise import by_date, model_input
-from terraseg.scene import find_places
-from terraseg.subsets import chosen_chips
+from terraseg.learn.chips.loader import ResumableLoader
+from terraseg.learn.chips.pack import Pack, open_pack
+from terraseg.learn.chips.standardise import DATASET, standard_of
+from terraseg.learn.models.graph.cache import open_superpixels
+from terraseg.learn.models.graph.superpixels import SuperpixelRule
+from terraseg.learn.training.one_line_errors import out_of_memory
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from terraseg.errors import ConfigError
-from terraseg.learn.model import encoder_of
+from terraseg.learn.models.build import encoder_of
 from terraseg.learn.task import SegmentationTask
 
 

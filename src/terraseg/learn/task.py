@@ -15,16 +15,12 @@ from terratorch.tasks.optimizer_factory import optimizer_factory
 from terratorch.tasks.tiled_inference import tiled_inference
 from torch import Tensor, nn
 
-from terraseg.dataset import IGNORE
+from terraseg.contracts.dataset import IGNORE
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
-from terraseg.learn.bundling import RECORD, TrainedOn, check_record, record_of
-from terraseg.learn.check_config import check_schedule
-from terraseg.learn.check_data import check_held
-from terraseg.learn.finding import Finding, refuse
-from terraseg.learn.graph.superpixels import SuperpixelRule
-from terraseg.learn.losses import SegmentationLoss, balanced_class_weights
-from terraseg.learn.metrics import SegmentationScores
-from terraseg.learn.model import (
+from terraseg.learn.check.config import check_schedule
+from terraseg.learn.check.data import check_held
+from terraseg.learn.check.finding import Finding, refuse
+from terraseg.learn.models.build import (
     build_model,
     check_inputs,
     decoder_of,
@@ -34,8 +30,12 @@ from terraseg.learn.model import (
     set_statistics,
     superpixel_rule,
 )
-from terraseg.learn.runtime import one_line_errors
-from terraseg.learn.weights import load_weights
+from terraseg.learn.models.graph.superpixels import SuperpixelRule
+from terraseg.learn.models.weights import load_weights
+from terraseg.learn.training.losses import SegmentationLoss, balanced_class_weights
+from terraseg.learn.training.make_bundle import RECORD, TrainedOn, check_record, record_of
+from terraseg.learn.training.one_line_errors import one_line_errors
+from terraseg.learn.training.scores import SegmentationScores
 
 FROM_DATA = "from_data"
 """Value of ``class_weights``: those of `balanced_class_weights`."""
@@ -63,8 +63,8 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     Args:
         model_factory: ``EncoderDecoderFactory`` or ``SMPModelFactory``.
         model_args: the factory's arguments, without ``pretrained``.
-        weights: ``hub``, ``hub-or-random``, ``random`` or a file, see `terraseg.learn.weights`.
-        loss: one of `terraseg.learn.losses.LOSSES`: ``ce``, ``dice``, ``focal``, ``lovasz``, ``focal_tversky`` or
+        weights: ``hub``, ``hub-or-random``, ``random`` or a file, see `terraseg.learn.models.weights`.
+        loss: one of `LOSSES`: ``ce``, ``dice``, ``focal``, ``lovasz``, ``focal_tversky`` or
             ``boundary``; a list adds several, a mapping adds them with factors.
         class_weights: factor of each class in ``ce``, or ``from_data``: `balanced_class_weights` of the dataset.
         ignore_index: -1, the only value that the masks use.

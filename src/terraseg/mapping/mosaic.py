@@ -18,16 +18,16 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
+from terraseg.contracts.product import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
+from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
+from terraseg.core.files import write_json
+from terraseg.core.raster import cog_writer
 from terraseg.errors import ConfigError, SceneError
-from terraseg.files import write_json
-from terraseg.mapping.finish import full_disk_named
-from terraseg.mapping.item import credit_line, place_times, product_item
-from terraseg.mapping.polygons import rows_of, vectorise
-from terraseg.mapping.predictor import Predictor
-from terraseg.mapping.scratch import fingerprint, output_lock
-from terraseg.products import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
-from terraseg.raster import cog_writer
-from terraseg.scene import ATTRIBUTION, Place, Scene
+from terraseg.mapping.outputs.polygons import rows_of, vectorise
+from terraseg.mapping.outputs.rasters import full_disk_named
+from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
+from terraseg.mapping.runtimes.predictor import Predictor
+from terraseg.mapping.windows.finished_strips import fingerprint, output_lock
 
 logger = logging.getLogger(__name__)
 

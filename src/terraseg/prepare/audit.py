@@ -7,10 +7,10 @@ from typing import Any
 
 import geopandas as gpd
 
-from terraseg.dataset import SPLITS
+from terraseg.contracts.dataset import SPLITS
+from terraseg.contracts.subsets import fold_chips
+from terraseg.core.separation import in_metres, separation
 from terraseg.errors import SplitError
-from terraseg.separation import in_metres, separation
-from terraseg.subsets import fold_chips
 
 
 def audit_splits(

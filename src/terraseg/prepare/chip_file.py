@@ -15,7 +15,7 @@ import pyarrow as pa
 from affine import Affine
 from rasterio.io import MemoryFile
 
-from terraseg.bands import REFLECTANCE_SCALE, UNIT
+from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 
 _STRIP_OFFSETS, _STRIP_SIZES, _TIE_POINT = 273, 279, 33922
 _LONG, _DOUBLE = 4, 12

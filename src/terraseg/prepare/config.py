@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from terraseg.bands import PRITHVI_BANDS, band
-from terraseg.dataset import Split
+from terraseg.contracts.dataset import Split
+from terraseg.core.bands import PRITHVI_BANDS, band
 
 
 class _Section(BaseModel):

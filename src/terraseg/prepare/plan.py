@@ -7,13 +7,13 @@ import numpy as np
 import numpy.typing as npt
 import shapely
 
-from terraseg.dataset import Split
-from terraseg.prepare.blocks import Rect, assign, keep_out, make_blocks, neighbours
-from terraseg.prepare.chips import chip_origins
+from terraseg.contracts.dataset import Split
+from terraseg.contracts.scene import Scene
+from terraseg.prepare.chip_grid import chip_origins
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.rasterize import inside_area
-from terraseg.prepare.regions import read_regions
-from terraseg.scene import Scene
+from terraseg.prepare.split_blocks import Rect, assign, keep_out, make_blocks, neighbours
+from terraseg.prepare.split_regions import read_regions
 
 _log = logging.getLogger(__name__)
 

@@ -18,9 +18,9 @@ from exactextract import exact_extract
 from exactextract.feature import FeatureSource, JSONFeature
 from exactextract.raster import NumPyRasterSource
 
-from terraseg.dataset import COVERAGE_UNKNOWN, IGNORE
-from terraseg.prepare.blocks import Rect
+from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.prepare.config import LabelRule
+from terraseg.prepare.split_blocks import Rect
 
 _SLIVER = 1e-6
 """Share of a pixel that an area may lack and still hold it: noise of reprojected coordinates."""

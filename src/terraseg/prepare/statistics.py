@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.dataset import BandStats, Stats
+from terraseg.contracts.dataset import BandStats, Stats
 
 _LEVELS = 1 << 16
 _PERCENTILES = (1, 2, 25, 50, 75, 98, 99)

@@ -15,10 +15,11 @@ from typing import Any
 import geopandas as gpd
 
 from terraseg.acquire.config import AcquireConfig, CatalogueConfig, LabelsConfig, MaskConfig, OverpassSource, Period
-from terraseg.acquire.run import download, labels
+from terraseg.api.acquire import download, labels
+from terraseg.contracts.footprints import read_footprints, write_footprints
+from terraseg.contracts.scene import open_scene
+from terraseg.core.files import write_json
 from terraseg.errors import TerrasegError
-from terraseg.files import write_json
-from terraseg.footprints import read_footprints, write_footprints
 from terraseg.sample.catalogue import (
     ASSETS,
     CATALOGUE_BANDS,
@@ -32,7 +33,6 @@ from terraseg.sample.catalogue import (
 from terraseg.sample.item import outline
 from terraseg.sample.servers import overpass_server, stac_server
 from terraseg.sample.wheel import fetch_wheel
-from terraseg.scene import open_scene
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from odc.geo.geobox import GeoBox
 from pystac import MediaType
 from scipy.ndimage import distance_transform_edt
 
-from terraseg.bands import BANDS
-from terraseg.files import write_json
-from terraseg.raster import cog_writer
+from terraseg.core.bands import BANDS
+from terraseg.core.files import write_json
+from terraseg.core.raster import cog_writer
 from terraseg.sample.item import scene_item
 from terraseg.sample.wheel import read_member
 

@@ -18,8 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from terraseg import __version__
+from terraseg.core.files import write_json
 from terraseg.errors import ConfigError, TerrasegError
-from terraseg.files import write_json
 
 _log = logging.getLogger(__name__)
 

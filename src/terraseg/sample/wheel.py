@@ -10,8 +10,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from terraseg.core.files import atomic_path, sha256_of_file
 from terraseg.errors import CatalogueError
-from terraseg.files import atomic_path, sha256_of_file
 
 _LOG = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from terraseg.dataset import SPLITS
+from terraseg.contracts.dataset import SPLITS
 from terraseg.serve.store import Job, Store, read_json
 
 _FIGURES = ("iou", "f1", "precision", "recall", "average_precision", "ece", "miou")

@@ -12,16 +12,16 @@ from typing import Any, NoReturn
 from aiohttp import web
 
 from terraseg import __version__
+from terraseg.core.files import output_error
 from terraseg.errors import ConfigError, OutputError, TerrasegError
-from terraseg.files import output_error
 from terraseg.serve.answers import dataset_answer, job_answer, metrics_file
-from terraseg.serve.asked import AskedPrediction, AskedTraining, AskedUpload, checked, plain
-from terraseg.serve.faults import DeniedError, Fault, NotThereError, TooLargeError, WrongStateError, status_of
-from terraseg.serve.jobs import Queue
+from terraseg.serve.http_errors import DeniedError, Fault, NotThereError, TooLargeError, WrongStateError, status_of
+from terraseg.serve.processes import Command, Workers, worker_command
+from terraseg.serve.queue import Queue
 from terraseg.serve.recipes import find_recipes, resolve
+from terraseg.serve.schema import AskedPrediction, AskedTraining, AskedUpload, checked, plain
 from terraseg.serve.store import Job, Store, training_folder
-from terraseg.serve.streams import check_tiff, raster_path, receive, send_folder, too_large, unpack
-from terraseg.serve.workers import Command, Workers, worker_command
+from terraseg.serve.transfers import check_tiff, raster_path, receive, send_folder, too_large, unpack
 
 _log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from typing import Any, Self
 from urllib.parse import quote
 
 from terraseg.errors import DatasetError, SceneError, TerrasegError
-from terraseg.serve.faults import Fault, NotThereError, WrongStateError
-from terraseg.serve.transport import Transport, UnreachableError, refuse_other_files
+from terraseg.serve.http_client import Transport, UnreachableError, refuse_other_files
+from terraseg.serve.http_errors import Fault, NotThereError, WrongStateError
 
 _SUFFIXES = (".tif", ".tiff")
 _BUNDLE, _PRODUCT = "bundle.json", "item.json"

@@ -7,13 +7,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from terraseg.bands import band
 from terraseg.compare.matrix import placed
-from terraseg.dataset import ChipDataset
+from terraseg.contracts.dataset import ChipDataset
+from terraseg.core.bands import band
 from terraseg.errors import ConfigError
-from terraseg.learn.check_config import declared_licence, read_config
-from terraseg.serve.asked import AskedTraining
-from terraseg.serve.faults import NotThereError
+from terraseg.learn.check.config import declared_licence, read_config
+from terraseg.serve.http_errors import NotThereError
+from terraseg.serve.schema import AskedTraining
 
 _log = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from terraseg.dataset import ChipDataset, open_dataset
-from terraseg.files import atomic_folder, write_json
-from terraseg.serve.faults import NotThereError, WrongStateError
+from terraseg.contracts.dataset import ChipDataset, open_dataset
+from terraseg.core.files import atomic_folder, write_json
+from terraseg.serve.http_errors import NotThereError, WrongStateError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
 
@@ -55,7 +55,7 @@ class Job(BaseModel):
         state: where it is.
         created, started, finished: ISO 8601, UTC; started is that of the last attempt.
         attempts: how often its process was started: more than once where the service stopped amid it.
-        error: `terraseg.serve.faults.Fault` of a failed one.
+        error: `terraseg.serve.http_errors.Fault` of a failed one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

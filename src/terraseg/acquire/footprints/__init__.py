@@ -1,0 +1,1 @@
+"""Footprints from OpenStreetMap, GeoParquet and vector files."""

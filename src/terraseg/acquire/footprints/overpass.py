@@ -1,0 +1,120 @@
+"""OpenStreetMap through the Overpass API, as .osm files in a cache, read like any extract.
+
+osmnx is not used for this: its requests recurse without limit on 429 and 504, a `remark` (the database ran out of
+time, the answer is a part) is only logged, and names are resolved over 8.8.8.8 when the system's resolver fails.
+"""
+
+import hashlib
+import logging
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import requests
+import shapely
+from rich.progress import track
+
+from terraseg import __version__
+from terraseg.acquire.config import OverpassSource
+from terraseg.core.files import atomic_path
+from terraseg.errors import CatalogueError
+
+_LOG = logging.getLogger(__name__)
+_CELL = 0.25
+"""Degrees of a query's edge: a dense city of that size is still answered within the usual time limit."""
+
+_RETRY_STATUS = (429, 500, 502, 503, 504)
+_Tags = Mapping[str, Literal[True] | tuple[str, ...]]
+
+
+def fetch_osm(source: OverpassSource, *, area: shapely.Geometry, tags: _Tags) -> tuple[list[Path], str]:
+    """Ways and multipolygons with one of the tags, around the area.
+
+    Args:
+        area: polygon in EPSG:4326; it is asked for in boxes of at most 0.25 degrees that meet it.
+
+    Returns:
+        The .osm files, one a box (an object on an edge is in several), and the date of the oldest data.
+
+    Raises:
+        CatalogueError: no whole answer after the retries.
+    """
+    files = []
+    for box in track(_boxes(area), description="Overpass"):
+        query = _query(box, tags, source.timeout)
+        path = source.cache / f"{hashlib.sha256(f'{source.url} {query}'.encode()).hexdigest()[:32]}.osm"
+        if not path.exists():
+            answer = _ask(source, query)
+            with atomic_path(path) as temporary:
+                temporary.write_bytes(answer)
+        files.append(path)
+    return files, min(_date(path) for path in files)
+
+
+def _boxes(area: shapely.Geometry) -> list[tuple[float, float, float, float]]:
+    """West, south, east, north of each box."""
+    west, south, east, north = area.bounds
+    columns = range(math.floor(west / _CELL), math.ceil(east / _CELL))
+    rows = range(math.floor(south / _CELL), math.ceil(north / _CELL))
+    boxes = []
+    for row in rows:
+        for column in columns:
+            cell = shapely.box(column * _CELL, row * _CELL, (column + 1) * _CELL, (row + 1) * _CELL)
+            if area.intersects(cell):
+                boxes.append(shapely.intersection(cell, shapely.box(west, south, east, north)).bounds)
+    return boxes
+
+
+def _query(box: tuple[float, float, float, float], tags: _Tags, timeout: float) -> str:
+    west, south, east, north = (f"{value:.6f}" for value in box)
+    where = f"({south},{west},{north},{east})"
+    parts = []
+    for key, values in tags.items():
+        choice = f'["{key}"]' if values is True else f'["{key}"~"^({"|".join(map(re.escape, values))})$"]'
+        parts += [f"way{choice}{where};", f'relation{choice}["type"="multipolygon"]{where};']
+    return f"[out:xml][timeout:{round(timeout)}];({''.join(parts)});(._;>;);out body;"
+
+
+def _ask(source: OverpassSource, query: str) -> bytes:
+    address = source.url.rstrip("/") + "/interpreter"
+    headers = {"User-Agent": f"terraseg/{__version__}"}
+    reason = ""
+    for attempt in range(source.retries + 1):
+        if attempt:
+            pause = source.backoff * 2 ** (attempt - 1)
+            _LOG.warning("Overpass: %s; again in %g s", reason, pause)
+            time.sleep(pause)
+        try:
+            answer = requests.post(address, data={"data": query}, headers=headers, timeout=(30, source.timeout + 30))
+        except requests.RequestException as error:
+            reason = f"no answer ({type(error).__name__})"
+            continue
+        if answer.status_code in _RETRY_STATUS:
+            reason = f"status {answer.status_code}"
+        elif not answer.ok:
+            raise CatalogueError(
+                f"Overpass at {source.url} refused the query with status {answer.status_code}",
+                fix="check labels.source.url and labels.tags",
+            )
+        elif remark := re.search(rb"<remark>(.*?)</remark>", answer.content, re.DOTALL):
+            reason = f"a part of the answer, with the remark {remark[1].decode(errors='replace').strip()!r}"
+        elif not answer.content.rstrip().endswith(b"</osm>"):
+            reason = "a cut answer"
+        else:
+            return answer.content
+    raise CatalogueError(
+        f"Overpass at {source.url} gave {reason} in {source.retries + 1} attempts",
+        fix="run again later, choose another labels.source.url, or use an extract (kind: extract)",
+    )
+
+
+def _date(path: Path) -> str:
+    """Day of the data in an answer, from its ``osm_base``."""
+    head = path.read_bytes()[:2000].decode(errors="replace")
+    found = re.search(r'osm_base="(\d{4}-\d{2}-\d{2})', head)
+    if found is None:
+        raise CatalogueError(f"{path} does not tell the date of its data", expected="osm_base", fix="delete it")
+    return found[1]

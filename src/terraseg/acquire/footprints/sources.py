@@ -1,0 +1,168 @@
+"""Footprints from OpenStreetMap, vector files or open building data, cleaned and written as contract 2."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pyogrio
+import shapely
+from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+
+from terraseg.acquire.config import (
+    ExtractSource,
+    FootprintConfig,
+    LabelsConfig,
+    OverpassSource,
+    VectorSource,
+)
+from terraseg.acquire.footprints.cleaning import clean_footprints
+from terraseg.acquire.footprints.geoparquet import PROVIDERS, read_geoparquet
+from terraseg.acquire.footprints.overpass import fetch_osm
+from terraseg.contracts.footprints import DENSE, FootprintSource, write_footprints
+from terraseg.errors import LabelError
+
+_LOG = logging.getLogger(__name__)
+_OSM_LAYER = "multipolygons"  # GDAL assembles closed ways and multipolygon relations into it
+_OSM_SCRATCH_MB = 8
+_Tags = Mapping[str, Literal[True] | tuple[str, ...]]
+
+
+def write_labels(path: str | Path, *, area: shapely.Geometry, config: LabelsConfig) -> gpd.GeoDataFrame:
+    """Bring the footprints that meet the area into contract 2; they are kept whole.
+
+    Args:
+        area: the AOI in EPSG:4326; outside of it nothing is known.
+
+    Returns:
+        What was written: columns id, source, geometry in EPSG:4326.
+
+    Raises:
+        LabelError: a source can't be read or has nothing there.
+        CatalogueError: Overpass did not answer.
+    """
+    raw, source = read_source(config.source, area=area, tags=config.tags, class_name=config.class_name)
+    clean, dropped = clean_footprints(raw)
+    if clean.empty:
+        raise LabelError(
+            f"no {config.class_name} of {source.source} in the area ({len(raw)} before cleaning)",
+            fix="check the AOI and labels.source; where nothing is mapped there is nothing to learn from",
+        )
+    clean = clean[["id", "source", "geometry"]].reset_index(drop=True)
+    del raw
+    missing = clean["id"].isna()
+    clean.loc[missing, "id"] = [f"{source.source}/{number}" for number in np.flatnonzero(missing)]
+    write_footprints(path, clean, source.model_copy(update={"dropped": dropped}))
+    _LOG.info("wrote %d footprints to %s (%s)", len(clean), path, source.attribution)
+    return clean
+
+
+def read_source(
+    source: FootprintConfig, *, area: shapely.Geometry, tags: _Tags, class_name: str
+) -> tuple[gpd.GeoDataFrame, FootprintSource]:
+    """Raw footprints that meet the area, EPSG:4326, with columns id, source, geometry and perhaps tags.
+
+    Raises:
+        LabelError, CatalogueError: as `write_labels`.
+    """
+    if isinstance(source, OverpassSource):
+        files, date = fetch_osm(source, area=area, tags=tags)
+        frame = pd.concat([_read_osm(file, area, tags) for file in files], ignore_index=True)
+        about = _about_osm(date)
+    elif isinstance(source, ExtractSource):
+        frame, about = _read_osm(source.path, area, tags), _about_osm(source.extract_date.isoformat())
+    elif isinstance(source, VectorSource):
+        frame = _read_vector(source, area)
+        about = {
+            "source": source.provider,
+            "extract_date": source.extract_date.isoformat(),
+            "licence": source.licence,
+            "attribution": source.attribution,
+        }
+    else:
+        frame = read_geoparquet(source.location, area=area, min_confidence=source.min_confidence)
+        about = {**PROVIDERS[source.provider], "extract_date": source.extract_date.isoformat()}
+    frame["source"] = about["source"]
+    return frame, FootprintSource(class_name=class_name, extent=area.wkt, **about)
+
+
+def _about_osm(date: str) -> dict[str, str]:
+    return {
+        "source": "OpenStreetMap",
+        "extract_date": date,
+        "licence": "ODbL-1.0",
+        "attribution": "© OpenStreetMap contributors",
+    }
+
+
+def _read_osm(path: Path, area: shapely.Geometry, tags: _Tags) -> gpd.GeoDataFrame:
+    """Tagged polygons of .osm.pbf or .osm. Ids are ``way/1`` and ``relation/1``."""
+    fields, crs = _describe(path, _OSM_LAYER)
+    available = set(fields)
+    if unknown := [key for key in tags if key not in available]:
+        raise LabelError(
+            f"labels.tags has the key {', '.join(unknown)}, which polygons are not read by",
+            expected="one of " + ", ".join(sorted(available - {"osm_id", "osm_way_id", "other_tags"})),
+        )
+    columns = ["osm_id", "osm_way_id", *tags, "other_tags"]
+    where = " OR ".join(_condition(*tag) for tag in tags.items())
+    # The driver's scratch database goes to disk beyond so many MB.
+    options = {"layer": _OSM_LAYER, "columns": columns, "where": where, "MAX_TMPFILE_SIZE": _OSM_SCRATCH_MB}
+    frame = _read(path, area, crs, **options)
+    relation = frame.pop("osm_id")
+    way = frame.pop("osm_way_id")
+    frame["id"] = ("relation/" + relation).where(relation.notna(), "way/" + way).astype("string")
+    return frame
+
+
+def _condition(key: str, values: Literal[True] | tuple[str, ...]) -> str:
+    if values is True:
+        return f'"{key}" IS NOT NULL'
+    quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+    return f'"{key}" IN ({quoted})'
+
+
+def _read_vector(source: VectorSource, area: shapely.Geometry) -> gpd.GeoDataFrame:
+    available, crs = _describe(source.path, source.layer)
+    if source.id_column and source.id_column not in available:
+        raise LabelError(f"{source.path} has no column {source.id_column}", expected="one of " + ", ".join(available))
+    wanted = [name for name in (source.id_column, "building") if name and name in available]
+    frame = _read(source.path, area, crs, layer=source.layer, columns=wanted, where=source.where)
+    frame["id"] = frame[source.id_column].astype("string") if source.id_column else None
+    return frame
+
+
+def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
+    """Columns and CRS of a layer."""
+    if not path.is_file():
+        raise LabelError(f"no file at {path}", fix="correct labels.source.path")
+    try:
+        if layer is None and len(layers := pyogrio.list_layers(path)[:, 0]) > 1:
+            raise LabelError(
+                f"{path} has {len(layers)} layers ({', '.join(layers)})", fix="name one as labels.source.layer"
+            )
+        found = pyogrio.read_info(path, layer=layer)
+    except (DataSourceError, DataLayerError) as error:
+        raise LabelError(f"{path} can't be read as a vector file ({error})") from error
+    if found["crs"] is None:
+        raise LabelError(f"{path} has no CRS", fix="assign it with `ogr2ogr -a_srs`")
+    return [str(name) for name in found["fields"]], str(found["crs"])
+
+
+def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401
+    """Features that meet the area, in EPSG:4326; the file's own bounding box filter goes first.
+
+    Args:
+        crs: of the file.
+        **options: of pyogrio.
+    """
+    box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
+    try:
+        frame = pyogrio.read_dataframe(path, bbox=tuple(box), **options).to_crs(4326)
+    except (DataSourceError, DataLayerError, FeatureError, ValueError) as error:
+        raise LabelError(f"{path} can't be read ({error})") from error
+    shapely.prepare(area)
+    return frame[frame.geometry.notna() & shapely.intersects(area, frame.geometry.to_numpy())].reset_index(drop=True)

@@ -1,0 +1,1 @@
+"""Sentinel-2 from STAC catalogues, composited."""

@@ -1,0 +1,262 @@
+"""Catalogues of Sentinel-2 L2A behind one interface: `search` gives scenes that look alike wherever they come from."""
+
+import datetime as dt
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import pystac
+import shapely
+from pystac_client import Client
+from pystac_client.exceptions import APIError
+from pystac_client.stac_api_io import StacApiIO
+from urllib3 import Retry
+
+from terraseg.acquire.config import AcquireConfig, CatalogueConfig, Period
+from terraseg.core.bands import BANDS
+from terraseg.core.offsets import boa_offset, processing_baseline
+from terraseg.errors import CatalogueError, ConfigError
+
+_LOG = logging.getLogger(__name__)
+_RETRY_STATUS = (429, 500, 502, 503, 504)
+_L2A_BANDS = [known for known in BANDS if known.name != "B10"]
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """A STAC API and what is peculiar to it.
+
+    Attributes:
+        url: its root.
+        collection: the collection of Sentinel-2 L2A.
+        assets: band name -> asset key, ``SCL`` included.
+        signing: who signs the addresses of the pixels, None when nobody has to.
+        environment: variables that must be set to read the pixels.
+        gdal: options that GDAL needs to read the pixels.
+    """
+
+    url: str
+    collection: str
+    assets: Mapping[str, str]
+    signing: str | None = None
+    environment: tuple[str, ...] = ()
+    gdal: Mapping[str, str] = field(default_factory=dict)
+
+
+CATALOGUES = {
+    "earth-search": Catalogue(
+        url="https://earth-search.aws.element84.com/v1",
+        collection="sentinel-2-l2a",
+        assets={**{known.name: known.common for known in _L2A_BANDS}, "SCL": "scl"},
+    ),
+    "planetary-computer": Catalogue(
+        url="https://planetarycomputer.microsoft.com/api/stac/v1",
+        collection="sentinel-2-l2a",
+        assets={**{known.name: known.name for known in _L2A_BANDS}, "SCL": "SCL"},
+        signing="planetary-computer",
+    ),
+    "cdse": Catalogue(
+        url="https://stac.dataspace.copernicus.eu/v1",
+        collection="sentinel-2-l2a",
+        assets={**{known.name: f"{known.name}_{known.gsd}m" for known in _L2A_BANDS}, "SCL": "SCL_20m"},
+        # GDAL reads the two keys from the environment by itself; they never pass through terraseg.
+        environment=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        gdal={"AWS_S3_ENDPOINT": "eodata.dataspace.copernicus.eu", "AWS_VIRTUAL_HOSTING": "FALSE"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class SourceScene:
+    """One scene of any catalogue, reduced to what the composite needs. Small and picklable.
+
+    Attributes:
+        id: the catalogue's item id.
+        time: of acquisition, UTC.
+        tile: MGRS tile such as ``31SEA``, empty where the catalogue doesn't tell.
+        platform: satellite.
+        cloud_cover: of the whole scene, in percent.
+        baseline: processing baseline, None where the catalogue's offset was set by hand.
+        offset: DN to add.
+        footprint: of its pixels, EPSG:4326.
+        hrefs: band name (``SCL`` included) -> address.
+        link: of the item itself.
+    """
+
+    id: str
+    time: dt.datetime
+    tile: str
+    platform: str
+    cloud_cover: float
+    baseline: str | None
+    offset: int
+    footprint: shapely.Geometry
+    hrefs: Mapping[str, str]
+    link: str | None
+
+    @property
+    def pass_key(self) -> tuple[str, str]:
+        """Satellite and day: scenes that share it show the same moment, only cut into tiles."""
+        return self.platform, self.time.date().isoformat()
+
+
+def catalogue(config: CatalogueConfig) -> Catalogue:
+    """The catalogue of a config: a known one, perhaps at another address, or a custom one.
+
+    Raises:
+        CatalogueError: credentials are missing from the environment.
+    """
+    known = CATALOGUES.get(config.name)
+    chosen = Catalogue(
+        url=config.url or (known.url if known else ""),
+        collection=config.collection or (known.collection if known else ""),
+        assets=config.assets or (known.assets if known else {}),
+        signing=known.signing if known else None,
+        environment=known.environment if known else (),
+        gdal=known.gdal if known else {},
+    )
+    missing = [name for name in chosen.environment if not os.environ.get(name)]
+    if missing:
+        raise CatalogueError(
+            f"the catalogue {config.name} needs credentials, but {' and '.join(missing)} are not set",
+            fix="create S3 keys in your account there and export them, or choose the catalogue earth-search",
+        )
+    return chosen
+
+
+def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> list[SourceScene]:
+    """The scenes to composite: clear enough, the newest processing of each, the least cloudy ones of each tile.
+
+    Args:
+        area: polygon in EPSG:4326.
+
+    Returns:
+        Scenes from the least to the most cloudy.
+
+    Raises:
+        CatalogueError: no answer after the retries, no scene, or items that break what the catalogue promises.
+        ConfigError: the catalogue has no asset for a band.
+    """
+    chosen = catalogue(config.catalogue)
+    names = (*config.bands, "SCL") if config.mask.classes else config.bands
+    if unknown := [name for name in names if name not in chosen.assets]:
+        raise ConfigError(
+            f"the catalogue {config.catalogue.name} has no asset for {', '.join(unknown)}",
+            fix="add it to acquire.catalogue.assets" + (" or empty acquire.mask.classes" if "SCL" in unknown else ""),
+        )
+    items = _query(chosen, config, area, period)
+    wanted = {name: chosen.assets[name] for name in names}
+    scenes = [source_scene(item, assets=wanted, offset=config.catalogue.offset) for item in items]
+    # Not every API filters by cloud cover or shape as asked, so both are checked here as well.
+    kept = [
+        scene
+        for scene in scenes
+        if scene.id not in config.exclude
+        and scene.cloud_cover <= config.max_cloud_cover
+        and scene.footprint.intersects(area)
+    ]
+    chosen_scenes = _least_cloudy(_newest_processing(kept), config.scenes_per_tile)
+    _LOG.info("%d of %d scenes found are composited", len(chosen_scenes), len(scenes))
+    if not chosen_scenes:
+        raise CatalogueError(
+            f"no scene of {chosen.url} from {period.start} to {period.end} with at most {config.max_cloud_cover:g} % "
+            f"clouds covers the area ({len(scenes)} found before filtering)",
+            fix="widen acquire.periods or raise acquire.max_cloud_cover",
+        )
+    return chosen_scenes
+
+
+def source_scene(item: pystac.Item, *, assets: Mapping[str, str], offset: str | int = "rule") -> SourceScene:
+    """Reduce a STAC item of any of the catalogues.
+
+    The scale and offset that items declare are left alone: Earth Search declares -0.1 even where it has applied it.
+
+    Raises:
+        CatalogueError: an asset, the footprint or the time is missing, or the unit is unknown.
+    """
+    missing = [f"{key} ({name})" for name, key in assets.items() if key not in item.assets]
+    if missing or item.geometry is None or item.datetime is None:
+        raise CatalogueError(
+            f"item {item.id} lacks {', '.join(missing) or 'footprint or time'}",
+            expected="a Sentinel-2 L2A item",
+            fix="correct acquire.catalogue.assets, or leave the item out with acquire.exclude",
+        )
+    properties = item.properties
+    return SourceScene(
+        id=item.id,
+        time=item.datetime,
+        tile=_tile(item),
+        platform=str(properties.get("platform", "")).lower(),
+        cloud_cover=float(properties.get("eo:cloud_cover", 0.0)),
+        baseline=processing_baseline(item.id, properties),
+        offset=boa_offset(item.id, properties) if isinstance(offset, str) else offset,
+        footprint=shapely.make_valid(shapely.geometry.shape(item.geometry)),
+        hrefs={name: item.assets[key].get_absolute_href() or item.assets[key].href for name, key in assets.items()},
+        link=item.get_self_href(),
+    )
+
+
+def _query(chosen: Catalogue, config: AcquireConfig, area: shapely.Geometry, period: Period) -> list[pystac.Item]:
+    # Not the default of pystac-client: that one gives up at the first 503 of a POST.
+    retry = Retry(
+        total=config.retries,
+        backoff_factor=config.backoff,
+        status_forcelist=_RETRY_STATUS,
+        allowed_methods=None,
+        retry_after_max=int(config.timeout) or 1,
+    )
+    reader = StacApiIO(max_retries=retry, timeout=config.timeout)
+    try:
+        client = Client.open(chosen.url, stac_io=reader)
+        cloud = {"eo:cloud_cover": {"lte": config.max_cloud_cover}} if client.conforms_to("QUERY") else None
+        results = client.search(
+            collections=[chosen.collection],
+            intersects=shapely.geometry.mapping(area),
+            datetime=f"{period.start}/{period.end}",
+            query=cloud,
+            limit=100,
+            method="POST",
+        )
+        return list(results.items())
+    except (APIError, pystac.STACError, ValueError, KeyError) as error:
+        reason = str(error) or type(error).__name__
+        raise CatalogueError(
+            f"the catalogue {chosen.url} did not answer ({_short(reason)})",
+            fix="check the address and the network, or try again later",
+        ) from error
+
+
+def _short(reason: str) -> str:
+    """The end of a chain of wrapped network errors: what really happened."""
+    if causes := re.findall(
+        r"(?:Failed to resolve|Connection refused|too many \d+ error responses|timed out)[^\"()]*", reason
+    ):
+        return str(causes[-1]).strip(" '")
+    return " ".join(reason.split())[:200]
+
+
+def _tile(item: pystac.Item) -> str:
+    properties = item.properties
+    stated = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or "").removeprefix("MGRS-")
+    found = re.search(r"_T?(\d{1,2}[C-X][A-Z]{2})_", f"_{item.id}_")
+    return stated or (found[1] if found else "")
+
+
+def _newest_processing(scenes: Iterable[SourceScene]) -> list[SourceScene]:
+    """One scene of each acquisition and tile: a reprocessed scene would count twice in the median."""
+    newest: dict[tuple[str, ...], SourceScene] = {}
+    for scene in sorted(scenes, key=lambda scene: (scene.baseline or "", scene.id)):
+        newest[(scene.platform, scene.time.isoformat(timespec="minutes"), scene.tile or scene.id)] = scene
+    return list(newest.values())
+
+
+def _least_cloudy(scenes: Iterable[SourceScene], limit: int) -> list[SourceScene]:
+    ranked = sorted(scenes, key=lambda scene: (scene.cloud_cover, scene.time, scene.id))
+    by_tile: dict[str, list[SourceScene]] = defaultdict(list)
+    for scene in ranked:
+        by_tile[scene.tile].append(scene)
+    kept = {scene.id for tile in by_tile.values() for scene in tile[:limit]}
+    return [scene for scene in ranked if scene.id in kept]

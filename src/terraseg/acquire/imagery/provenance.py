@@ -1,0 +1,111 @@
+"""The STAC item beside a scene: what exactly went in."""
+
+import datetime as dt
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from odc.geo.geobox import GeoBox
+
+from terraseg import __version__
+from terraseg.acquire.config import AcquireConfig, MaskConfig
+from terraseg.acquire.imagery.catalogues import SourceScene
+from terraseg.contracts.scene import NODATA
+from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
+
+FINGERPRINT = "terraseg:fingerprint"
+"""Property with the SHA-256 of all that decides the pixels."""
+
+_PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+
+
+def scene_item(
+    path: Path,
+    *,
+    geobox: GeoBox,
+    scenes: Sequence[SourceScene],
+    config: AcquireConfig,
+    fingerprint: str,
+) -> dict[str, Any]:
+    """STAC 1.1 item of a composite, JSON-ready, but for what only its pixels tell (`describe_sources`)."""
+    footprint = geobox.extent.to_crs("EPSG:4326", resolution=1000).geom
+    times = sorted(scene.time for scene in scenes)
+    years = sorted({time.year for time in times})
+    return {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [_PROJECTION],
+        "id": path.stem,
+        "geometry": shapely.geometry.mapping(footprint),
+        "bbox": list(footprint.bounds),
+        "properties": {
+            "datetime": None,
+            "start_datetime": _iso(times[0]),
+            "end_datetime": _iso(times[-1]),
+            "created": _iso(dt.datetime.now(dt.UTC)),
+            "proj:code": str(geobox.crs),
+            "proj:shape": list(geobox.shape),
+            "proj:transform": list(geobox.affine)[:6],
+            "terraseg:version": __version__,
+            "terraseg:unit": UNIT,
+            "terraseg:catalogue": config.catalogue.name,
+            "terraseg:mask_rule": _mask_rule(config.mask),
+            "terraseg:composite_rule": config.composite,
+            "terraseg:resampling_rule": f"{config.resampling} (SCL: nearest)",
+            "terraseg:attribution": f"contains modified Copernicus Sentinel data {', '.join(map(str, years))}",
+            FINGERPRINT: fingerprint,
+        },
+        "links": [
+            {"rel": "derived_from", "href": scene.link, "type": "application/geo+json"}
+            for scene in scenes
+            if scene.link
+        ],
+        "assets": {
+            "image": {
+                "href": f"./{path.name}",
+                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+                "roles": ["data", "reflectance"],
+                "bands": [{"name": name} for name in config.bands],
+                "raster:scale": REFLECTANCE_SCALE,
+                "nodata": NODATA,
+            }
+        },
+    }
+
+
+def describe_sources(
+    item: dict[str, Any],
+    scenes: Sequence[SourceScene],
+    bands: Sequence[str],
+    dark: Sequence[npt.NDArray[np.int64] | None],
+) -> None:
+    """Add what went in to the item's properties.
+
+    Args:
+        dark: of each scene the DN of its darkest pixels a band, after the offset; None where too few were clear.
+    """
+    item["properties"]["terraseg:sources"] = [
+        {
+            "id": scene.id,
+            "datetime": _iso(scene.time),
+            "tile": scene.tile,
+            "cloud_cover": scene.cloud_cover,
+            "processing_baseline": scene.baseline,
+            "offset": scene.offset,
+            "dark_dn": None if values is None else dict(zip(bands, values.tolist(), strict=True)),
+        }
+        for scene, values in zip(scenes, dark, strict=True)
+    ]
+
+
+def _mask_rule(mask: MaskConfig) -> str:
+    if not mask.classes:
+        return "none"
+    return f"SCL classes {', '.join(map(str, mask.classes))}; all but 0 and 1 grown by {mask.dilation} px of 20 m"
+
+
+def _iso(time: dt.datetime) -> str:
+    return time.astimezone(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

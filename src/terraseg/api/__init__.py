@@ -1,0 +1,1 @@
+"""The public API: every step as a typed function; `import terraseg` gives them all."""

@@ -1,0 +1,253 @@
+"""The baseline that any model must beat: the best threshold on a single spectral index, tuned on train.
+
+An index is cut into 251 levels by quantiles of its train values. A level then plays the part of a probability
+DN, so that the rule is chosen and measured by the same code, cells and draws as a model.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rich.progress import track
+from scipy.ndimage import uniform_filter
+
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips
+from terraseg.assess.ground.truth import Chip, ChipTruth, chip_truth, chips
+from terraseg.assess.metrics.pixels import LEVELS, confusions, iou
+from terraseg.contracts.dataset import ChipDataset, Split
+from terraseg.contracts.product import PROBABILITY_NODATA
+from terraseg.contracts.result import Estimate, Metrics, metrics_path, write_metrics
+from terraseg.errors import SceneError, SplitError
+
+EXPERIMENT = "index_baseline"
+"""Its name among the experiments."""
+
+_SAMPLE = 2_000_000  # train pixels that the quantiles are taken from, at most
+
+_log = logging.getLogger(__name__)
+
+Pixels = npt.NDArray[np.float32]
+Bands = dict[str, Pixels]
+"""(rows, columns) of DN by ESA name, NaN without an observation."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A single-index rule before its threshold.
+
+    Attributes:
+        name: in words, as the rule is reported.
+        bands: what it needs.
+        index: its value each pixel, NaN where unknown.
+    """
+
+    name: str
+    bands: tuple[str, ...]
+    index: Callable[[Bands], Pixels]
+
+
+def index_baseline(
+    *,
+    dataset: ChipDataset,
+    output: Path,
+    split: Split = "test",
+    boundary_tolerance: float = BOUNDARY_TOLERANCE,
+    cell: int | None = None,
+    seed: int = 0,
+    draws: int = 2000,
+) -> dict[str, Any]:
+    """Choose index, direction and threshold by the IoU of class 1 on train; measure the rule on ``split``.
+
+    Args:
+        dataset: contract 3.
+        output: the result file, or the folder for ``index_baseline.json``.
+        split: which chips to score.
+        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
+        cell: side of a bootstrap unit in pixels; the chip size by default.
+        seed: of the sample that the quantiles are taken from, and of the bootstrap.
+        draws: of the bootstrap.
+
+    Returns:
+        The result as it was written (`Metrics`); ``rule`` holds the rule in words.
+
+    Raises:
+        SceneError: the dataset has the bands of no candidate, or several dates.
+        SplitError: the class never occurs in train or in ``split``.
+    """
+    candidates = [candidate for candidate in _candidates() if set(candidate.bands) <= set(dataset.info.bands)]
+    if not candidates:
+        raise SceneError(
+            f"{dataset.root} has bands {', '.join(dataset.info.bands)}, from which no index can be made",
+            expected="at least B04",
+        )
+    if dataset.info.frames > 1:
+        raise SceneError(
+            f"{dataset.root} shows {dataset.info.frames} dates of each place",
+            expected="one, from which an index is made",
+        )
+    rule = _tune(dataset, candidates, cell=cell, seed=seed)
+    truth = chip_truth(dataset, split=split, cell=cell)
+    facts = measure_chips(
+        truth,
+        lambda chip: rule.levels(rule.candidate.index(_read(truth.dataset, chip))),
+        at=rule.at,
+        boundary_tolerance=boundary_tolerance,
+        draws=draws,
+        seed=seed,
+    )
+    no_probability = Estimate(value=None, reason="an index is not a probability")
+    facts["figures"] |= dict.fromkeys(("ece", "temperature"), no_probability)
+    for figures in facts["groups"].values():
+        figures["ece"] = no_probability
+    facts["reliability"] = ()
+    metrics = Metrics(
+        experiment=EXPERIMENT,
+        rule=f"{rule}, the best of {2 * len(candidates)} index rules on train",
+        threshold=None,
+        weights="none: one threshold tuned on train",
+        model_hash=None,
+        **facts,
+    )
+    write_metrics(metrics_path(output, EXPERIMENT), metrics)
+    return metrics.model_dump(mode="json")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An index with its direction and its levels; the class is where the level is ``at`` or more.
+
+    Attributes:
+        sign: 1 if large values mean the class, -1 if small ones do.
+        edges: (250,), ascending, of sign x index: level k is where k edges are passed.
+    """
+
+    candidate: Candidate
+    sign: int
+    edges: npt.NDArray[np.float32]
+    at: int = 0
+
+    def __str__(self) -> str:
+        relation = ">=" if self.sign > 0 else "<="
+        return (
+            f"{self.candidate.name} {relation} {self.sign * self.edges[self.at - 1]:.4g}" if self.at else "everywhere"
+        )
+
+    def levels(self, index: Pixels) -> npt.NDArray[np.uint8]:
+        """Levels 0-250 of index values in the place of probability DN, 255 where the index is unknown."""
+        levels = np.searchsorted(self.edges, self.sign * index, side="right").astype(np.uint8)
+        return np.where(np.isnan(index), np.uint8(PROBABILITY_NODATA), levels)
+
+
+def _tune(dataset: ChipDataset, candidates: list[Candidate], *, cell: int | None, seed: int) -> Rule:
+    """The rule with the best IoU on train, of all candidates, both directions and all levels."""
+    truth = chip_truth(dataset, split="train", cell=cell)
+    samples = _sample(truth, candidates, seed=seed)
+    quantiles = np.arange(1, LEVELS) / LEVELS
+    rules = [
+        [Rule(candidate, sign, np.quantile(sign * values, quantiles).astype(np.float32)) for sign in (1, -1)]
+        for candidate, values in zip(candidates, samples, strict=True)
+    ]
+    histograms = np.zeros((len(rules), 2, 2, 256), dtype=np.int64)
+    total = len(dataset.split("train"))
+    for chip in track(_chips(truth), total=total, description="Tuning the index baseline", transient=True):
+        bands, known = _read(dataset, chip), chip.truth >= 0
+        true = 256 * (chip.truth[known] == truth.positive)
+        for number, both in enumerate(rules):
+            index = both[0].candidate.index(bands)[known]
+            for side, rule in enumerate(both):
+                histograms[number, side] += np.bincount(true + rule.levels(index), minlength=512).reshape(2, 256)
+    if not histograms[:, :, 1].any():
+        raise SplitError(f"the class {truth.class_name!r} never occurs in train", fix="prepare a larger area")
+    scores = np.nan_to_num(iou(confusions(histograms[..., :LEVELS])))
+    best = np.unravel_index(np.argmax(scores), scores.shape)
+    chosen = replace(rules[best[0]][best[1]], at=int(best[2]))
+    _log.info("index baseline: %s (train IoU %.3f)", chosen, scores.max())
+    return chosen
+
+
+def _sample(truth: ChipTruth, candidates: list[Candidate], *, seed: int) -> list[Pixels]:
+    """Values of every candidate at known train pixels, the same random share of each chip."""
+    dataset = truth.dataset
+    rng = np.random.default_rng(seed)
+    share = min(_SAMPLE / (len(dataset.split("train")) * dataset.info.tile_size**2), 1.0)
+    values: list[list[Pixels]] = [[] for _ in candidates]
+    for chip in _chips(truth):
+        bands = _read(dataset, chip)
+        chosen = (chip.truth >= 0) & (rng.random(chip.truth.shape) < share)
+        for kept, candidate in zip(values, candidates, strict=True):
+            index = candidate.index(bands)[chosen]
+            kept.append(index[~np.isnan(index)])
+    joined = [np.concatenate(kept) for kept in values]
+    if not all(len(index) for index in joined):
+        raise SplitError(f"{dataset.root} has no known pixel in train", fix="prepare a larger area")
+    return joined
+
+
+def _chips(truth: ChipTruth) -> Iterator[Chip]:
+    for scene in truth.scenes:
+        yield from chips(truth.dataset, split=truth.split, scene=scene)
+
+
+def _read(dataset: ChipDataset, chip: Chip) -> Bands:
+    with rasterio.open(dataset.image(chip.split, chip.tile)) as source:
+        pixels = source.read().astype(np.float32)
+    pixels[:, (pixels == dataset.info.nodata).any(axis=0)] = np.nan
+    return dict(zip(dataset.info.bands, pixels, strict=True))
+
+
+def _candidates() -> list[Candidate]:
+    """Well-known indices of built-up land, water, soil and vegetation; NIR is B08 where there is one, else B8A."""
+
+    def normalised(name: str, first: str, second: str) -> Candidate:
+        return Candidate(name, (first, second), lambda b: _ratio(b[first] - b[second], b[first] + b[second]))
+
+    def bare_soil(nir: str) -> Candidate:  # Rikimaru et al. 2002
+        return Candidate(
+            f"BSI (B11, B04, {nir}, B02)",
+            ("B02", "B04", nir, "B11"),
+            lambda b: _ratio(b["B11"] + b["B04"] - b[nir] - b["B02"], b["B11"] + b["B04"] + b[nir] + b["B02"]),
+        )
+
+    def texture(side: int) -> Candidate:
+        return Candidate(f"local texture ({side}x{side} std) of B04", ("B04",), lambda b: _texture(b["B04"], side))
+
+    by_nir = [
+        candidate
+        for nir in ("B08", "B8A")
+        for candidate in (
+            normalised(f"NDVI ({nir}, B04)", nir, "B04"),  # Rouse et al. 1974
+            normalised(f"NDBI (B11, {nir})", "B11", nir),  # Zha et al. 2003
+            normalised(f"NDWI (B03, {nir})", "B03", nir),  # McFeeters 1996
+            bare_soil(nir),
+        )
+    ]
+    return [
+        *by_nir,
+        Candidate(
+            "brightness (mean of B02, B03, B04)",
+            ("B02", "B03", "B04"),
+            lambda b: (b["B02"] + b["B03"] + b["B04"]) / np.float32(3),
+        ),
+        *(texture(side) for side in (5, 9)),
+    ]
+
+
+def _ratio(part: Pixels, whole: Pixels) -> Pixels:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(whole == 0, np.float32(np.nan), part / whole)
+
+
+def _texture(band: Pixels, side: int) -> Pixels:
+    """Standard deviation of the known pixels in a window; a chip's edge is mirrored."""
+    known = ~np.isnan(band)
+    values = np.where(known, band, 0.0).astype(np.float64)
+    share = uniform_filter(known.astype(np.float64), side)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        mean = uniform_filter(values, side) / share
+        variance = uniform_filter(values**2, side) / share - mean**2
+    return np.where(known, np.sqrt(np.maximum(variance, 0.0)), np.nan).astype(np.float32)

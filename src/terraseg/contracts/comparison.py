@@ -1,0 +1,149 @@
+"""results/comparison*.csv: what the comparisons of a folder found. The only place that knows these files.
+
+Each holds every comparison, told apart by the column ``comparison``; a comparison replaces its own rows alone.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from terraseg.core.files import atomic_path
+from terraseg.errors import DatasetError
+
+FILES = {
+    "cells": "comparison.csv",
+    "by_fraction": "comparison_by_fraction.csv",
+    "pairs": "comparison_pairs.csv",
+    "labels": "comparison_labels.csv",
+}
+"""File name by table of `Tables`."""
+
+_NEEDED = {
+    "cells": ("comparison", "experiment", "baseline", "cells_planned", "units", "dataset_hash"),
+    "by_fraction": ("comparison", "experiment", "fraction", "iou", "f1", "miou"),
+    "pairs": ("comparison", "better", "other", "gain", "p_holm"),
+    "labels": ("comparison", "experiment", "reached_chips"),
+}
+"""Columns without which a file is of an older version or of something else."""
+
+_TEXT = (
+    "comparison", "experiment", "baseline", "better", "other", "device", "weights", "class", "split", "label_rule",
+    "budget", "dataset_hash", "model_hash", "config_hash", "attribution",
+)  # fmt: skip
+"""Columns that stay text though they may look like numbers."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tables of one comparison.
+
+    Attributes:
+        cells: one row a finished cell, at least one.
+        by_fraction: one row an experiment and fraction, of those whose seeds are all finished.
+        pairs: one row a pair of experiments at a fraction, the one with the higher IoU first.
+        labels: one row an experiment whose fractions are all finished.
+    """
+
+    cells: pd.DataFrame
+    by_fraction: pd.DataFrame
+    pairs: pd.DataFrame
+    labels: pd.DataFrame
+
+    @property
+    def name(self) -> str:
+        """Of the comparison."""
+        return str(self.cells["comparison"].iloc[0])
+
+    @property
+    def baseline(self) -> str:
+        """The experiment that the others are held against."""
+        return str(self.cells["baseline"].iloc[0])
+
+    @property
+    def unfinished(self) -> int:
+        """Number of cells."""
+        return int(self.cells["cells_planned"].iloc[0]) - len(self.cells)
+
+    @property
+    def words(self) -> str:
+        """Class, split, label rule, budget and attribution of all of it."""
+        first = self.cells.iloc[0]
+        return (
+            f"{first['class']}, {first['split']} split. Label rule: {first['label_rule']}. Budget: {first['budget']}. "
+            f"95 % intervals: {first['units']} cells of {first['cell']} px drawn {first['draws']} times, seeds pooled. "
+            f"Gain: IoU over {self.baseline}'s at the same fraction, p corrected by Holm. {first['attribution']}"
+        )
+
+
+def write_tables(folder: Path, tables: Tables) -> None:
+    """Write the four files; the rows of other comparisons stay.
+
+    Raises:
+        DatasetError: a file is there that no comparison of this version wrote.
+    """
+    with _only_writer(folder):
+        for table, name in FILES.items():
+            path, own = folder / name, getattr(tables, table)
+            others = _read(path, table) if path.is_file() else own.iloc[:0]
+            kept = others[others["comparison"] != tables.name]
+            with atomic_path(path) as temporary:
+                (pd.concat([kept, own]) if len(kept) else own).to_csv(temporary, index=False, float_format="%.6g")
+
+
+def read_tables(path: str | Path) -> list[Tables]:
+    """The comparisons of a comparison.csv and the files beside it, in their order there.
+
+    Raises:
+        DatasetError: one of them is missing, or no table of a comparison.
+    """
+    folder = Path(path).parent
+    tables = {table: _read(Path(path) if table == "cells" else folder / name, table) for table, name in FILES.items()}
+    return [
+        Tables(**{table: rows[rows["comparison"] == name].reset_index(drop=True) for table, rows in tables.items()})
+        for name in tables["cells"]["comparison"].unique()
+    ]
+
+
+def nearest(results: Path) -> Path | None:
+    """The comparison.csv in a folder of results, or in the one above it: the demo's lie in ``results/demo``."""
+    places = [folder / FILES["cells"] for folder in (results, results.absolute().parent)]
+    return next((path for path in places if path.is_file()), None)
+
+
+def check_tables(folder: Path) -> None:
+    """Find out before anything trains that its results can be written.
+
+    Raises:
+        DatasetError: a file is there that no comparison of this version wrote.
+    """
+    for table, name in FILES.items():
+        if (folder / name).is_file():
+            _read(folder / name, table)
+
+
+def _read(path: Path, table: str) -> pd.DataFrame:
+    if not path.is_file():
+        raise DatasetError(f"no comparison at {path}", fix="run `python src/compare.py` first")
+    try:
+        rows = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise DatasetError(f"{path} is no CSV ({error})", fix="delete it and compare again") from error
+    if missing := [column for column in _NEEDED[table] if column not in rows.columns]:
+        raise DatasetError(
+            f"{path} lacks the columns {', '.join(missing)}: another version wrote it",
+            fix="delete it and compare again; finished cells are kept",
+        )
+    return rows
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Wait for other comparisons that write here; the kernel lets go of the lock however this ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".comparison.lock").open("a") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,184 @@
+"""Which chips a run learns from: folds over blocks and label fractions, derived from tiles.parquet and a seed alone.
+
+Nothing of it is on disk: every fold and fraction reads the same chips, and the test split is never touched.
+"""
+
+from collections.abc import Sequence
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from terraseg.contracts.dataset import ChipDataset, Split
+from terraseg.core.separation import closer_than
+from terraseg.errors import ConfigError, SplitError
+
+_STRATA = 10
+"""Groups of like building fraction, from each of which a label fraction takes its share."""
+
+
+def chosen_chips(
+    dataset: ChipDataset, split: Split, *, fold: int | None, fraction: float, seed: int
+) -> gpd.GeoDataFrame:
+    """Rows of tiles.parquet that a run reads as ``split``; their own column says in which folder they are.
+
+    Args:
+        fold: of the cross-validation that the dataset was prepared for; None: the splits as they are.
+        fraction: share of the ground of train, above 0, up to 1.
+        seed: of the fraction.
+
+    Raises:
+        ConfigError: a fraction that can't be, or a fold that the dataset was not prepared for.
+        SplitError: the fold has nothing to learn or to validate on.
+    """
+    info, rows = dataset.info, dataset.split(split)
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"fraction {fraction:g}", expected="a share of train above 0, up to 1")
+    if fold is not None and split != "test":
+        rule, folds = info.split_rule, info.split_rule.get("folds") or 0
+        if fold not in range(folds):
+            raise ConfigError(
+                f"fold {fold} of a dataset with {folds or 'no'} folds",
+                expected=f"0 to {folds - 1}" if folds else "a dataset that was prepared with split.folds",
+                fix="correct the fold, or set prepare.split.folds and run the preparation again",
+            )
+        parts = fold_chips(
+            dataset.tiles, fold=fold, folds=folds, seed=rule["seed"], gap_m=rule["gap_m"], gsd=info.gsd, zones=info.crs
+        )
+        rows = parts[0 if split == "train" else 1]
+    return label_fraction(rows, fraction=fraction, seed=seed, tile_size=info.tile_size) if split == "train" else rows
+
+
+def fold_chips(
+    tiles: gpd.GeoDataFrame, *, fold: int, folds: int, seed: int, gap_m: float, gsd: float, zones: Sequence[str] = ()
+) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
+    """Train and val chips of one fold of a cross-validation over the blocks of train and val.
+
+    Blocks go to folds by chance, stratified by the density of the class; blocks of several dates that show the same
+    ground stay together. Val is fold number ``fold``, without chips that show ground again. Train is all else but the
+    chips within the gap of val: as in the preparation, the gap is paid for by train.
+
+    Args:
+        tiles: tiles.parquet, in a metric CRS.
+        fold: from 0 to ``folds`` - 1.
+        gap_m: least distance between train and val, in metres.
+        gsd: pixel size in metres.
+        zones: CRSs of the chips' pixels, in which the gap is measured (`separation`).
+
+    Returns:
+        train, val: sorted as ``tiles``.
+
+    Raises:
+        SplitError: fewer blocks than folds, or a part without the class or the background.
+    """
+    learned = tiles[tiles["split"] != "test"]
+    number = _fold_of_chips(learned, folds=folds, seed=seed, gsd=gsd)
+    val = _without_repetition(learned[number == fold])
+    rest = learned[number != fold]
+    train = rest[~closer_than(rest.geometry, val.geometry, gap_m=gap_m, zones=zones)]
+    for name, part in (("train", train), ("val", val)):
+        held = (part["building_fraction"] > 0).any() and (part["building_fraction"] < 1).any()
+        if not held:
+            raise SplitError(
+                f"{name} of fold {fold} has {len(part)} chips and lacks the class or the background",
+                expected="some of both in each fold",
+                fix="choose fewer folds, another split seed, smaller blocks (block_chips) or a larger area",
+            )
+    return train.reset_index(drop=True), val.reset_index(drop=True)
+
+
+def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_size: int) -> gpd.GeoDataFrame:
+    """A share of the train chips that shows a share of their ground, stratified by building fraction.
+
+    Chips come in an order that depends on the seed alone, each stratum's evenly spread over it, and are taken until
+    they show the wanted share of the ground, at least one. So a smaller fraction is part of a larger one, and
+    overlapping chips don't smuggle in more labels than were asked for. Chips that show nothing new come along.
+
+    Args:
+        train: rows of tiles.parquet.
+        fraction: share of the ground, above 0, up to 1.
+        tile_size: side of a chip, in pixels.
+
+    Returns:
+        Chosen rows, sorted as ``train``.
+    """
+    if fraction == 1:
+        return train
+    order = _stratified_order(train["building_fraction"].to_numpy(), seed=seed)
+    ground = {
+        scene: np.zeros((rows["row"].max() + tile_size, rows["column"].max() + tile_size), dtype=bool)
+        for scene, rows in train.groupby("scene")
+    }
+    windows = [
+        ground[scene][row : row + tile_size, column : column + tile_size]
+        for scene, row, column in zip(train["scene"], train["row"], train["column"], strict=True)
+    ]
+    for window in windows:
+        window[...] = True
+    wanted = fraction * sum(int(shown.sum()) for shown in ground.values())
+    for shown in ground.values():
+        shown[...] = False
+    reached = 0
+    for chip in order:
+        if reached >= wanted:
+            break
+        reached += tile_size**2 - int(windows[chip].sum())
+        windows[chip][...] = True
+    return train[[bool(window.all()) for window in windows]].reset_index(drop=True)
+
+
+def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float) -> npt.NDArray[np.intp]:
+    """(chips,) number of each chip's fold: blocks dealt out in groups of like density, one of a group to each fold."""
+    unit = _ground_units(chips, gsd=gsd)
+    count = int(unit.max()) + 1
+    if count < folds:
+        raise SplitError(
+            f"{count} blocks of train and val can't make {folds} folds",
+            expected="at least one block a fold",
+            fix="choose fewer folds, or smaller blocks (block_chips)",
+        )
+    weights = chips["valid_fraction"].to_numpy()
+    covered = np.bincount(unit, weights=weights * chips["building_fraction"].to_numpy(), minlength=count)
+    density = covered / np.bincount(unit, weights=weights, minlength=count)
+    random = np.random.default_rng(seed)
+    order = np.argsort(-density, kind="stable")
+    fold = np.empty(count, dtype=np.intp)
+    for start in range(0, count, folds):
+        group = order[start : start + folds]
+        fold[group] = random.permutation(folds)[: len(group)]
+    return np.asarray(fold[unit])
+
+
+def _ground_units(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp]:
+    """(chips,) number of the piece of ground that each chip is on: its block, with the blocks that overlap it."""
+    names, block = np.unique(chips["block"].to_numpy(dtype=str), return_inverse=True)
+    shapes = chips.geometry.to_numpy()
+    first, second = shapely.STRtree(shapes).query(shapely.buffer(shapes, -gsd / 2), predicate="intersects")
+    links = coo_array((np.ones(len(first), dtype=bool), (block[first], block[second])), shape=(len(names), len(names)))
+    _, unit = connected_components(links, directed=False)
+    return np.asarray(unit[block], dtype=np.intp)
+
+
+def _without_repetition(chips: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
+    """Chips that don't overlap within their block, so that overlapping train chips don't count twice in val."""
+    size = np.ptp(shapely.bounds(chips.geometry.to_numpy())[:, [0, 2]], axis=1)
+    shapes = shapely.buffer(chips.geometry.to_numpy(), -size * 1e-3)
+    first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
+    block = chips["block"].to_numpy()
+    same = (block[first] == block[second]) & (second < first)
+    dropped = np.zeros(len(chips), dtype=bool)
+    for chip, earlier in sorted(zip(first[same].tolist(), second[same].tolist(), strict=True)):
+        dropped[chip] |= not dropped[earlier]
+    return chips[~dropped]
+
+
+def _stratified_order(values: npt.NDArray[np.float64], *, seed: int) -> npt.NDArray[np.intp]:
+    """Positions in an order of which each beginning holds each stratum's share to within about one."""
+    random = np.random.default_rng(seed)
+    turn = np.empty(len(values))
+    for stratum in np.array_split(np.argsort(values, kind="stable"), min(_STRATA, len(values))):
+        turn[stratum] = (random.permutation(len(stratum)) + random.random()) / len(stratum)
+    return np.argsort(turn, kind="stable")

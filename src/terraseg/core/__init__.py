@@ -1,0 +1,1 @@
+"""What every room uses: bands, rasters, files, parallel tasks, memory."""

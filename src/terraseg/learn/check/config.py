@@ -1,0 +1,254 @@
+"""The config part of the check, without torch: what the stock command would accept and then do something else."""
+
+import difflib
+import importlib.util
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from terraseg.contracts.dataset import IGNORE
+from terraseg.core.files import read_yaml
+from terraseg.errors import ConfigError
+from terraseg.learn.check.finding import Finding, error, warning
+from terraseg.learn.models.specs import SPECS
+
+_MODEL = "model.init_args"
+_SOURCES = ("hub", "hub-or-random", "random")
+_LOSSES = ("ce", "dice", "focal", "lovasz", "focal_tversky", "boundary")
+"""Those of `terraseg.learn.training.losses`, which imports torch."""
+
+_LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
+"""How schedules call the number of steps (or epochs) that they span."""
+
+_RESTARTS = {
+    "CosineAnnealingLR": "the rate rises again",
+    "OneCycleLR": "the training stops with an error",
+    "PolynomialLR": "the rate is 0",
+}
+"""What they do after it."""
+
+
+_LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
+"""Packages that Lightning's loggers want and terraseg alone does not bring."""
+
+
+def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
+    """Parse an experiment's YAML.
+
+    Raises:
+        ConfigError: no file, no YAML, or no sections data and model.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no config at {path}", fix="name one of configs/")
+    config = read_yaml(path)
+    tokens = yaml.scan(path.read_text(encoding="utf-8"))
+    aliases = [token for token in tokens if isinstance(token, yaml.AliasToken)]
+    if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("data", "model")):
+        raise ConfigError(f"{path} is no experiment", expected="the sections trainer, data and model")
+    _check_form(config, where=path)
+    return config, [
+        warning(
+            f"line {token.start_mark.line + 1}",
+            f"the YAML alias *{token.value}",
+            expected="plain lists",
+            fix="write the list out: stock classes convert a shared list in place, and then again",
+        )
+        for token in aliases
+    ]
+
+
+def _check_form(config: Mapping[str, Any], *, where: Path) -> None:
+    """That each part has the form that whoever reads the config takes for granted.
+
+    Raises:
+        ConfigError: naming the first that hasn't.
+    """
+
+    def part(of: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
+        value = of.get(key) or {}
+        if not isinstance(value, dict):
+            raise ConfigError(f"{where}: {name} is {value!r}", expected="keys with values")
+        return value
+
+    trainer, model = part(config, "trainer", "trainer"), part(config["model"], "init_args", _MODEL)
+    part(config["data"], "init_args", "data.init_args")
+    for key in ("model_args", "scheduler_hparams"):
+        part(model, key, f"{_MODEL}.{key}")
+    callbacks = trainer.get("callbacks") or []
+    if not isinstance(callbacks, list) or not all(isinstance(callback, dict) for callback in callbacks):
+        raise ConfigError(f"{where}: trainer.callbacks is {callbacks!r}", expected="a list of class_path and init_args")
+    for key in ("max_epochs", "max_steps", "accumulate_grad_batches"):
+        if not isinstance(value := trainer.get(key), int | None):
+            raise ConfigError(f"{where}: trainer.{key} is {value!r}", expected="a whole number")
+
+
+def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Finding]:
+    """All of the config part.
+
+    Args:
+        config: an experiment's YAML, parsed.
+        chips: number of train chips; None where the dataset can't be opened.
+    """
+    trainer, model = config.get("trainer") or {}, config["model"].get("init_args") or {}
+    batch_size = (config["data"].get("init_args") or {}).get("batch_size", 8)
+    epochs, steps = _length(trainer, chips=chips, batch_size=batch_size)
+    return [
+        *check_sections(config),
+        *check_limits(trainer),
+        *check_loggers(trainer),
+        *check_loss(model),
+        *check_schedule(model.get("scheduler"), model.get("scheduler_hparams") or {}, epochs=epochs, steps=steps),
+        *check_files(config),
+        *check_licence(config),
+    ]
+
+
+def check_sections(config: Mapping[str, Any]) -> list[Finding]:
+    """No section that makes keys of the model section void, no output type that makes probabilities 0."""
+    findings, model = [], config["model"].get("init_args") or {}
+    for section in ("optimizer", "lr_scheduler"):
+        if section in config:
+            found = f"a top-level section makes lr, scheduler and lr_overrides of {_MODEL} void"
+            findings.append(error(section, found, fix=f"write optimizer, lr and scheduler under {_MODEL}"))
+    dtype = str(config.get("out_dtype", "int16"))
+    if model.get("output_on_inference", "prediction") != "prediction" and not dtype.startswith("float"):
+        found = f"{model['output_on_inference']} written as {dtype} would all be 0"
+        findings.append(warning("out_dtype", found, fix="predict with --out_dtype float32"))
+    if (precision := model.get("matmul_precision", "highest")) != "highest":
+        found = f"{precision}: float32 products depend on the processor"
+        findings.append(warning(f"{_MODEL}.matmul_precision", found, expected="highest"))
+    return findings
+
+
+def check_limits(trainer: Mapping[str, Any]) -> list[Finding]:
+    """No limit of 1: Lightning reads it as 1.0, all batches."""
+    return [
+        error(
+            f"trainer.{key}",
+            f"{value} is read as 1.0, all batches",
+            fix="write 2 or more for a number of batches, or leave it out for all",
+        )
+        for key, value in trainer.items()
+        if key.startswith("limit_") and value == 1
+    ]
+
+
+def check_loggers(trainer: Mapping[str, Any]) -> list[Finding]:
+    """The packages of the loggers are installed."""
+    loggers = trainer.get("logger") or []
+    findings = []
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        path = str(logger.get("class_path", "")) if isinstance(logger, Mapping) else ""
+        name = path.rpartition(".")[2]
+        if name in _LOGGERS and importlib.util.find_spec(_LOGGERS[name]) is None:
+            found = f"{name} needs the package {_LOGGERS[name]}, which is not installed"
+            findings.append(error("trainer.logger", found, fix="pip install 'terraseg[tracking]', or leave it out"))
+    return findings
+
+
+def check_loss(model: Mapping[str, Any]) -> list[Finding]:
+    """A loss that knows the masks' ignored pixels."""
+    findings, loss = [], model.get("loss", "ce")
+    if not isinstance(loss, str | list | Mapping):
+        return [error(f"{_MODEL}.loss", f"{loss!r}", expected="one or several of " + ", ".join(_LOSSES))]
+    if (value := model.get("ignore_index", IGNORE)) != IGNORE:
+        findings.append(error(f"{_MODEL}.ignore_index", f"{value}", expected=f"{IGNORE}, as in the masks"))
+    for name in [loss] if isinstance(loss, str) else loss:
+        if name not in _LOSSES:
+            findings.append(error(f"{_MODEL}.loss", f"{name!r}", expected="one or several of " + ", ".join(_LOSSES)))
+    weights = model.get("class_weights")
+    if weights is not None and "ce" not in ([loss] if isinstance(loss, str) else loss):
+        findings.append(error(f"{_MODEL}.class_weights", "no ce in loss", expected="ce, in which alone they count"))
+    if isinstance(weights, str) and weights != "from_data":
+        findings.append(error(f"{_MODEL}.class_weights", repr(weights), expected="from_data, or a list"))
+    return findings
+
+
+def check_schedule(
+    scheduler: str | None, options: Mapping[str, Any], *, epochs: float | None, steps: float | None
+) -> list[Finding]:
+    """A schedule that spans the training.
+
+    Args:
+        scheduler: a class of ``torch.optim.lr_scheduler``.
+        options: its arguments, and ``interval``.
+        epochs, steps: length of the training; None where unknown.
+    """
+    if scheduler not in _LENGTHS:
+        return []
+    key, where = _LENGTHS[scheduler], f"{_MODEL}.scheduler_hparams"
+    by_step = options.get("interval", "step" if scheduler == "OneCycleLR" else "epoch") == "step"
+    length, unit = (steps, "steps") if by_step else (epochs, "epochs")
+    if key not in options:
+        if scheduler == "CosineAnnealingLR":
+            return [error(f"{where}.{key}", "missing", expected=f"the length of the training, {length} {unit}")]
+        return []
+    if not isinstance(options[key], int | float):
+        return [error(f"{where}.{key}", f"{options[key]!r}", expected="a number")]
+    if length is None or options[key] == length:
+        return []
+    trained = f"the {length} {unit} of the training"
+    if options[key] < length:
+        found = f"{options[key]} is less than {trained}: {_RESTARTS[scheduler]} after it"
+        return [error(f"{where}.{key}", found, expected=f"{length}")]
+    return [warning(f"{where}.{key}", f"{options[key]} is more than {trained}", expected=f"{length}")]
+
+
+def check_files(config: Mapping[str, Any]) -> list[Finding]:
+    """The weights' file and the checkpoint are there."""
+    findings, weights = [], (config["model"].get("init_args") or {}).get("weights", "hub")
+    if weights not in _SOURCES and not Path(str(weights)).is_file():
+        close = difflib.get_close_matches(str(weights), _SOURCES, n=1)
+        findings.append(
+            error(
+                f"{_MODEL}.weights",
+                f"no file {weights}",
+                expected=f"a file or one of {', '.join(_SOURCES)}",
+                fix=f"did you mean {close[0]}?" if close else "correct the path; it counts from the working folder",
+            )
+        )
+    if (checkpoint := config.get("ckpt_path")) and not Path(str(checkpoint)).is_file():
+        findings.append(error("ckpt_path", f"no checkpoint {checkpoint}", fix="correct the path, or leave it out"))
+    return findings
+
+
+def check_licence(config: Mapping[str, Any]) -> list[Finding]:
+    """The bundle says under which licence its weights are."""
+    licence = declared_licence(config)
+    if licence is None:
+        key = "trainer.callbacks"
+        return [warning(key, "no BundleWriter: the training leaves nothing to predict with", fix="add the callback")]
+    if not licence:
+        return [error("trainer.callbacks.BundleWriter.licence", "missing", expected="an SPDX name, as Apache-2.0")]
+    forbidden = {spec.licence.lower() for spec in SPECS.values() if not spec.commercial}
+    if "NC" in licence.upper().split("-") or licence.lower() in forbidden:
+        found = f"{licence}: the weights are not for commercial use"
+        return [
+            warning("trainer.callbacks.BundleWriter.licence", found, fix="choose another backbone where that matters")
+        ]
+    return []
+
+
+def declared_licence(config: Mapping[str, Any]) -> str | None:
+    """The licence that the config gives for the bundle; "" where the key is missing, None without a BundleWriter."""
+    for callback in (config.get("trainer") or {}).get("callbacks") or []:
+        if str(callback.get("class_path", "")).endswith("BundleWriter"):
+            return str((callback.get("init_args") or {}).get("licence", ""))
+    return None
+
+
+def _length(trainer: Mapping[str, Any], *, chips: int | None, batch_size: int) -> tuple[float | None, float | None]:
+    """Epochs and optimizer steps of a training, None where they can't be known."""
+    epochs, most = trainer.get("max_epochs"), trainer.get("max_steps", -1)
+    batches = None
+    if chips and isinstance(batch_size, int) and 1 <= batch_size <= chips:
+        batches = math.ceil(chips // batch_size / trainer.get("accumulate_grad_batches", 1))
+    steps: Iterator[int] = (n for n in (batches * epochs if batches and epochs else -1, most) if n >= 0)
+    total = min(steps, default=None)
+    if epochs is None and most >= 0 and batches:
+        epochs = math.ceil(most / batches)
+    return epochs, total

@@ -1,0 +1,297 @@
+"""The data part of the check, without torch: does the dataset hold what it promises, and fit the config?
+
+Each function is one question and returns its findings. Only `check_sample` reads chips, a few of them: packing, the
+first thing that a training does, reads and verifies all.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import rasterio
+import shapely
+
+from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset, pairs_on_disk
+from terraseg.contracts.subsets import chosen_chips
+from terraseg.core.bands import UNIT, band, band_indices
+from terraseg.core.separation import in_metres, separation
+from terraseg.learn.check.finding import Finding, attempt, error, warning
+from terraseg.learn.chips.pack import read_chip
+from terraseg.learn.chips.standardise import DATASET, standard_of
+
+_DATA, _MODEL = "data.init_args", "model.init_args"
+_PREPARE = "run the preparation again"
+_SAMPLE = 4
+"""Chips of each split that are read."""
+
+_RARE = 0.001
+"""Share of the labelled pixels under which a class is said to be rare."""
+
+_OFFSET = 1000
+"""If no band has darker ground than this many DN, the offset of processing baseline 04.00 was hardly removed."""
+
+
+def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | None, list[Finding]]:
+    """All of the data part.
+
+    Args:
+        config: an experiment's YAML, parsed.
+
+    Returns:
+        The dataset and the number of its chips that a training learns from, where they can be told; and all findings.
+    """
+    data, model = _arguments(config, "data"), _arguments(config, "model")
+    if not isinstance(data.get("root"), str):
+        return None, None, [error(f"{_DATA}.root", "missing", expected="the folder of a dataset")]
+    dataset, findings = attempt(f"{_DATA}.root", lambda: open_dataset(data["root"]))
+    if dataset is None:
+        return None, None, findings
+    whole: list[Finding] = []
+    for split in SPLITS:
+        _, faults = attempt(f"{_DATA}.root", partial(pairs_on_disk, dataset, [split]))
+        whole += faults
+    findings += whole
+    findings += check_statistics(dataset) + check_labels(dataset) + check_splits(dataset)
+    faults = check_bands(dataset, data.get("bands"))
+    if not faults and (statistics := data.get("statistics", DATASET)) != DATASET:
+        bands = [band(str(name)).name for name in data.get("bands") or dataset.info.bands]
+        faults = attempt(f"{_DATA}.statistics", partial(standard_of, dataset, bands, statistics=statistics))[1]
+    findings += faults
+    subset = "fraction" if data.get("fold") is None else "fold"
+    chips, faults = attempt(f"{_DATA}.{subset}", partial(train_chips, dataset, data))
+    findings += faults
+    if chips is not None:
+        findings += check_batches(chips, data.get("batch_size", 8), class_share=data.get("class_share"))
+    findings += check_classes(
+        dataset,
+        num_classes=(model.get("model_args") or {}).get("num_classes"),
+        positive_class=model.get("positive_class", 1),
+        class_weights=model.get("class_weights"),
+    )
+    findings += [] if whole else check_sample(dataset)
+    return dataset, None if chips is None else len(chips), findings
+
+
+def check_held(dataset: ChipDataset) -> list[Finding]:
+    """What a training has not verified itself when it begins: statistics, labels and splits."""
+    return check_statistics(dataset) + check_labels(dataset) + check_splits(dataset)
+
+
+def check_statistics(dataset: ChipDataset) -> list[Finding]:
+    """One sound set of statistics a band, in the unit that the dataset declares."""
+    where, info = f"{_DATA}.root", dataset.info
+    stats, findings = attempt(where, lambda: dataset.stats)
+    if info.unit != UNIT:
+        findings.append(error(where, f"the chips have unit {info.unit}", expected=UNIT, fix=_PREPARE))
+    if stats is None:
+        return findings
+    if set(stats.bands) != set(info.bands):
+        found = f"stats.json has {len(stats.bands)} bands ({', '.join(stats.bands)})"
+        findings.append(
+            error(where, found, expected=f"one each of {len(info.bands)}: {', '.join(info.bands)}", fix=_PREPARE)
+        )
+    for name, held in stats.bands.items():
+        levels = list(held.percentiles.values())
+        if not all(map(math.isfinite, (held.mean, held.std, *levels))):
+            findings.append(error(where, f"{name}: statistics that are not finite", fix=_PREPARE))
+        elif held.std <= 0:
+            findings.append(error(where, f"{name} is constant over train", fix=f"leave it out of {_DATA}.bands"))
+        elif abs(held.mean) < 2 and held.std < 2:
+            found = f"{name}: mean {held.mean:.3g}, std {held.std:.3g}"
+            findings.append(
+                error(where, found, expected="DN of 1e-4 reflectance", fix="convert reflectance of 0 to 1 to DN")
+            )
+        elif not -1000 < held.mean < 20_000 or (levels and not min(levels) <= held.mean <= max(levels)):
+            findings.append(
+                warning(where, f"{name}: a mean of {held.mean:.0f} DN", expected="0 to 10000", fix="look at its values")
+            )
+    darkest = [min(held.percentiles.values()) for held in stats.bands.values() if held.percentiles]
+    if info.unit == UNIT and darkest and min(darkest) >= _OFFSET:
+        findings.append(
+            warning(
+                where,
+                f"no band has ground darker than {min(darkest):.0f} DN",
+                expected=f"some below {_OFFSET}",
+                fix="look whether the offset of baseline 04.00 (-1000) was applied",
+            )
+        )
+    return findings
+
+
+def check_labels(dataset: ChipDataset) -> list[Finding]:
+    """Class ids as declared, each of them seen in train, and the class in each split."""
+    where, info = f"{_DATA}.root", dataset.info
+    stats, _ = attempt(where, lambda: dataset.stats)  # said by check_statistics
+    findings = []
+    if sorted(info.classes) != list(range(len(info.classes))) or len(info.classes) < 2:
+        findings.append(error(where, f"class ids {sorted(info.classes)}", expected="0, 1, ...", fix=_PREPARE))
+    counts = stats.class_pixels if stats else {}
+    if unknown := sorted(set(counts) - set(info.classes)):
+        findings.append(error(where, f"label ids {unknown}", expected=f"{sorted(info.classes)}", fix=_PREPARE))
+    total = sum(counts.values())
+    for key, name in info.classes.items():
+        if stats and not counts.get(key):
+            findings.append(error(where, f"train has no pixel of {key} {name}", fix="prepare more ground, or drop it"))
+        elif stats and counts[key] / total < _RARE:
+            findings.append(
+                warning(
+                    where,
+                    f"{counts[key] / total:.3%} of train is {key} {name}",
+                    expected="more than a few pixels a batch",
+                    fix=f"set {_DATA}.class_share",
+                )
+            )
+    for split in SPLITS:
+        chips = dataset.split(split)
+        if chips.empty:
+            findings.append(error(where, f"no chip in {split}", expected="some in each split", fix=_PREPARE))
+        elif not chips["building_fraction"].gt(0).any():
+            findings.append(error(where, f"no pixel of a class in {split}", expected="some", fix=_PREPARE))
+    return findings
+
+
+def check_splits(dataset: ChipDataset) -> list[Finding]:
+    """No ground, no block and no name in two splits, the promised gap between them: measured on the chips."""
+    where, tiles = f"{_DATA}.root", dataset.tiles
+    findings = []
+    if foreign := sorted(set(tiles["split"]) - set(SPLITS)):
+        findings.append(error(where, f"splits {foreign}", expected=", ".join(SPLITS), fix=_PREPARE))
+    if len(twice := tiles.loc[tiles["tile"].duplicated(), "tile"]):
+        findings.append(error(where, f"{len(twice)} tiles twice, such as {twice.iloc[0]}", fix=_PREPARE))
+    of_block = tiles.groupby("block")["split"].nunique()
+    if len(shared := of_block.index[of_block > 1]):
+        findings.append(error(where, f"{len(shared)} blocks in two splits, such as {shared[0]}", fix=_PREPARE))
+    audit, faults = attempt(where, lambda: dataset.audit)
+    findings += faults
+    shapes = tiles.geometry.to_numpy()
+    if shapely.is_missing(shapes).any() or shapely.is_empty(shapes).any():
+        found = "chips without a place on earth: nobody can tell whether the splits share ground"
+        return [*findings, warning(where, found, expected="georeferenced chips", fix="say so beside each score")]
+    promised = float((audit or {}).get("gap_m", 0))
+    for first, second in combinations(SPLITS, 2):
+        mine, theirs = (tiles.geometry[tiles["split"] == split] for split in (first, second))
+        measured = separation(mine, theirs, zones=dataset.info.crs)
+        if measured.shared_m2 > 0:
+            found = f"{first} and {second} share {measured.shared_m2:.0f} m² of ground"
+            findings.append(error(where, found, expected="none", fix=_PREPARE))
+        elif not measured.holds(promised):
+            found = f"{first} and {second} are {in_metres(measured.least_m)} m apart"
+            findings.append(error(where, found, expected=f"{in_metres(promised)} m, as audit.json says", fix=_PREPARE))
+    return findings
+
+
+def check_bands(dataset: ChipDataset, bands: Sequence[str] | None) -> list[Finding]:
+    """The config's bands are bands of the dataset, each once."""
+    if bands is None:
+        return []
+    where = f"{_DATA}.bands"
+    names, findings = attempt(where, lambda: [band(str(name)).name for name in bands])
+    if names is None:
+        return findings
+    if len(set(names)) < len(names):
+        return [error(where, f"{', '.join(names)}", expected="each band once")]
+    return attempt(where, lambda: band_indices(names, dataset.info.bands, where=str(dataset.root)))[1]
+
+
+def train_chips(dataset: ChipDataset, data: Mapping[str, Any]) -> gpd.GeoDataFrame:
+    """The chips that a training learns from, by the fold and the fraction of ``data.init_args``.
+
+    Raises:
+        ConfigError, SplitError: see `chosen_chips`.
+    """
+    fold, fraction, seed = data.get("fold"), data.get("fraction", 1.0), data.get("seed", 0)
+    return chosen_chips(dataset, "train", fold=fold, fraction=fraction, seed=seed)
+
+
+def check_batches(chips: gpd.GeoDataFrame, batch_size: int, *, class_share: float | None) -> list[Finding]:
+    """At least one full batch an epoch: an incomplete one is dropped, so that fewer chips would be no step at all."""
+    findings = []
+    if not isinstance(batch_size, int) or batch_size < 1:
+        return [error(f"{_DATA}.batch_size", f"{batch_size}", expected="a whole number from 1")]
+    if batch_size > len(chips):
+        findings.append(
+            error(
+                f"{_DATA}.batch_size",
+                f"{batch_size} is more than the {len(chips)} train chips: no step at all",
+                expected=f"at most {len(chips)}",
+                fix="choose a smaller batch_size, or prepare more chips (train_stride, tile_size)",
+            )
+        )
+    if class_share is not None:
+        with_class = int(chips["building_fraction"].gt(0).sum())
+        if not 0 < class_share < 1:
+            findings.append(error(f"{_DATA}.class_share", f"{class_share}", expected="between 0 and 1"))
+        elif with_class in (0, len(chips)):
+            found = f"{with_class} of {len(chips)} train chips hold the class"
+            findings.append(
+                warning(f"{_DATA}.class_share", found, expected="some with it and some without", fix="leave it out")
+            )
+    return findings
+
+
+def check_classes(
+    dataset: ChipDataset,
+    *,
+    num_classes: int | None,
+    positive_class: int,
+    class_weights: Sequence[float] | str | None,
+) -> list[Finding]:
+    """The model has one output a class of the dataset."""
+    classes = dataset.info.classes
+    named, findings = ", ".join(classes.values()), []
+    if num_classes != len(classes):
+        findings.append(
+            error(f"{_MODEL}.model_args.num_classes", f"{num_classes}", expected=f"{len(classes)} ({named})")
+        )
+    if positive_class not in classes:
+        findings.append(error(f"{_MODEL}.positive_class", f"{positive_class}", expected=f"one of {sorted(classes)}"))
+    if class_weights is not None and not isinstance(class_weights, str) and len(class_weights) != len(classes):
+        findings.append(
+            error(f"{_MODEL}.class_weights", f"{len(class_weights)} factors", expected=f"{len(classes)} ({named})")
+        )
+    return findings
+
+
+def check_sample(dataset: ChipDataset) -> list[Finding]:
+    """Some chips of each split are the ones that were prepared, and their files don't contradict the dataset."""
+    findings = []
+    for split in SPLITS:
+        rows = dataset.split(split)
+        for position in np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)):
+            tile, checksum = rows["tile"][position], int(rows["checksum"][position])
+            read = partial(read_chip, dataset, split, tile, checksum=checksum)
+            _, faults = attempt(f"{_DATA}.root", read)
+            findings += faults or _check_headers(dataset, split, tile, place=rows["scene"][position])
+    return findings
+
+
+def _check_headers(dataset: ChipDataset, split: Split, tile: str, *, place: str) -> list[Finding]:
+    info, findings = dataset.info, []
+    layers = info.layers(place)
+    with rasterio.open(dataset.image(split, tile)) as image, rasterio.open(dataset.mask(split, tile)) as mask:
+        said = {
+            "CRS": (str(image.crs or "none"), " or ".join(info.crs) or "none"),
+            "unit": (image.tags().get("UNIT", info.unit), info.unit),
+            "bands": (
+                ", ".join(name or own for name, own in zip(image.descriptions, layers, strict=True)),
+                ", ".join(layers),
+            ),
+            "nodata": (f"{image.nodata or 0:g}", f"{info.nodata:g}"),
+            "nodata of the mask": (f"{IGNORE if mask.nodata is None else mask.nodata:g}", str(IGNORE)),
+        }
+    for what, (found, expected) in said.items():
+        if found != expected and not (what == "CRS" and found in info.crs):
+            findings.append(
+                error(f"{_DATA}.root", f"chip {tile} of {split}: {what} {found}", expected=expected, fix=_PREPARE)
+            )
+    return findings
+
+
+def _arguments(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:
+    """``init_args`` of a section; empty where there are none."""
+    arguments: Mapping[str, Any] = (config.get(section) or {}).get("init_args") or {}
+    return arguments

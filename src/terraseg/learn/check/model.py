@@ -1,0 +1,116 @@
+"""The model part of the check, which pays TerraTorch's import: names, keys, bands, and whether the model builds."""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import timm
+from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY
+
+from terraseg.learn.check.config import declared_licence
+from terraseg.learn.check.finding import Finding, attempt, error, warning
+from terraseg.learn.models.build import build_model, check_inputs
+from terraseg.learn.models.specs import SPECS
+from terraseg.learn.models.weights import HUB, HUB_OR_RANDOM, RANDOM, hub_answers
+
+_ARGS = "model.init_args.model_args"
+
+
+def check_model(
+    config: Mapping[str, Any], *, bands: Sequence[str] | None, classes: Sequence[str], frames: int = 1
+) -> list[Finding]:
+    """All of the model part.
+
+    Args:
+        config: an experiment's YAML, parsed.
+        bands: ESA names that the data gives; None where the dataset can't be opened.
+        classes: their names.
+        frames: dates of one place that a chip shows.
+    """
+    model = config["model"].get("init_args") or {}
+    arguments = model.get("model_args") or {}
+    findings = check_keys(config)
+    names = check_names(model.get("model_factory"), arguments)
+    findings += names
+    if bands is not None:
+        findings += attempt(
+            _ARGS,
+            lambda: check_inputs(
+                {**arguments, "num_classes": len(classes)}, bands=bands, classes=classes, frames=frames
+            ),
+        )[1]
+    if not names:
+        findings += attempt(_ARGS, lambda: build_model(str(model.get("model_factory")), arguments))[1]
+    return findings + check_weights(str(model.get("weights", HUB)), arguments, licence=declared_licence(config))
+
+
+def check_keys(config: Mapping[str, Any]) -> list[Finding]:
+    """The classes of data and model exist and know each key."""
+    findings = []
+    for section in ("data", "model"):
+        path = str(config[section].get("class_path", ""))
+        module, _, name = path.rpartition(".")
+        try:
+            known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        except (ImportError, AttributeError, ValueError):
+            findings.append(error(f"{section}.class_path", f"there is no class {path!r}", expected="terraseg.learn..."))
+            continue
+        for key in config[section].get("init_args") or {}:
+            if key not in known:
+                findings.append(_unknown(f"{section}.init_args.{key}", key, known))
+    return findings
+
+
+def check_names(factory: str | None, arguments: Mapping[str, Any]) -> list[Finding]:
+    """Backbone, decoder and necks are in TerraTorch's registries."""
+    if factory != "EncoderDecoderFactory":
+        return []  # segmentation-models-pytorch keeps its own names; the building says it
+    asked: list[tuple[str, Any, Any]] = [
+        (f"{_ARGS}.{key}", arguments.get(key), registry)
+        for key, registry in (("backbone", BACKBONE_REGISTRY), ("decoder", DECODER_REGISTRY))
+    ]
+    asked += [
+        (f"{_ARGS}.necks.{index}.name", neck.get("name"), NECK_REGISTRY)
+        for index, neck in enumerate(arguments.get("necks") or [])
+    ]
+    return [_unknown(key, str(name), registry) for key, name, registry in asked if str(name) not in registry]
+
+
+def check_weights(weights: str, arguments: Mapping[str, Any], *, licence: str | None) -> list[Finding]:
+    """The pretrained weights can be had, and their licence is the one that the bundle will state."""
+    findings, backbone = [], str(arguments.get("backbone"))
+    if weights in (HUB, HUB_OR_RANDOM) and not hub_answers():
+        findings.append(
+            warning(
+                "model.init_args.weights",
+                f"{weights}: the hub doesn't answer",
+                expected=f"{backbone} in the local cache",
+                fix="connect to the internet, or set weights to a local file or to random",
+            )
+        )
+    known = licence_of(backbone)
+    if weights == RANDOM or licence is None:
+        return findings
+    key = "trainer.callbacks.BundleWriter.licence"
+    if known is None:
+        findings.append(
+            warning(key, f"{licence}: nothing is known of the weights of {backbone}", fix="look at their model card")
+        )
+    elif known.lower() != licence.lower():
+        findings.append(error(key, licence, expected=f"{known}, that of the weights of {backbone}"))
+    return findings
+
+
+def licence_of(backbone: str) -> str | None:
+    """SPDX name of the licence of a backbone's published weights; None where it isn't known."""
+    if backbone in SPECS:
+        return SPECS[backbone].licence
+    config: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm_"), allow_unregistered=True)
+    return str(config.license).upper().replace("APACHE", "Apache") if config and config.license else None
+
+
+def _unknown(key: str, name: str, known: Any) -> Finding:  # noqa: ANN401  # a registry or a mapping
+    close = difflib.get_close_matches(name, [str(entry).removeprefix("terratorch_") for entry in known])
+    return error(key, f"unknown name {name!r}", fix=f"did you mean {' or '.join(close)}?" if close else "correct it")

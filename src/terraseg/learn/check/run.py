@@ -1,0 +1,38 @@
+"""`terraseg check`: everything that a training would get wrong, found before it begins, each fault with its fix."""
+
+from pathlib import Path
+
+from terraseg.core.bands import band
+from terraseg.learn.check.config import check_config, read_config
+from terraseg.learn.check.data import check_data
+from terraseg.learn.check.finding import Finding
+
+
+def check(config: str | Path, *, root: str | Path | None = None, model: bool = True) -> list[Finding]:
+    """All faults of an experiment, those of the data first.
+
+    Args:
+        config: its YAML.
+        root: another dataset than the config's.
+        model: with the model part, which imports TerraTorch; all else needs no torch.
+
+    Raises:
+        ConfigError: the config can't be read at all.
+    """
+    values, findings = read_config(config)
+    if root is not None:
+        values["data"].setdefault("init_args", {})["root"] = str(root)
+    dataset, chips, faults = check_data(values)
+    findings += faults + check_config(values, chips=chips)
+    if not model:
+        return findings
+    from terraseg.learn.check.model import check_model
+
+    given = values["data"].get("init_args", {}).get("bands") or (dataset.info.bands if dataset else ())
+    named = dataset is not None and not any(fault.key.endswith("init_args.bands") for fault in faults)
+    return findings + check_model(
+        values,
+        bands=[band(str(name)).name for name in given] if named else None,
+        classes=list(dataset.info.classes.values()) if dataset else [],
+        frames=dataset.info.frames if dataset else 1,
+    )

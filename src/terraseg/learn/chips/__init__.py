@@ -1,0 +1,1 @@
+"""Chips from disk to batches."""

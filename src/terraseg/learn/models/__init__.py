@@ -1,0 +1,1 @@
+"""Building models and loading their weights."""

@@ -1,0 +1,96 @@
+"""Superpixels of a packed split, computed once a chip and kept beside the packed copy.
+
+They lie in the folder of the dataset's content hash, under a key of all else that they depend on, and may be deleted at
+any time.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+from terraseg.contracts.dataset import ChipDataset, Split
+from terraseg.core.files import atomic_folder, write_json
+from terraseg.errors import ConfigError
+from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify
+from terraseg.learn.models.graph.superpixels import SuperpixelRule
+
+_log = logging.getLogger(__name__)
+_FORMAT = 1
+_MOST = np.iinfo(np.uint16).max
+"""Highest id that is kept."""
+
+ToInput = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
+
+
+def open_superpixels(
+    dataset: ChipDataset, split: Split, pack: Pack, *, rule: SuperpixelRule, said: dict[str, object], to_input: ToInput
+) -> npt.NDArray[np.uint16]:
+    """The superpixels of each chip of a packed split; computed first where they aren't kept yet.
+
+    Args:
+        pack: of this split of this dataset.
+        said: what ``to_input`` depends on (bands, statistics), in plain values.
+        to_input: one chip's raw pixels to the standardised image that the model sees.
+
+    Returns:
+        (chips, rows, columns), memory map, in the order of ``pack.tiles``.
+
+    Raises:
+        ConfigError: more superpixels a chip than can be counted.
+        DatasetError: the file that keeps them fails its checksum.
+    """
+    depends = {
+        "format": _FORMAT, "scikit-image": version("scikit-image"), "pixels": rule.pixels,
+        "compactness": rule.compactness, **said,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(depends, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
+    folder = pack_folder(dataset) / f"superpixels-{key}" / split
+    path, index_path = folder / "superpixels.npy", folder / "index.json"
+    index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else None
+    if index is None or index["tiles"] != list(pack.tiles):
+        index = _build(folder, pack, rule=rule, depends=depends, to_input=to_input, split=split)
+    verify(path, index, index_path)
+    kept: npt.NDArray[np.uint16] = np.load(path, mmap_mode="r").view(np.ndarray)
+    return kept
+
+
+def _build(
+    folder: Path, pack: Pack, *, rule: SuperpixelRule, depends: dict[str, object], to_input: ToInput, split: Split
+) -> dict[str, Any]:
+    rows, columns = pack.images.shape[-2:]
+    if rows * columns // rule.pixels > _MOST:
+        raise ConfigError(
+            f"chips of {rows} x {columns} px in superpixels of {rule.pixels} px",
+            expected=f"at most {_MOST} a chip",
+            fix="raise segment_pixels",
+        )
+    _log.info("superpixels of %d chips of %s", len(pack.tiles), split)
+    with atomic_folder(folder, keep_first=True) as temporary:
+        path = temporary / "superpixels.npy"
+        _store(path, pack, rule=rule, to_input=to_input, split=split)
+        index: dict[str, Any] = {"depends": depends, "tiles": list(pack.tiles), "files": {path.name: file_record(path)}}
+        write_json(temporary / "index.json", index)
+    return index
+
+
+def _store(path: Path, pack: Pack, *, rule: SuperpixelRule, to_input: ToInput, split: Split) -> None:
+    count, (rows, columns) = len(pack.tiles), pack.images.shape[-2:]
+    kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(count, rows, columns))
+
+    def store(position: int) -> None:
+        kept[position] = rule.divide(to_input(pack.images[position]))
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for _ in track(pool.map(store, range(count)), total=count, description=f"superpixels {split}"):
+            pass
+    kept.flush()

@@ -1,0 +1,248 @@
+"""Where a backbone's weights come from. Every way ends in a check of keys and shapes, and in a statement.
+
+`load_weights` knows four sources:
+
+``hub``             the publisher's pretrained weights; training stops where they can't be had
+``hub-or-random``   for the demo: the same, and random weights, said in a warning, where the hub can't be reached
+``random``          from scratch
+a path              a local file, safetensors or a PyTorch state dict, in the names of timm, of the backbone itself, or
+                    for Galileo, SatMAE and Scale-MAE as published
+"""
+
+import argparse
+import logging
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import timm
+import torch
+from huggingface_hub import constants as hub_constants
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from terratorch.models.backbones.prithvi_mae import PrithviViT
+from terratorch.models.backbones.prithvi_vit import checkpoint_filter_fn_vit
+from terratorch.registry import BACKBONE_REGISTRY
+from terratorch.registry.timm_registry import TimmBackboneWrapper
+from torch import Tensor, nn
+
+from terraseg.core.bands import band
+from terraseg.core.files import sha256_of_file
+from terraseg.errors import WeightsError
+from terraseg.learn.models.backbones.base import Backbone, State
+from terraseg.learn.models.build import backbone_of, is_adapted, is_smp
+
+logger = logging.getLogger(__name__)
+
+HUB, HUB_OR_RANDOM, RANDOM = "hub", "hub-or-random", "random"
+
+_IMAGENET = "ImageNet"
+"""How the statement of weights begins that saw photographs: red, green and blue, in this order."""
+
+_PROBE_SECONDS = 3.0
+_RGB_OF_BAND = {"B01": 2, "B02": 2, "B03": 1, "B04": 0, "B05": 0, "B06": 0, "B07": 0, "B08": 0, "B8A": 0,
+                "B09": 0, "B10": 1, "B11": 1, "B12": 2}  # fmt: skip
+"""Which kernel of an RGB stem a band starts from: its own colour, then mirrored at the red edge (NIR red, SWIR-1
+green, SWIR-2 blue), so that each kernel is used twice by the six Prithvi bands."""
+
+
+def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any], bands: Sequence[str]) -> str:
+    """Load a backbone's weights into a model; the rest of it keeps its random initialisation.
+
+    Args:
+        model: from `terraseg.learn.models.build.build_model`.
+        weights: a source, see the module's docstring.
+        model_args: what the model was built from.
+        bands: ESA names of the input bands, in the order of the channels.
+
+    Returns:
+        The statement that stands beside every score of this model.
+
+    Raises:
+        WeightsError: the hub can't be reached, the file is missing, or keys or shapes don't fit.
+    """
+    encoder, backbone = backbone_of(model), str(model_args["backbone"])
+    if weights == RANDOM:
+        if is_adapted(model):
+            logger.warning(
+                "The RANDOM weights of %s stay as they are: peft_config trains its adapters alone.", backbone
+            )
+        return "random"
+    if weights in (HUB, HUB_OR_RANDOM):
+        try:
+            with _bounded_hub():
+                state, statement = _from_hub(model, backbone, model_args)
+        except OSError as error:  # what the hub's client, timm and torch.hub raise is all an OSError
+            if weights == HUB_OR_RANDOM:
+                logger.warning("The hub can't be reached: %s starts from RANDOM weights.", backbone)
+                return "random (hub unreachable)"
+            raise WeightsError(
+                f"the pretrained weights of {backbone} can't be fetched and are not in the local cache",
+                fix="connect to the internet, or set `weights` to a local file or to `random`",
+            ) from error
+        source = backbone
+    else:
+        state, statement = _from_file(Path(weights), encoder)
+        source = weights
+    own_names = _own_names(encoder)
+    fitted = _fitted(
+        state, encoder, backbone=backbone, bands=bands, source=source, of_photographs=statement.startswith(_IMAGENET)
+    )
+    encoder.load_state_dict({**encoder.state_dict(), **{own_names[key]: value for key, value in fitted.items()}})
+    return statement
+
+
+def expand_rgb_stem(kernel: Tensor, bands: Sequence[str]) -> Tensor:
+    """Make a stem for Sentinel-2 bands from one for red, green, blue.
+
+    Each band takes the kernel of one colour (`_RGB_OF_BAND`), times 3 / bands, which keeps the size of the
+    responses to standardised input. timm's own rule repeats R, G, B and so puts red's kernel on the blue band.
+
+    Args:
+        kernel: (out, 3, h, w), in the order red, green, blue.
+        bands: ESA names, one an input channel.
+
+    Returns:
+        (out, len(bands), h, w).
+    """
+    return kernel[:, [_RGB_OF_BAND[band(name).name] for name in bands]] * (3 / len(bands))
+
+
+def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) -> tuple[State, str]:
+    if is_smp(model):
+        donor = smp.encoders.get_encoder(backbone, in_channels=3, weights="imagenet")
+        name = f"timm {backbone[3:]}" if backbone.startswith("tu-") else f"segmentation-models-pytorch {backbone}"
+        return donor.state_dict(), f"{_IMAGENET} ({name})"
+    encoder = backbone_of(model)
+    if isinstance(encoder, TimmBackboneWrapper):
+        donor = timm.create_model(_timm_name(backbone), pretrained=True)
+        config: Any = donor.pretrained_cfg
+        return donor.state_dict(), f"{_IMAGENET} (timm {config['architecture']}.{config['tag']})"
+    if isinstance(encoder, Backbone):
+        return encoder.from_published(encoder.download()), f"pretrained ({backbone})"
+    prefix = "backbone_"
+    arguments = {key.removeprefix(prefix): value for key, value in model_args.items() if key.startswith(prefix)}
+    return BACKBONE_REGISTRY.build(backbone, pretrained=True, **arguments).state_dict(), f"pretrained ({backbone})"
+
+
+def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}", fix="correct `weights` in the config, or make the file")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE checkpoints hold their command line
+            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise WeightsError(f"{path} can't be read as weights ({error})") from error
+    except Exception as error:  # torch.load raises pickle's own errors, some of them private
+        raise WeightsError(f"{path} is no plain state dict ({type(error).__name__})") from error
+    for key in ("state_dict", "model"):
+        state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path} is no plain state dict", expected="tensors by their names")
+    if isinstance(encoder, Backbone):
+        state = encoder.from_published(state)
+    elif isinstance(encoder, PrithviViT) and "encoder.cls_token" in state:
+        # The published files hold the whole masked autoencoder, and the bands in the order of pretraining.
+        state = checkpoint_filter_fn_vit(state, encoder, encoder.pretrained_bands, encoder.model_bands)
+    return state, f"{_trained_on(path)}{path.name}, sha256 {sha256_of_file(path)[:12]}"
+
+
+def _trained_on(path: Path) -> str:
+    """What a safetensors file says of its own training, such as ``ImageNet: ``; most files say nothing."""
+    if path.suffix != ".safetensors":
+        return ""
+    with safe_open(path, framework="pt") as file:
+        said = (file.metadata() or {}).get("trained_on")
+    return f"{said}: " if said else ""
+
+
+def _fitted(
+    state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[str], source: str, of_photographs: bool
+) -> State:
+    """The state that loads strictly: the classifier's keys dropped, an RGB stem fitted to the bands, all else checked.
+
+    A stem of three channels for three bands may be of these very bands, unless it saw photographs.
+    """
+    parameters = encoder.state_dict()
+    expected = {key: parameters[name] for key, name in _own_names(encoder).items()}
+    state = _split_qkv(state, expected)
+    head = _head_keys(encoder, backbone, expected)
+    state = {key: value for key, value in state.items() if key not in head}
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or unexpected:
+        raise WeightsError(
+            f"{source} doesn't fit {backbone}: {_some('missing', missing)}, {_some('unexpected', unexpected)} keys",
+            fix="take the weights of this architecture",
+        )
+    stem = next((key for key, value in expected.items() if value.ndim == 4), None)
+    for key, value in expected.items():
+        of_three = state[key].ndim == 4 and state[key].shape[1] == 3
+        if of_three and (value.shape[1] != 3 or (of_photographs and key == stem)):
+            state[key] = expand_rgb_stem(state[key], bands)
+    wrong = [f"{key} {tuple(state[key].shape)} for {tuple(expected[key].shape)}"
+             for key in expected if state[key].shape != expected[key].shape]  # fmt: skip
+    if wrong:
+        raise WeightsError(f"{source} doesn't fit {backbone}: {_some('wrong shapes', wrong)}")
+    if spoilt := [key for key, value in state.items() if not torch.isfinite(value).all()]:
+        raise WeightsError(f"{source} holds NaN or infinite numbers: {_some('tensors', spoilt)}", fix="get it again")
+    return state
+
+
+def _own_names(encoder: nn.Module) -> dict[str, str]:
+    """Keys of a backbone's state by their published names: adapters are not published, and wrap what they adapt."""
+    return {name.replace(".base_layer.", "."): name for name in encoder.state_dict() if ".lora_" not in name}
+
+
+def _split_qkv(state: State, expected: Mapping[str, Tensor]) -> State:
+    """Published queries, keys and values are one matrix; ``replace_qkv`` of peft_config makes them three."""
+    split: State = {}
+    for key, value in state.items():
+        stem, _, kind = key.rpartition(".")
+        if f"{stem}.q_linear.{kind}" in expected:
+            split |= {f"{stem}.{part}_linear.{kind}": each for part, each in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            split[key] = value
+    return split
+
+
+def _head_keys(encoder: nn.Module, backbone: str, expected: Mapping[str, Tensor]) -> set[str]:
+    if not isinstance(encoder, TimmBackboneWrapper):
+        return set()
+    with torch.device("meta"):  # names only: the classifier that belongs to this backbone
+        return set(timm.create_model(_timm_name(backbone)).state_dict()) - set(expected)
+
+
+def _timm_name(backbone: str) -> str:
+    return backbone.removeprefix("timm_")
+
+
+def _some(what: str, names: Sequence[str], limit: int = 3) -> str:
+    shown = ", ".join(names[:limit]) + (", ..." if len(names) > limit else "")
+    return f"{len(names)} {what}" + (f" ({shown})" if names else "")
+
+
+@contextmanager
+def _bounded_hub() -> Iterator[None]:
+    """Read the hub's cache alone where it doesn't answer a probe: its client would retry for 23 s a file."""
+    before = hub_constants.HF_HUB_OFFLINE
+    hub_constants.HF_HUB_OFFLINE = before or not hub_answers()
+    try:
+        yield
+    finally:
+        hub_constants.HF_HUB_OFFLINE = before
+
+
+def hub_answers() -> bool:
+    """Whether the hub can be reached, within seconds."""
+    request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")  # noqa: S310 (the client's own setting)
+    try:
+        with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):  # noqa: S310
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except OSError:
+        return False

@@ -1,0 +1,1 @@
+"""Losses, scores, calibration and the bundle of a training."""

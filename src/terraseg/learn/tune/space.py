@@ -1,0 +1,186 @@
+"""configs/tune.yaml: which keys of an experiment `terraseg tune` changes, within which bounds, and for how long."""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Self
+
+from optuna import Trial
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from terraseg.core.files import read_yaml
+from terraseg.errors import ConfigError
+
+_WRITERS = ("ModelCheckpoint", "BundleWriter", "MetricsTable", "Timings", "LearningRateMonitor", "RichProgressBar")
+"""Callbacks that a trial goes without: they write, show, or need a logger. The others belong to the training."""
+
+
+class Values(BaseModel):
+    """The values of one key: ``low`` to ``high``, or one of ``choices``.
+
+    Attributes:
+        low, high: bounds, included; whole numbers where both are.
+        log: even in the logarithm.
+        choices: plain values.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    low: int | float | None = None
+    high: int | float | None = None
+    log: bool = False
+    choices: tuple[bool | int | float | str, ...] = ()
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.choices:
+            if self.low is not None or self.high is not None or self.log:
+                raise ValueError("choices stand alone, without low, high and log")
+        elif self.low is None or self.high is None or not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError("expected choices, or low below high, both above 0 with log")
+        return self
+
+    def suggest(self, trial: Trial, key: str) -> object:
+        """A value for a trial."""
+        if self.choices:
+            return trial.suggest_categorical(key, self.choices)
+        low, high = self.low, self.high
+        if isinstance(low, int) and isinstance(high, int):
+            return trial.suggest_int(key, low, high, log=self.log)
+        assert low is not None  # noqa: S101 (_sound)
+        assert high is not None  # noqa: S101
+        return trial.suggest_float(key, low, high, log=self.log)
+
+
+class Search(BaseModel):
+    """The file.
+
+    Attributes:
+        trials: how many.
+        max_steps: optimizer steps of each.
+        val_check_interval: steps between validations.
+        startup_trials: trials before any is stopped early.
+        seed: of the choice of values.
+        space: values by the dotted key of the experiment's config.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    trials: int = Field(ge=1)
+    max_steps: int = Field(ge=1)
+    val_check_interval: int = Field(ge=1)
+    startup_trials: int = Field(default=5, ge=1)
+    seed: int = Field(default=0, ge=0)
+    space: dict[str, Values] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.max_steps % self.val_check_interval:
+            raise ValueError("max_steps is no multiple of val_check_interval: the last steps would never be validated")
+        return self
+
+
+def read_search(path: str | Path) -> Search:
+    """Read the file.
+
+    Raises:
+        ConfigError: missing, no YAML, unknown keys, or values that can't be; the line names each.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"no search space at {path}", fix="correct --search; configs/tune.yaml is one")
+    values = read_yaml(path)
+    try:
+        return Search.model_validate(values)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        raise ConfigError(f"{path}: {'; '.join(faults)}", fix="docs/training.md explains the keys") from error
+
+
+def check_space(search: Search, config: Mapping[str, Any], *, name: str) -> None:
+    """Check that the experiment has each key: one that it lacks would be tuned without any effect, or by accident.
+
+    Args:
+        config: an experiment's YAML, parsed.
+        name: of its file.
+
+    Raises:
+        ConfigError: unknown keys, with the nearest known ones.
+    """
+    known = dict(flattened(config))
+    for key in search.space:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=3)
+            raise ConfigError(
+                f"{name} has no key {key}",
+                fix=f"did you mean {' or '.join(close)}?" if close else "write it into the experiment first",
+            )
+        if isinstance(known[key], list) or not key.startswith(("model.init_args.", "data.init_args.")):
+            raise ConfigError(f"{key} can't be tuned", expected="a single value under model or data")
+
+
+def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values; a list is one value."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def trial_config(
+    config: Mapping[str, Any], values: Mapping[str, Any], *, search: Search, folder: Path
+) -> dict[str, Any]:
+    """The experiment as one trial runs it: with the trial's values and the search's length, on one device, silent.
+
+    Args:
+        config: the experiment's YAML, parsed.
+        values: by dotted key.
+        folder: the trainer's.
+    """
+    changed = deepcopy(dict(config))
+    for key, value in values.items():
+        _put(changed, key, value)
+    trainer = dict(changed.get("trainer") or {})
+    for key in ("max_time", "min_epochs", "min_steps", "strategy", "num_nodes", "fast_dev_run"):
+        trainer.pop(key, None)
+    callbacks = [each for each in trainer.get("callbacks") or [] if each["class_path"].split(".")[-1] not in _WRITERS]
+    changed["trainer"] = {
+        **trainer,
+        "callbacks": callbacks,
+        "default_root_dir": str(folder),
+        "devices": 1,
+        "max_steps": search.max_steps,
+        "max_epochs": -1,
+        "check_val_every_n_epoch": None,
+        "val_check_interval": search.val_check_interval,
+        "num_sanity_val_steps": 0,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    changed.pop("ckpt_path", None)
+    return changed
+
+
+def overlay(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config to be given after the experiment's, which changes it to ``values``.
+
+    An argument that is a mapping stands there whole, as jsonargparse would replace it whole.
+    """
+    changed = deepcopy(dict(config))
+    for key, value in values.items():
+        _put(changed, key, value)
+    result: dict[str, Any] = {}
+    for key in values:
+        section, _, argument = key.split(".")[:3]
+        here = result.setdefault(section, {"class_path": config[section]["class_path"], "init_args": {}})
+        here["init_args"][argument] = changed[section]["init_args"][argument]
+    return result
+
+
+def _put(config: dict[str, Any], key: str, value: object) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        config = config[parent]
+    config[last] = value

@@ -1,0 +1,47 @@
+"""A model's answer to the chips of a dataset, each as a whole: for datasets that no scene belongs to."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from scipy.special import expit
+
+from terraseg.contracts.dataset import ChipDataset, Split
+from terraseg.contracts.product import PROBABILITY_NODATA, PROBABILITY_SCALE
+from terraseg.core.bands import band_indices
+from terraseg.core.normalise import never_observed
+from terraseg.errors import DatasetError
+from terraseg.mapping.runtimes.predictor import Predictor, readable
+
+ChipScores = Callable[[Split, str], npt.NDArray[np.uint8]]
+"""Split and tile of a chip to (rows, columns) of probability DN as in contract 5: 0-250, 255 = nodata."""
+
+
+def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
+    """How a model scores the chips of a dataset.
+
+    Raises:
+        SceneError: the dataset lacks a band of the model; when called, a chip can't be read.
+        DatasetError: it shows another number of dates than the model wants.
+    """
+    info = dataset.info
+    if info.frames != predictor.frames:
+        raise DatasetError(
+            f"a chip of {dataset.root} shows {info.frames} date{'s' * (info.frames > 1)} of its place",
+            expected=f"{predictor.frames}, as the model was trained on",
+        )
+    indices = band_indices(predictor.bands, info.bands, where=str(dataset.root))
+    wanted = [len(info.bands) * frame + index + 1 for frame in range(info.frames) for index in indices]
+
+    def score(split: Split, tile: str) -> npt.NDArray[np.uint8]:
+        path: Path = dataset.image(split, tile)
+        with readable(path), rasterio.open(path) as source:
+            pixels = source.read(wanted)
+        probability = expit(predictor(pixels[None])[0])
+        levels: npt.NDArray[np.uint8] = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
+        levels[never_observed(pixels, frames=info.frames, nodata=predictor.nodata)] = PROBABILITY_NODATA
+        return levels
+
+    return score

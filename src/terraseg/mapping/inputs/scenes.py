@@ -1,0 +1,369 @@
+"""What --input may name, as places of scenes of contract 1.
+
+* A scene, or a folder of scenes: as they are.
+* A VRT: unit, bands and provenance are those of its sources, where it doesn't declare its own.
+* A STAC item, local or behind http(s): its assets are the bands, or one asset has all of them.
+* A COG behind http(s): its provenance is the item beside it, as with a local scene.
+
+All but the first become a small VRT with its item beside it in a folder of the run, so that whoever reads the scene
+needs to know nothing else: GDAL opens it like any file, in any process of this machine.
+"""
+
+import datetime as dt
+import json
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
+
+import numpy as np
+import rasterio
+import rasterio.shutil
+from rasterio.errors import RasterioIOError
+
+from terraseg.contracts.scene import ATTRIBUTION, NODATA, Place, Scene, find_scenes, group_places, open_scene
+from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
+from terraseg.core.files import output_error, write_json
+from terraseg.core.offsets import boa_offset, dark_histogram, dark_values, offset_contradiction
+from terraseg.errors import CatalogueError, SceneError
+from terraseg.mapping.inputs.remote import gdal_name, get_json, is_url, url_of, without_secrets
+from terraseg.mapping.inputs.vrt import BandFile, band_sources, is_vrt, sources, write_band_vrt
+
+_LOOK = 512
+"""Side of the decimated look at a scene's values, in pixels."""
+
+
+@contextmanager
+def room_for_inputs(shared: Path | None = None) -> Iterator[Path]:
+    """A folder for the VRTs of `places_at`; in ``shared`` where processes of other machines read them, too."""
+    if shared is not None:
+        try:
+            shared.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise output_error(error, shared) from error
+    with tempfile.TemporaryDirectory(prefix=".inputs-", dir=shared) as folder:
+        yield Path(folder)
+
+
+def places_at(given: Iterable[str | Path], folder: Path, *, frames: int) -> list[Place]:
+    """The places that some inputs show together.
+
+    Args:
+        given: see `scenes_at`.
+        folder: see `scenes_at`.
+        frames: dates of each place, see `group_places`.
+
+    Raises:
+        SceneError: what `scenes_at` and `group_places` raise.
+    """
+    return group_places([scene for one in given for scene in scenes_at(one, folder)], frames=frames)
+
+
+def scenes_at(given: str | Path, folder: Path) -> list[Scene]:
+    """The scenes of one input.
+
+    Args:
+        given: path or address.
+        folder: where VRTs may be put; as long as it is there, the scenes can be read.
+
+    Raises:
+        SceneError: there is none, or it breaks contract 1 and can't be made to keep it.
+    """
+    name, local = str(given), Path(given)
+    if not is_url(name) and not (local.is_file() and local.suffix.lower() in (".json", ".vrt")):
+        return find_scenes(local)
+    root = Path(tempfile.mkdtemp(dir=folder))  # of its own: names may be the same
+    if _suffix(name) == ".json":
+        return [_of_item(name, root)]
+    return [_of_url(name, root)] if is_url(name) else [_of_vrt(local, root)]
+
+
+def _suffix(name: str) -> str:
+    return Path(_path_of(name)).suffix.lower()
+
+
+def _path_of(name: str) -> str:
+    return unquote(urlsplit(name).path) if is_url(name) else name
+
+
+# --- a COG behind http(s) ---
+
+
+def _of_url(url: str, folder: Path) -> Scene:
+    if _suffix(url) == ".vrt":
+        raise SceneError(f"{without_secrets(url)} is a VRT behind http(s)", fix="download the VRT and name the copy")
+    beside = urlsplit(url)
+    address = urlunsplit(beside._replace(path=str(Path(beside.path).with_suffix(".json"))))
+    path = folder / f"{Path(_path_of(url)).stem}.vrt"
+    _copy_as_vrt(gdal_name(url), path)
+    return _kept(path, get_json(address), origin=without_secrets(address))
+
+
+def _copy_as_vrt(name: str, path: Path) -> None:
+    try:
+        with rasterio.open(name) as source:
+            rasterio.shutil.copy(source, path, driver="VRT")
+    except RasterioIOError as error:
+        raise SceneError(
+            f"{without_secrets(url_of(name) or name)} can't be read as a raster ({error.__cause__ or error})",
+            fix="correct --input, or try again later",
+        ) from error
+
+
+def _kept(path: Path, item: dict[str, Any], *, origin: str) -> Scene:
+    """Open a VRT of ours with an item beside it that says where it is from."""
+    links = [link for link in item.get("links", []) if link.get("rel") != "self"]
+    write_json(path.with_suffix(".json"), {**item, "links": [{"rel": "self", "href": origin}, *links]})
+    return open_scene(path)
+
+
+# --- a VRT ---
+
+
+def _of_vrt(given: Path, folder: Path) -> Scene:
+    path = folder / given.name
+    _copy_as_vrt(str(given.resolve()), path)
+    with rasterio.open(path, "r+") as target:
+        _complete(target, given)
+        crs = target.crs
+    for name in sources(given):
+        with _opened(name, given) as source:
+            if source.crs != crs:
+                raise SceneError(
+                    f"{given} has CRS {crs}, its source {name} has {source.crs}: it shows it in the wrong place",
+                    expected="sources of one UTM zone",
+                    fix="name the scenes of each zone apart",
+                )
+    beside = given.with_suffix(".json")
+    item = _read_item(beside) if beside.is_file() else _united([_item_beside(name, given) for name in sources(given)])
+    origin = beside if beside.is_file() else given
+    return _kept(path, item, origin=str(origin.resolve()))
+
+
+def _complete(target: Any, given: Path) -> None:  # noqa: ANN401  # rasterio's datasets have no common type
+    """Have a VRT say what its sources do: a mosaic made by gdalbuildvrt forgets unit and names of bands."""
+    known = band_sources(given)
+    if known is None:
+        return
+    units, names = set(), []
+    for parts in known:
+        descriptions = set()
+        for part in parts:
+            with _opened(part.name, given) as source:
+                descriptions.add(source.descriptions[part.band - 1])
+                units.add(source.tags().get("UNIT"))
+        if len(descriptions) > 1:
+            raise SceneError(
+                f"{given} mixes bands {', '.join(sorted(map(str, descriptions)))} in one", expected="scenes of one kind"
+            )
+        names.append(descriptions.pop() if descriptions else None)
+    declared = target.tags().get("UNIT")
+    if len(units) > 1 or (declared and units - {declared, None}):
+        raise SceneError(
+            f"{given} mixes the units {', '.join(sorted(map(str, {*units, declared or 'undeclared'})))}",
+            expected="scenes of one unit",
+        )
+    if not declared and (unit := next(iter(units), None)):
+        target.update_tags(UNIT=unit)
+    for index, (own, name) in enumerate(zip(target.descriptions, names, strict=True), start=1):
+        if own and name and band(own) != band(name):
+            raise SceneError(f"{given} calls band {index} {own}, its source calls it {name}", expected="one name")
+        if not own and name:
+            target.set_band_description(index, name)
+
+
+@contextmanager
+def _opened(name: str, given: Path) -> Iterator[Any]:
+    try:
+        source = rasterio.open(name)
+    except RasterioIOError as error:
+        raise SceneError(
+            f"{given} reads {name}, which can't be read ({error.__cause__ or error})", fix="correct the VRT"
+        ) from error
+    with source:
+        yield source
+
+
+def _item_beside(name: str, given: Path) -> dict[str, Any]:
+    """Provenance of a source of a VRT."""
+    if (url := url_of(name)) is not None:
+        parts = urlsplit(url)
+        return get_json(urlunsplit(parts._replace(path=str(Path(parts.path).with_suffix(".json")))))
+    path = Path(name).with_suffix(".json")
+    if path.is_file():
+        return _read_item(path)
+    if is_vrt(Path(name)):
+        return _united([_item_beside(nested, Path(name)) for nested in sources(Path(name))])
+    raise SceneError(
+        f"{given} has no provenance: {path.name} is neither beside it nor beside its source {name}",
+        fix="put a STAC item beside the VRT, or map the scenes themselves",
+    )
+
+
+def _read_item(path: Path) -> dict[str, Any]:
+    try:
+        item = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SceneError(f"{path} can't be read ({error})", expected="a STAC item") from error
+    if not isinstance(item, dict):
+        raise SceneError(f"{path} is no JSON object", expected="a STAC item")
+    return item
+
+
+def _united(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """One item of several: whoever is credited by one is credited, and the time spans all of them."""
+    properties = [item.get("properties", {}) for item in items]
+    credit = dict.fromkeys(part for each in properties if ATTRIBUTION in each for part in each[ATTRIBUTION].split("; "))
+    if not properties or not all(ATTRIBUTION in each for each in properties):
+        raise SceneError("a source of the VRT credits nobody", expected=f"the property {ATTRIBUTION} in its item")
+    keys = ("start_datetime", "datetime", "end_datetime")
+    times = sorted(str(each[key]) for each in properties for key in keys if each.get(key))
+    if len(items) == 1:
+        return items[0]
+    span = {"datetime": None, "start_datetime": times[0], "end_datetime": times[-1]} if times else {}
+    return {"type": "Feature", "properties": {ATTRIBUTION: "; ".join(credit), **span}}
+
+
+# --- a STAC item ---
+
+
+def _of_item(name: str, folder: Path) -> Scene:
+    item = get_json(name) if is_url(name) else _read_item(Path(name))
+    where = without_secrets(name) if is_url(name) else name
+    if item.get("type") != "Feature" or not isinstance(item.get("properties"), dict):
+        raise SceneError(f"{where} is no STAC item", expected="a GeoJSON feature with properties and assets")
+    assets = item.get("assets") or {}
+    if not isinstance(assets, dict) or not all(isinstance(asset, dict) for asset in assets.values()):
+        raise SceneError(f"{where} has assets that are none", expected="a STAC item, whose assets are objects by name")
+    beside = Path(name).with_suffix(".tif")
+    if not assets and not is_url(name) and beside.is_file():  # the provenance of a scene, which lists no file
+        return open_scene(beside)
+    files = _bands_of_assets(assets, base=name, where=where)
+    declared = all(_declares_unit(file.name, where) for file in files)
+    offset = 0 if declared else _offset(item, assets, where)
+    own = Path(_path_of(name)).stem if _is_beside(files, name) else re.sub(r"[^\w.-]", "_", str(item.get("id", "item")))
+    path = folder / f"{own}.vrt"
+    write_band_vrt(path, [BandFile(file.description, file.name, file.band, offset) for file in files])
+    properties = {**item["properties"], ATTRIBUTION: _credit(item, where)}
+    scene = _kept(path, {**item, "properties": properties}, origin=where if is_url(name) else str(Path(name).resolve()))
+    if not declared:
+        _check_dark_pixels(scene, where, offset)
+    return scene
+
+
+def _is_beside(files: list[BandFile], name: str) -> bool:
+    """Whether the item is the provenance of one file of its own name."""
+    return {Path(_path_of(url_of(file.name) or file.name)).stem for file in files} == {Path(_path_of(name)).stem}
+
+
+def _bands_of_assets(assets: Mapping[str, Any], *, base: str, where: str) -> list[BandFile]:
+    """The files of the bands: assets named like a band, or else the one raster whose bands are named."""
+    by_key = {known: asset for key, asset in assets.items() if (known := _band_name(key))}
+    if by_key:
+        return [BandFile(known, _href(asset, base, where), 1, 0) for known, asset in by_key.items()]
+    found = []
+    for key, asset in assets.items():
+        if not str(asset.get("type", "")).startswith("image/tiff") or set(asset.get("roles") or ()) & {
+            "thumbnail", "overview", "visual", "metadata",
+        }:  # fmt: skip
+            continue
+        href = _href(asset, base, where)
+        listed = [entry.get("name") or entry.get("common_name") for entry in asset.get("bands") or []]
+        listed = listed or [entry.get("name") or entry.get("common_name") for entry in asset.get("eo:bands") or []]
+        with _opened(href, Path(where)) as source:
+            described = [name for name in source.descriptions if name]
+        names = [_band_name(str(name)) for name in listed or described]
+        if names and all(names):
+            if described and listed and [_band_name(name) for name in described] != names:
+                raise SceneError(
+                    f"{where} lists the bands {', '.join(map(str, names))} of {key}, the file has "
+                    f"{', '.join(described)}",
+                    expected="one order",
+                )
+            found.append([BandFile(str(known), href, index, 0) for index, known in enumerate(names, start=1)])
+    if len(found) != 1:
+        raise SceneError(
+            f"{where} has {len(found)} assets whose bands are Sentinel-2's (its assets: {', '.join(assets) or 'none'})",
+            expected="an asset each band, named like it (B02 or blue), or one GeoTIFF whose bands are named",
+        )
+    return found[0]
+
+
+def _band_name(name: str) -> str | None:
+    try:
+        return band(name).name
+    except SceneError:
+        return None
+
+
+def _href(asset: Mapping[str, Any], base: str, where: str) -> str:
+    """What GDAL opens."""
+    href = str(asset.get("href", ""))
+    if is_url(base):
+        href = urljoin(base, href)
+    if is_url(href):
+        return gdal_name(href)
+    if "://" in href or href.startswith("/vsi") or not href:
+        raise SceneError(
+            f"{where} has an asset at {href or 'nowhere'}",
+            expected="a file or an http(s) address",
+            fix="sign or copy it",
+        )
+    return str((Path(base).parent / href).resolve())
+
+
+def _declares_unit(name: str, where: str) -> bool:
+    with _opened(name, Path(where)) as source:
+        return bool(source.tags().get("UNIT") == UNIT)
+
+
+def _offset(item: Mapping[str, Any], assets: Mapping[str, Any], where: str) -> int:
+    """DN to add. The offset that an asset declares is no guide: Earth Search declares it when it is removed, too.
+
+    Raises:
+        SceneError: the item is not of Sentinel-2 L2A, doesn't say its processing baseline, or has another scale.
+    """
+    for key, asset in assets.items():
+        listed = asset.get("raster:bands") or asset.get("bands") or [{}]
+        scale = asset.get("raster:scale", listed[0].get("scale", listed[0].get("raster:scale")))
+        if _band_name(key) and scale is not None and not np.isclose(scale, REFLECTANCE_SCALE):
+            raise SceneError(f"{where}: {key} has the scale {scale}", expected=f"DN x {REFLECTANCE_SCALE}")
+    try:
+        return boa_offset(str(item.get("id")), item["properties"])
+    except CatalogueError as error:
+        raise SceneError(
+            f"{where} says neither unit nor processing baseline: its DN may hold 1000 too much",
+            expected=f"the tag UNIT={UNIT} in the files, or the property s2:processing_baseline",
+        ) from error
+
+
+def _credit(item: Mapping[str, Any], where: str) -> str:
+    properties = item["properties"]
+    if ATTRIBUTION in properties:
+        return str(properties[ATTRIBUTION])
+    told = " ".join(str(value) for value in (item.get("collection"), properties.get("platform")))
+    if "sentinel-2" not in told.lower():
+        raise SceneError(f"{where} credits nobody", expected=f"the property {ATTRIBUTION}")
+    times = [str(properties[key]) for key in ("datetime", "start_datetime", "end_datetime") if properties.get(key)]
+    try:
+        years = sorted({dt.datetime.fromisoformat(time).year for time in times})
+    except ValueError as error:
+        raise SceneError(f"{where} has a date that can't be read ({error})") from error
+    return f"contains modified Copernicus Sentinel data {', '.join(map(str, years))}"
+
+
+def _check_dark_pixels(scene: Scene, where: str, offset: int) -> None:
+    """Doubt what an item says of its offset: some say wrongly that it is removed (`offset_contradiction`)."""
+    height, width = scene.geobox.shape
+    with _opened(str(scene.path), Path(where)) as source:
+        look = source.read(out_shape=(source.count, min(height, _LOOK), min(width, _LOOK))).astype(np.int32)
+    valid = look[:, np.all(look != NODATA, axis=0)]
+    dark = dark_values(np.stack([dark_histogram(values) for values in valid]))
+    if dark is not None and (reason := offset_contradiction(dark)):
+        raise SceneError(
+            f"{where}: {reason} (offset {offset} by what it says)",
+            fix="download the scene with `terraseg data download`, which can be told the offset",
+        )

@@ -1,0 +1,281 @@
+"""From a mask to polygons: strip by strip, merged where the strips meet, out to GeoParquet and GeoPackage."""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pyogrio
+import pyproj
+import rasterio
+import scipy.sparse
+import shapely
+from affine import Affine
+from odc.geo.geobox import GeoBox
+from rasterio.windows import Window
+
+from terraseg.contracts.product import PROBABILITY_SCALE, Product
+from terraseg.core.files import atomic_path
+from terraseg.core.raster import COG_BLOCK
+from terraseg.errors import OutputError
+from terraseg.mapping.outputs.outlines import outlines
+from terraseg.mapping.outputs.pixel_areas import EQUAL_AREA, PixelAreas
+
+_LAYER = "buildings"
+
+_SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())])
+
+_STRIP_PIXELS = 1 << 19
+"""Pixels that are outlined at a time."""
+
+Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+"""Some rows of a mask and of its probability, DN as in the rasters of a product, (rows, columns) each."""
+
+
+def rows_of(product: Product) -> Iterator[Rows]:
+    """The rows of a product's rasters, from top to bottom."""
+    with rasterio.open(product.mask) as mask, rasterio.open(product.probability) as probability:
+        for first in range(0, mask.height, COG_BLOCK):
+            window = Window(0, first, mask.width, min(COG_BLOCK, mask.height - first))
+            yield mask.read(1, window=window), probability.read(1, window=window)
+
+
+def vectorise(
+    rows: Iterable[Rows],
+    output: Product,
+    *,
+    geobox: GeoBox,
+    class_value: int = 1,
+    simplify_m: float,
+    min_area_m2: float,
+    attribution: str,
+    model_licence: str,
+    strip_rows: int | None = None,
+) -> int:
+    """Write the regions of one class as polygons, to ``output.polygons`` and ``output.geopackage``.
+
+    A region is 4-connected: pixels that meet at a corner only are two polygons. Holes are kept. Memory depends on
+    ``strip_rows``, the raster's width and the regions that are still open at a strip's end, not on its height.
+
+    Columns: ``area_m2``, of the region's pixels and before simplification, in `EQUAL_AREA`, so that the areas sum
+    to the mask's; ``mean_probability``, over the region's pixels; ``geometry``, in the raster's CRS.
+
+    Args:
+        rows: from top to bottom, each once, as many at a time as is convenient.
+        geobox: the metric grid of all rows.
+        class_value: the id in the mask.
+        simplify_m: Douglas-Peucker tolerance in metres, each polygon for itself; 0 keeps the pixels' edges, and
+            then the polygons rasterise (pixel centre) to exactly the mask.
+        min_area_m2: regions with less ``area_m2`` are left out.
+        attribution: kept in the metadata of both files, as are the model's licence and the rules above.
+        strip_rows: rows that are outlined at a time; the fewer the wider the raster is unless given.
+
+    Returns:
+        How many polygons were written.
+
+    Raises:
+        OutputError: the disk is full or can't be written.
+    """
+    metadata = {
+        "attribution": attribution,
+        "model_licence": model_licence,
+        "class_value": class_value,
+        "connectivity": 4,
+        "simplify_m": simplify_m,
+        "min_area_m2": min_area_m2,
+        "area_m2": f"of the pixels, before simplification, in {EQUAL_AREA}",
+    }
+    crs, grid, pixel_areas = pyproj.CRS(str(geobox.crs)), geobox.affine, PixelAreas(geobox)
+    strips = _strips(rows, height=strip_rows or min(512, max(64, _STRIP_PIXELS // geobox.shape.x)))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for complete in _regions(strips, class_value=class_value, pixel_areas=pixel_areas):
+            regions = complete[complete.area >= min_area_m2]
+            geometry = _to_crs(regions.geometry, grid)
+            if simplify_m > 0:
+                geometry = _simplified(geometry, simplify_m)
+            mean = regions.total / regions.pixels * PROBABILITY_SCALE
+            yield pa.record_batch([regions.area, mean, shapely.to_wkb(geometry)], schema=_SCHEMA)
+
+    return _write(batches(), output, crs, metadata)
+
+
+def _strips(rows: Iterable[Rows], *, height: int) -> Iterator[Rows]:
+    """The same rows, so many at a time: the order of the polygons must not depend on how the rows come."""
+    held: Rows | None = None
+    for more in rows:
+        mask, probability = more if held is None else map(np.vstack, zip(held, more, strict=True))
+        whole = len(mask) // height * height
+        for first in range(0, whole, height):
+            yield mask[first : first + height], probability[first : first + height]
+        held = mask[whole:], probability[whole:]
+    if held is not None and len(held[0]):
+        yield held
+
+
+@dataclass(frozen=True)
+class _Regions:
+    """Regions of the mask, in pixel coordinates (column, row), with sums over their pixels: of 1, of DN, and of m2."""
+
+    geometry: npt.NDArray[np.object_]
+    pixels: npt.NDArray[np.float64]
+    total: npt.NDArray[np.float64]
+    area: npt.NDArray[np.float64]
+
+    def __getitem__(self, chosen: npt.NDArray[Any]) -> "_Regions":
+        return _Regions(self.geometry[chosen], *(values[chosen] for values in self.sums()))
+
+    def sums(self) -> tuple[npt.NDArray[np.float64], ...]:
+        """All columns that add up where regions are united."""
+        return self.pixels, self.total, self.area
+
+
+def _regions(strips: Iterable[Rows], *, class_value: int, pixel_areas: PixelAreas) -> Iterator[_Regions]:
+    """Complete regions, strip by strip; those that reach a strip's last row wait for the next strip."""
+    first = 0
+    waiting = _Regions(np.empty(0, object), np.empty(0), np.empty(0), np.empty(0))
+    # 1 + index in `waiting` of the region just above the strip; 0 where none is
+    above = np.zeros(pixel_areas.columns, np.int64)
+    for mask, probability in strips:
+        labels, here = _label(mask == class_value, probability, first, pixel_areas)
+        joined, group_of_label = _join(waiting, here, above, labels[0])
+        is_open = np.zeros(len(joined.pixels), bool)
+        below = labels[-1]
+        is_open[group_of_label[below[below > 0] - 1]] = True
+        yield _united(joined[~is_open])
+        waiting = joined[is_open]
+        rank = np.cumsum(is_open)  # 1-based position in `waiting`
+        above = np.zeros_like(above)
+        above[below > 0] = rank[group_of_label[below[below > 0] - 1]]
+        first += len(mask)
+    yield _united(waiting)
+
+
+def _united(regions: _Regions) -> _Regions:
+    """The same regions, each as one polygon.
+
+    Only once a region is complete: one that goes on through many strips, as a flood does, would be united with itself
+    in each of them. Coordinates are whole numbers, so that the union is exact.
+    """
+    geometry = regions.geometry.copy()
+    for index in np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.GEOMETRYCOLLECTION):
+        geometry[index] = shapely.union_all(shapely.get_parts(geometry[index]))
+    return replace(regions, geometry=geometry)
+
+
+def _label(
+    selected: npt.NDArray[np.bool_], probability: npt.NDArray[np.uint8], first: int, pixel_areas: PixelAreas
+) -> tuple[npt.NDArray[np.int32], _Regions]:
+    """Labels (rows, columns), 1 to n, of a strip's 4-connected regions, and the n regions."""
+    count, image = cv2.connectedComponents(selected.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
+    labels: npt.NDArray[np.int32] = np.asarray(image, np.int32)
+    places = np.flatnonzero(selected)
+    rows, columns = np.divmod(places, pixel_areas.columns)
+    values = (np.ones(len(places)), probability.ravel()[places], pixel_areas.at(rows + first, columns))
+    sums = (_summed(labels.ravel()[places], value, count)[1:] for value in values)  # 0 is the background
+    return labels, _Regions(outlines(labels, top=first), *sums)
+
+
+def _join(
+    waiting: _Regions, here: _Regions, above: npt.NDArray[np.int64], top: npt.NDArray[np.int32]
+) -> tuple[_Regions, npt.NDArray[np.int64]]:
+    """Unite the waiting regions with those of this strip that continue them.
+
+    Returns:
+        The united regions, and for each region of ``here`` the index of the one that it is part of.
+    """
+    open_count, count = len(waiting.pixels), len(waiting.pixels) + len(here.pixels)
+    meet = (above > 0) & (top > 0)
+    edges = (np.ones(int(meet.sum()), bool), (above[meet] - 1, top[meet] - 1 + open_count))
+    groups, group = scipy.sparse.csgraph.connected_components(
+        scipy.sparse.coo_array(edges, shape=(count, count)), directed=False
+    )
+    parts = np.concatenate([waiting.geometry, here.geometry])
+    members = np.bincount(group, minlength=groups)
+    geometry = np.empty(groups, object)
+    geometry[group] = parts
+    order = np.argsort(group, kind="stable")
+    begin = np.concatenate([[0], np.cumsum(members)])
+    for several in np.flatnonzero(members > 1):
+        together = parts[order[begin[several] : begin[several + 1]]]
+        geometry[several] = shapely.geometrycollections(shapely.get_parts(together))
+    sums = (_summed(group, np.concatenate(values), groups) for values in zip(waiting.sums(), here.sums(), strict=True))
+    joined = _Regions(geometry, *sums)
+    return joined, group[open_count:].astype(np.int64)
+
+
+def _summed(group: npt.NDArray[np.integer[Any]], values: npt.NDArray[Any], groups: int) -> npt.NDArray[np.float64]:
+    return np.bincount(group, values, groups).astype(np.float64, copy=False)
+
+
+def _to_crs(geometry: npt.NDArray[np.object_], grid: Affine) -> npt.NDArray[np.object_]:
+    scale, origin = np.array([grid.a, grid.e]), np.array([grid.c, grid.f])
+    moved: npt.NDArray[np.object_] = shapely.transform(geometry, lambda points: points * scale + origin)
+    return moved
+
+
+def _simplified(polygons: npt.NDArray[np.object_], tolerance: float) -> npt.NDArray[np.object_]:
+    """Douglas-Peucker, ring by ring; only polygons that this would break take the far longer way that minds them."""
+    rings, of_ring = shapely.get_rings(polygons, return_index=True)
+    rings = shapely.simplify(rings, tolerance, preserve_topology=False)
+    broken = np.zeros(len(polygons), bool)
+    broken[of_ring[shapely.get_type_id(rings) != shapely.GeometryType.LINEARRING]] = True  # flat now
+    kept = ~broken[of_ring]
+    simple = polygons.copy()
+    shapely.polygons(rings[kept], indices=of_ring[kept], out=simple)
+    broken |= ~shapely.is_valid(simple)
+    simple[broken] = shapely.simplify(polygons[broken], tolerance, preserve_topology=True)
+    return simple
+
+
+def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, metadata: dict[str, Any]) -> int:
+    """Write both files in one pass, with no more than one batch in memory; returns the count of polygons."""
+    geo = {  # https://geoparquet.org/releases/v1.1.0
+        "version": "1.1.0",
+        "primary_column": "geometry",
+        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs.to_json_dict()}},
+    }
+    schema = _SCHEMA.with_metadata({"geo": json.dumps(geo), "terraseg": json.dumps(metadata)})
+    failures: list[BaseException] = []
+    count = 0
+
+    def into_parquet(parquet: pq.ParquetWriter) -> Iterator[pa.RecordBatch]:
+        nonlocal count
+        try:
+            for batch in batches:
+                if batch.num_rows:
+                    parquet.write_table(pa.Table.from_batches([batch]).cast(schema))
+                    count += batch.num_rows
+                    yield batch
+        except BaseException as failure:  # GDAL, who pulls the batches, would pass on no more than its text
+            failures.append(failure)
+            raise
+
+    try:
+        with (
+            atomic_path(output.polygons) as parquet_path,
+            atomic_path(output.geopackage) as geopackage_path,
+            pq.ParquetWriter(parquet_path, schema, compression="zstd") as parquet,
+        ):
+            pyogrio.write_arrow(
+                pa.RecordBatchReader.from_batches(_SCHEMA, into_parquet(parquet)),
+                geopackage_path,
+                layer=_LAYER,
+                driver="GPKG",
+                geometry_name="geometry",
+                geometry_type="Polygon",
+                crs=crs.to_wkt(),
+                layer_metadata={key: str(value) for key, value in metadata.items()},
+            )
+    except RuntimeError as error:  # as all of pyogrio
+        if failures:
+            raise failures[0] from None
+        raise OutputError(
+            f"{output.geopackage} can't be written ({error})", fix="free some space and run the same command again"
+        ) from error
+    return count

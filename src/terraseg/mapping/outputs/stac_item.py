@@ -1,0 +1,137 @@
+"""The STAC item of a mapped place: where, when, by which model, at which threshold, under which licence."""
+
+import datetime as dt
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyproj
+import pystac
+import shapely
+from pystac.extensions.projection import ProjectionExtension
+
+from terraseg.contracts.product import Product
+from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
+from terraseg.errors import SceneError
+from terraseg.mapping.inputs.remote import is_url
+from terraseg.mapping.outputs.layers import ALWAYS, Layer
+from terraseg.mapping.runtimes.predictor import Predictor
+
+_COG, _PARQUET = pystac.MediaType.COG, "application/vnd.apache.parquet"
+
+
+def credit_line(place: Place, predictor: Predictor) -> str:
+    """The line that the product must carry: the attribution of all its scenes and the model's, each part once."""
+    lines = [*(scene.attribution for scene in place), predictor.attribution]
+    return "; ".join(dict.fromkeys(part for line in lines for part in line.split("; ")))
+
+
+def place_times(place: Place) -> dict[str, Any]:
+    """``datetime``, ``start_datetime`` and ``end_datetime`` of a place: of several dates the span of all of them.
+
+    Raises:
+        SceneError: a scene has none, or they are no dates.
+    """
+    times = [_scene_times(scene) for scene in place]
+    if len(times) == 1:
+        return times[0]
+    first, last = times[0], times[-1]
+    return {
+        "datetime": None,
+        "start_datetime": first["start_datetime"] or first["datetime"],
+        "end_datetime": last["end_datetime"] or last["datetime"],
+    }
+
+
+def _scene_times(scene: Scene) -> dict[str, Any]:
+    properties = scene.item.get("properties", {})
+    times = {key: properties.get(key) for key in ("datetime", "start_datetime", "end_datetime")}
+    try:
+        parsed = {key: dt.datetime.fromisoformat(value) if value else None for key, value in times.items()}
+    except (TypeError, ValueError) as error:
+        raise SceneError(f"{scene.path.with_suffix('.json')} has a date that can't be read ({error})") from error
+    if not parsed["datetime"] and not (parsed["start_datetime"] and parsed["end_datetime"]):
+        raise SceneError(
+            f"{scene.path.with_suffix('.json')} has no date",
+            expected="datetime, or start_datetime and end_datetime, in its properties",
+            fix="download the scene again",
+        )
+    return parsed
+
+
+def product_item(
+    product: Product,
+    place: Place,
+    predictor: Predictor,
+    *,
+    settings: dict[str, Any],
+    polygons: dict[str, Any],
+    layers: Sequence[Layer] = ALWAYS,
+) -> dict[str, Any]:
+    """The STAC 1.1 item of a finished product (https://stacspec.org) with the projection extension.
+
+    It is derived from the scenes of all dates, in the order in which the model saw them.
+
+    Args:
+        settings: what the rasters were made with: threshold, crop, overlap and so on.
+        polygons: what the polygons were made with, and how many there are.
+        layers: the rasters that there are.
+
+    Raises:
+        SceneError: a scene's provenance has no date.
+    """
+    name, geobox = place[0].name, place[0].geobox
+    crs = pyproj.CRS(str(geobox.crs))
+    outline = shapely.box(*geobox.boundingbox.bbox)
+    to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
+    footprint = shapely.transform(shapely.segmentize(outline, outline.length / 80), to_degrees, interleaved=False)
+    item = pystac.Item(
+        id=name,
+        geometry=shapely.geometry.mapping(footprint),
+        bbox=list(footprint.bounds),
+        properties={
+            "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            "description": f"Probability, mask and polygons of class {predictor.class_name!r}",
+            "license": "other",  # of the imagery, the labels and the model: the attribution and the model say which
+            "terraseg:model_licence": predictor.licence,
+            ATTRIBUTION: credit_line(place, predictor),
+            "gsd": place[0].gsd,
+            "terraseg:class": predictor.class_name,
+            "terraseg:threshold": settings["threshold"],
+            "terraseg:settings": settings,
+            "terraseg:polygons": polygons,
+            "terraseg:model": predictor.provenance,
+        },
+        **place_times(place),
+    )
+    projection = ProjectionExtension.ext(item, add_if_missing=True)
+    epsg = crs.to_epsg()
+    projection.apply(
+        code=f"EPSG:{epsg}" if epsg else None,
+        wkt2=None if epsg else crs.to_wkt(),
+        shape=list(geobox.shape),
+        transform=list(geobox.affine)[:6],
+        bbox=list(geobox.boundingbox.bbox),
+    )
+    for path, key, media_type, title in (
+        *((layer.path(product), layer.name, _COG, layer.title(predictor)) for layer in layers),
+        (product.polygons, "polygons", _PARQUET, f"Polygons of {predictor.class_name}"),
+        (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
+    ):
+        item.add_asset(key, pystac.Asset(href=f"./{path.name}", title=title, media_type=media_type, roles=["data"]))
+    for scene in place:
+        origin = _provenance(scene, product)
+        item.add_link(pystac.Link("derived_from", origin, media_type="application/json", title=scene.name))
+    record: dict[str, Any] = item.to_dict(include_self_link=False, transform_hrefs=False)
+    return record
+
+
+def _provenance(scene: Scene, product: Product) -> str:
+    """Where the scene's item is, from the product's; what stands for one that is elsewhere says itself where."""
+    links = scene.item.get("links") or []
+    origin = next((str(link["href"]) for link in links if link.get("rel") == "self"), "")
+    if is_url(origin):
+        return origin
+    local = Path(origin) if Path(origin).is_absolute() else scene.path.with_suffix(".json")
+    return Path(os.path.relpath(local, product.root)).as_posix()

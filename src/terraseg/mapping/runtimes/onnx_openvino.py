@@ -1,0 +1,152 @@
+"""ONNX Runtime and OpenVINO: run the model that `terraseg export` wrote into a bundle, on the CPU."""
+
+import threading
+from abc import abstractmethod
+from pathlib import Path
+from queue import SimpleQueue
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import openvino
+import torch
+from torch import Tensor
+
+from terraseg.contracts.bundle import Bundle
+from terraseg.errors import ConfigError
+from terraseg.mapping.runtimes.pytorch import BundlePredictor, Precision
+
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+def filled(inputs: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
+    """The batch filled to ``size`` by repetition."""
+    return inputs if len(inputs) == size else np.resize(inputs, (size, *inputs.shape[1:]))
+
+
+class ExportedPredictor(BundlePredictor):
+    """Batches for a model of a fixed crop, and where its exporter allowed no other, of a fixed batch.
+
+    Args:
+        bundle: statistics, classes and temperature; its model is not loaded.
+        runtime: name and version.
+        precision: what the model computes in, in words.
+        digest: SHA-256 of the exported file.
+    """
+
+    def __init__(self, bundle: Bundle, *, runtime: str, precision: str, digest: str) -> None:
+        facts = {"runtime": runtime, "device": "cpu", "precision": precision, "export": digest}
+        super().__init__(bundle, runtime=facts)
+
+    @property
+    @abstractmethod
+    def _fixed_batch(self) -> int | None:
+        """The one batch size that the model takes, or None: any."""
+
+    @abstractmethod
+    def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Inputs of a batch and crop that the model takes to logits."""
+
+    def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
+        crop = self._info.tile_size
+        if inputs.shape[-2:] != (crop, crop):
+            raise ValueError(f"exported for {crop} px, --runtime torch takes other sizes")
+        size = self._fixed_batch
+        if size is None:
+            return torch.from_numpy(self._run(inputs))
+        parts = []
+        for begin in range(0, len(inputs), size):
+            part = inputs[begin : begin + size]
+            parts.append(self._run(filled(part, size))[: len(part)])
+        return torch.from_numpy(np.concatenate(parts))
+
+
+class OnnxPredictor(ExportedPredictor):
+    """ONNX Runtime, in single precision.
+
+    Args:
+        bundle: statistics, classes and temperature.
+        model: the exported file.
+        digest: its SHA-256.
+    """
+
+    def __init__(self, bundle: Bundle, model: Path, *, digest: str) -> None:
+        runtime = f"onnxruntime {onnxruntime.__version__}"
+        super().__init__(bundle, runtime=runtime, precision="float32", digest=digest)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1  # each worker's own
+        self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        self._input = self._session.get_inputs()[0]
+
+    @property
+    def _fixed_batch(self) -> int | None:
+        size = self._input.shape[0]  # the name of the dimension where it is dynamic
+        return size if isinstance(size, int) else None
+
+    def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = self._session.run(None, {self._input.name: inputs})[0]
+        return logits
+
+
+class OpenVinoPredictor(ExportedPredictor):
+    """OpenVINO.
+
+    Args:
+        bundle: statistics, classes and temperature.
+        model: the exported file.
+        digest: its SHA-256.
+        precision: the inference precision that OpenVINO is told.
+        quantised: the model was written by `quantise_model`; what it has left over is in ``precision``.
+
+    Raises:
+        ConfigError: this processor has no such precision, for which OpenVINO would take another without a word; or
+            OpenVINO can't run the model on this processor.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        model: Path,
+        *,
+        digest: str,
+        precision: Precision = "float32",
+        quantised: bool = False,
+    ) -> None:
+        words = f"int8 and {precision}" if quantised else precision
+        super().__init__(bundle, runtime=f"openvino {openvino.__version__}", precision=words, digest=digest)
+        hint = _HINTS[precision]
+        settings = {
+            "INFERENCE_PRECISION_HINT": hint,
+            "NUM_STREAMS": self.workers,
+            "INFERENCE_NUM_THREADS": self.workers,
+            "ENABLE_CPU_PINNING": False,  # pinned threads wait for whatever else runs on their core
+        }
+        try:
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise ConfigError(f"OpenVINO can't run {model.name} ({reason})", fix="--runtime torch") from error
+        used = self._compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if used != hint:
+            raise ConfigError(f"OpenVINO computes in {used} on this processor, not in {hint}", fix="--runtime openvino")
+        self._binding, self._idle = threading.Lock(), SimpleQueue[openvino.InferRequest]()
+        for _ in range(self.workers):  # made once: a new one takes as long as two chips
+            self._idle.put(self._compiled.create_infer_request())
+
+    @property
+    def _fixed_batch(self) -> int | None:
+        size = self._compiled.input(0).partial_shape[0]
+        return None if size.is_dynamic else int(size.get_length())
+
+    def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        request = self._idle.get()
+        try:
+            # Python's binding blocks for good when two threads are in it (seen in Type.to_dtype); both may wait.
+            with self._binding:
+                request.start_async([inputs], share_inputs=True)
+            request.wait()
+            with self._binding:
+                logits: npt.NDArray[np.float32] = request.get_output_tensor().data.copy()
+        finally:
+            self._idle.put(request)
+        return logits

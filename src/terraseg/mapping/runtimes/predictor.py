@@ -1,0 +1,221 @@
+"""What the mapping asks of a model, whatever runs it, and the checks that it fits a scene before any work."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.errors import RasterioIOError
+from rasterio.windows import Window
+
+from terraseg.contracts.scene import NODATA, Place, Scene, group_places
+from terraseg.core.bands import UNIT, band, band_indices
+from terraseg.errors import CheckpointError, ConfigError, SceneError
+from terraseg.mapping.inputs.remote import PatientRaster, open_raster
+from terraseg.mapping.inputs.vrt import remote_sources
+
+logger = logging.getLogger(__name__)
+
+_LOOK = 256
+"""Longer side of the coarse look at a scene's values, in pixels."""
+
+_ROWS = 32
+"""Rows that are looked at where there are no overviews."""
+
+_IMPLAUSIBLE = 20.0
+"""Factor between a scene's values and the model's statistics beyond which the unit must be another one."""
+
+_TAKEN_CROPS: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
+"""Crops that a model was tried with: of a thousand small scenes, each would cost a forward more."""
+
+
+class Predictor(Protocol):
+    """A model of one class; it equals itself alone."""
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """ESA names in the order of its input, the same of each date."""
+
+    @property
+    def frames(self) -> int:
+        """Dates of a place that it wants to see at once."""
+
+    @property
+    def unit(self) -> str:
+        """Unit of its input, `terraseg.core.bands.UNIT`."""
+
+    @property
+    def nodata(self) -> float:
+        """Input value without an observation."""
+
+    @property
+    def gsd(self) -> float:
+        """Pixel size that it was trained at, in metres."""
+
+    @property
+    def means(self) -> tuple[float, ...]:
+        """Mean of each band over what it was trained on, all dates, in DN."""
+
+    @property
+    def class_id(self) -> int:
+        """Value of its class in mask.tif; everything else is 0."""
+
+    @property
+    def class_name(self) -> str:
+        """Name of its class."""
+
+    @property
+    def licence(self) -> str:
+        """Licence of the model and its weights."""
+
+    @property
+    def attribution(self) -> str:
+        """The line that its maps must carry."""
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """JSON that identifies it and its runtime: whatever may change a pixel must be in here."""
+
+    @property
+    def workers(self) -> int:
+        """Calls that it serves at once; together they are to use the cores that the process may use, and no more."""
+
+    def enter_worker(self) -> None:
+        """Called once in each thread that is to call it beside others."""
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """Raw DN (batch, frames x bands, rows, columns), the first date first, to log-odds (batch, rows, columns)."""
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Say of a failed read in the block what it means for the user.
+
+    Raises:
+        SceneError: GDAL could not read.
+    """
+    try:
+        yield
+    except RasterioIOError as error:
+        raise SceneError(
+            f"{path} can't be read ({error.__cause__ or error})",
+            fix="the file is damaged or cut off: download it again",
+        ) from error
+
+
+def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
+    """Check that a model is made for such scenes, and that it takes one crop.
+
+    Raises:
+        SceneError: another number of dates, band missing, other unit or GSD, or values that can't be in the declared
+            unit.
+        ConfigError: the model can't take crops of this size.
+        CheckpointError: its answer is no map of log-odds.
+    """
+    _check_dates(place, predictor)
+    for scene in place:
+        _check_scene(scene, predictor)
+    taken = _TAKEN_CROPS.setdefault(predictor, set())
+    if crop not in taken:
+        _check_crop(predictor, crop)
+        taken.add(crop)
+
+
+def _check_dates(place: Place, predictor: Predictor) -> None:
+    if len(place) != predictor.frames:
+        raise SceneError(
+            f"{place[0].name} comes with {len(place)} date{'s' * (len(place) > 1)}",
+            expected=f"{predictor.frames}, as the model was trained on",
+        )
+    if group_places(place, frames=len(place)) != [place]:
+        raise SceneError(
+            f"the dates of {place[0].name} come as {', '.join(str(scene.day) for scene in place)}",
+            expected="the first date first, as in training",
+        )
+
+
+def _check_scene(scene: Scene, predictor: Predictor) -> None:
+    indexes = _indexes(scene, predictor)
+    if predictor.unit != UNIT or predictor.nodata != NODATA:
+        raise SceneError(
+            f"{scene.path} has unit {UNIT} and nodata {NODATA}, "
+            f"the model wants {predictor.unit} and {predictor.nodata:g}",
+            expected="a model that was trained on scenes of terraseg",
+        )
+    if abs(scene.gsd / predictor.gsd - 1) > 0.1:
+        raise SceneError(
+            f"{scene.path} has pixels of {scene.gsd:g} m, the model was trained at {predictor.gsd:g} m",
+            expected="pixel sizes within 10 %",
+            fix="resample the scene, or train at its resolution",
+        )
+    _check_values(scene, predictor, indexes)
+
+
+def _indexes(scene: Scene, predictor: Predictor) -> list[int]:
+    """Positions of the model's bands in the scene."""
+    try:
+        for name in predictor.bands:
+            band(name)
+    except SceneError as error:
+        raise SceneError(
+            f"the model is of another sensor: it takes {', '.join(predictor.bands)}",
+            expected=f"bands of Sentinel-2, as {scene.path} has them ({', '.join(scene.bands)})",
+            fix="take a model that was trained on scenes of terraseg",
+        ) from error
+    return band_indices(predictor.bands, scene.bands, where=str(scene.path))
+
+
+def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> None:
+    height, width = scene.geobox.shape
+    with readable(scene.path), open_raster(scene.path, remote_sources(scene.path)) as source:
+        look = _look(source, indexes, height=height, width=width)
+    valid = look[:, np.all(look != NODATA, axis=0)]
+    if valid.shape[1] == 0:
+        logger.warning("%s: no valid pixel in a coarse look", scene.path)
+        return
+    # Water is dark in some bands and snow bright in others: only a factor in most bands is another unit.
+    ratio = float(np.median(np.median(valid, axis=1) / np.asarray(predictor.means)))
+    if valid.max() <= 1 or not 1 / _IMPLAUSIBLE <= ratio <= _IMPLAUSIBLE:
+        raise SceneError(
+            f"{scene.path} has values around {np.median(valid):g} DN (at most {valid.max()}), "
+            f"{ratio:.2g} times those that the model was trained on",
+            expected="reflectance = DN x 1e-4, as declared",
+            fix="check the scene's unit and offset, and download it again",
+        )
+
+
+def _look(source: PatientRaster, indexes: list[int], *, height: int, width: int) -> npt.NDArray[np.uint16]:
+    """(bands, rows, columns): every k-th pixel, or some rows of them where that would mean to read the whole scene."""
+    step = max(height, width, _LOOK) / _LOOK
+    rows, columns = -(-height // step), -(-width // step)
+    bands = [index + 1 for index in indexes]
+    if step == 1 or source.has_overviews:
+        return source.read(bands, out_shape=(len(bands), int(rows), int(columns)))
+    places = np.linspace(0, height - 1, min(_ROWS, height)).astype(int)
+    lines = [Window(0, int(row), width, 1) for row in places]
+    return np.hstack([source.read(bands, window=line, out_shape=(len(bands), 1, int(columns))) for line in lines])
+
+
+def _check_crop(predictor: Predictor, crop: int) -> None:
+    bright = np.tile(np.clip(np.asarray(predictor.means), 1, np.iinfo(np.uint16).max), predictor.frames)
+    pixels = np.empty((1, len(bright), crop, crop), np.uint16)
+    pixels[:] = bright[:, None, None]
+    try:
+        logits = predictor(pixels)
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(
+            f"the model can't take crops of {crop} px ({reason})",
+            expected="the size it was trained with, or a multiple of its patch",
+            fix="leave --crop out",
+        ) from error
+    if logits.shape != (1, crop, crop):
+        raise CheckpointError(
+            f"the model answers a crop of {crop} px with shape {logits.shape}", expected=f"(1, {crop}, {crop})"
+        )
+    if np.isnan(logits).any():
+        raise CheckpointError("the model answers with NaN", fix="train again; the run has diverged")

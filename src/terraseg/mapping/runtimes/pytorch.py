@@ -1,0 +1,127 @@
+"""What all runtimes share before and after the model, and PyTorch, the one that every bundle runs on."""
+
+from abc import ABC, abstractmethod
+from threading import Thread
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from terraseg.contracts.bundle import Bundle
+from terraseg.core.normalise import model_input
+from terraseg.errors import ConfigError
+
+Precision = Literal["float32", "bfloat16"]
+"""What the model computes in; inputs and logits are float32 always."""
+
+
+class BundlePredictor(ABC):
+    """The `terraseg.mapping.runtimes.predictor.Predictor` of a bundle; a subclass runs the model.
+
+    Args:
+        bundle: statistics, classes and temperature.
+        runtime: what identifies the runtime: whatever of it may change a pixel.
+    """
+
+    def __init__(self, bundle: Bundle, *, runtime: dict[str, Any]) -> None:
+        self._info = info = bundle.info
+        self._means, self._stds = np.asarray(info.means, np.float32), np.asarray(info.stds, np.float32)
+        self._others = [index for index in sorted(info.classes) if index != info.positive_class]
+        self.bands, self.frames, self.unit, self.nodata, self.gsd, self.means = (
+            info.bands, info.frames, info.unit, info.nodata, info.gsd, info.means,
+        )  # fmt: skip
+        self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
+        self.licence, self.attribution = info.licence, info.attribution
+        # How many windows a forward takes depends on it, and so may the last bit of a logit.
+        self.workers = torch.get_num_threads() if runtime["device"] == "cpu" else 1
+        self.provenance: dict[str, Any] = {**info.model_dump(mode="json"), **runtime, "workers": self.workers}
+        """The bundle's head, and what runs it."""
+
+    def enter_worker(self) -> None:
+        """Give this thread one core where there are several workers.
+
+        A core a batch, not all cores an operation: small operations leave cores idle, and when other threads need a
+        core, those that share an operation wait for each other at its end, which costs many times the operation.
+        """
+        if self.workers > 1:
+            torch.get_num_threads()  # else the first operation would set this thread up again, with the default
+            torch.set_num_threads(1)
+            # That was the default of all threads to come, too.
+            default = Thread(target=torch.set_num_threads, args=(self.workers,))
+            default.start()
+            default.join()
+
+    def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """Raw DN (batch, frames x bands, rows, columns) to what the model is given, see `model_input`."""
+        return model_input(pixels, frames=self.frames, means=self._means, stds=self._stds, nodata=self.nodata)
+
+    @abstractmethod
+    def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
+        """Normalised (batch, bands, rows, columns) to logits (batch, classes, rows, columns), on any device.
+
+        Of several dates the input is (batch, bands, frames, rows, columns).
+        """
+
+    def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """Raw DN (batch, frames x bands, rows, columns) to log-odds of the class (batch, rows, columns).
+
+        Log-odds of one class against all others are its logit minus the logsumexp of the others', divided by the
+        temperature that the bundle was calibrated with (Guo et al. 2017, arXiv:1706.04599).
+        """
+        with torch.inference_mode():
+            logits = self._forward(self.normalised(pixels)).float()
+            if len(self._others) == 1:
+                rest = logits[:, self._others[0]]
+            else:
+                rest = torch.logsumexp(logits[:, self._others], dim=1)
+            odds = (logits[:, self.class_id] - rest).div_(self._info.temperature)
+            answer: npt.NDArray[np.float32] = odds.cpu().numpy()
+        return answer
+
+
+class TorchPredictor(BundlePredictor):
+    """PyTorch, eager.
+
+    Args:
+        bundle: model and statistics.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: the GPU where there is one.
+        precision: single, or bfloat16 wherever autocast deems it safe.
+
+    Raises:
+        ConfigError: no such device.
+        CheckpointError: the bundle's weights can't be loaded.
+    """
+
+    def __init__(self, bundle: Bundle, *, device: str = "auto", precision: Precision = "float32") -> None:
+        self._device, self._precision = torch_device(device), precision
+        runtime = {"runtime": f"torch {torch.__version__}", "device": self._device.type, "precision": precision}
+        super().__init__(bundle, runtime=runtime)
+        self._model = bundle.load_model().to(self._device).eval()
+        # `import terratorch` sets "medium", with which results depend on the kind of CPU.
+        torch.set_float32_matmul_precision("highest")
+
+    def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
+        half = self._precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
+            logits: Tensor = self._model(torch.from_numpy(inputs).to(self._device))
+        return logits
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of a name; ``auto`` is the GPU where there is one.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            f"no device {name!r} ({str(error).splitlines()[0]})", expected="auto, cpu, or a GPU that PyTorch sees"
+        ) from error
+    return device

@@ -1,0 +1,257 @@
+"""Many places, each mapped once, by one process or several; a failure doesn't stop the others."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.table import Table
+
+from terraseg.contracts.product import Product
+from terraseg.contracts.scene import Place
+from terraseg.core.allocator import reuse_freed_memory
+from terraseg.core.workers import Workers
+from terraseg.errors import ConfigError, SceneError, TerrasegError
+from terraseg.mapping.inputs.manifest import Entry
+from terraseg.mapping.runtimes.predictor import Predictor
+from terraseg.mapping.scene import predict_scene
+from terraseg.mapping.windows.strip_work import StripWork, progress_of_rows, rasters_env
+
+logger = logging.getLogger(__name__)
+
+_SECONDS_A_LOOK = 1.0
+
+_OPENED: list[tuple["ModelSource", Predictor]] = []
+"""The model of this process, once it is opened."""
+
+_ONE_AT_A_TIME = threading.RLock()
+"""A model is called from one thread at a time, also where a worker of a cluster has several."""
+
+_KILLED = "its process was killed; the system may have run out of memory"
+
+
+class ModelSource(Protocol):
+    """How any process comes by the model; picklable."""
+
+    def open(self) -> Predictor:
+        """The model, ready to run."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a place.
+
+    Attributes:
+        name: of the place, or as the manifest names it, where it could not be opened.
+        product: the finished product.
+        reason: or else why there is none, in one line.
+        attempts: how often it was tried.
+    """
+
+    name: str
+    product: Product | None = None
+    reason: str = ""
+    attempts: int = 1
+
+
+class FailedScenesError(SceneError):
+    """Some of many places have no product; the others have.
+
+    Args:
+        outcomes: of all places.
+    """
+
+    def __init__(self, outcomes: Sequence[Outcome]) -> None:
+        self.failed = [outcome for outcome in outcomes if outcome.product is None]
+        names = ", ".join(outcome.name for outcome in self.failed[:3])
+        if more := len(self.failed[3:]):
+            names += f" and {more} more"
+        super().__init__(
+            f"{len(self.failed)} of {len(outcomes)} scenes failed: {names}",
+            fix="see the reasons and run the same command again; finished scenes are not predicted again",
+        )
+
+    def table(self) -> Table:
+        """Each failed scene, how often it was tried, and why it failed at last."""
+        table = Table("scene", "attempts", "reason", title="failed scenes", show_lines=True)
+        for outcome in self.failed:
+            table.add_row(outcome.name, str(outcome.attempts), outcome.reason)
+        return table
+
+
+def open_places(
+    entries: Sequence[Entry], places_at: Callable[[Entry], list[Place]], *, retries: int
+) -> tuple[list[Place], list[Outcome]]:
+    """Open places by the entries of a manifest; what can't be opened is an outcome already.
+
+    Args:
+        places_at: opens one entry.
+        retries: how often it is tried again to open one.
+    """
+    found: dict[Entry, list[Place]] = {}
+    failed: dict[Entry, Outcome] = {}
+    for attempt in range(1, retries + 2):
+        for entry in entries if attempt == 1 else list(failed):
+            try:
+                found[entry] = places_at(entry)
+            except TerrasegError as error:
+                failed[entry] = Outcome("; ".join(entry), reason=str(error), attempts=attempt)
+            else:
+                failed.pop(entry, None)
+    return [place for entry in entries for place in found.get(entry, [])], list(failed.values())
+
+
+def refuse_one_name(places: Sequence[Place]) -> None:
+    """Refuse places whose products would lie in one folder.
+
+    Raises:
+        ConfigError: two have one name.
+    """
+    paths: dict[str, Path] = {}
+    for first, *_ in places:
+        if first.name in paths:
+            raise ConfigError(
+                f"{paths[first.name]} and {first.path} have one name",
+                expected="names that differ, as each is the folder of a product",
+                fix="rename one, or map them to two outputs",
+            )
+        paths[first.name] = first.path
+
+
+def map_places(
+    places: Sequence[Place],
+    source: ModelSource,
+    output: Path,
+    *,
+    workers: Workers,
+    retries: int,
+    options: dict[str, Any],
+) -> list[Outcome]:
+    """Map places, each by one worker; where there are fewer places than workers, the rows of each by all workers.
+
+    A failed place is tried again after all others, and goes on where it failed. The pixels don't depend on the
+    workers.
+
+    Args:
+        source: the model.
+        output: folder of the products.
+        retries: how often a failed place is tried again.
+        options: of `predict_scene`.
+
+    Returns:
+        The outcomes in the order of the places.
+
+    Raises:
+        TerrasegError: the model can't be opened.
+    """
+    outcomes: dict[str, Outcome] = {}
+    todo = list(places)
+    for attempt in range(1, retries + 2):
+        for outcome in _one_round(todo, source, output, workers=workers, options=options):
+            outcomes[outcome.name] = replace(outcome, attempts=attempt)
+            if outcome.product is None:
+                logger.warning("%s: attempt %d of %d failed: %s", outcome.name, attempt, retries + 1, outcome.reason)
+            else:
+                finished = sum(known.product is not None for known in outcomes.values())
+                logger.info("%s is finished, %d of %d", outcome.product.root, finished, len(places))
+        todo = [place for place in todo if outcomes[place[0].name].product is None]
+        if not todo:
+            break
+    return [outcomes[place[0].name] for place in places]
+
+
+@dataclass(frozen=True)
+class _PlaceTask:
+    place: Place
+    source: ModelSource
+    output: Path
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _RowsTask:
+    work: StripWork
+    source: ModelSource
+    part: range
+
+
+def _one_round(
+    places: Sequence[Place], source: ModelSource, output: Path, *, workers: Workers, options: dict[str, Any]
+) -> Iterator[Outcome]:
+    if len(places) < workers.count:
+        options = {**options, "spread": partial(_spread, source=source, workers=workers)}
+        return map(_map_place, [_PlaceTask(place, source, output, options) for place in places])
+    options = {**options, "progress": workers.count == 1}
+    tasks = [_PlaceTask(place, source, output, options) for place in places]
+    return workers.run(_map_place, tasks, lost=lambda task: Outcome(task.place[0].name, reason=_KILLED))
+
+
+def _map_place(task: _PlaceTask) -> Outcome:
+    predictor = opened(task.source)  # a model that can't be opened fails for all places: it ends the run
+    name = task.place[0].name
+    with _ONE_AT_A_TIME:
+        try:
+            product = predict_scene(task.place, predictor, task.output, **task.options)
+        except Exception as error:  # noqa: BLE001 -- whatever one place raises, the others go on
+            return Outcome(name, reason=_in_one_line(error))
+    return Outcome(name, product)
+
+
+def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
+    """Predict the missing strips of a place, an even share by each worker."""
+    parts = even_parts(work.strips.missing(), workers.count)
+    finished = threading.Event()
+    with ThreadPoolExecutor(1, "progress") as watcher:
+        watcher.submit(_show_progress, work, finished)
+        try:
+            tasks = [_RowsTask(work, source, part) for part in parts]
+            results = list(workers.run(_predict_rows, tasks, lost=lambda task: (task.part, _KILLED)))
+        finally:
+            finished.set()
+    failed = [(part.start, f"{work.where(part)}: {reason}") for part, reason in results if reason]
+    if failed:
+        blocks = "; ".join(block for _, block in sorted(failed))
+        raise SceneError(f"{len(failed)} of {len(parts)} blocks of {work.place[0].name} failed ({blocks})")
+
+
+def _predict_rows(task: _RowsTask) -> tuple[range, str]:
+    """Predict what is missing of a part; the reason why it failed, or nothing."""
+    work, predictor = task.work, opened(task.source)
+    with _ONE_AT_A_TIME, rasters_env(work.place, work.grid):
+        try:
+            work(predictor, work.strips.missing(task.part), progress=False)
+        except Exception as error:  # noqa: BLE001 -- whatever one part raises, the others go on
+            return task.part, _in_one_line(error)
+    return task.part, ""
+
+
+def even_parts(runs: Sequence[range], count: int) -> list[range]:
+    """Cut runs of strips so that about ``count`` parts of even length result."""
+    length = -(-sum(map(len, runs)) // count)
+    return [run[begin : begin + length] for run in runs for begin in range(0, len(run), length)]
+
+
+def _show_progress(work: StripWork, finished: threading.Event) -> None:
+    with progress_of_rows() as bar:
+        task = bar.add_task(f"predict {work.place[0].name}", total=work.strips.count)
+        while not finished.wait(_SECONDS_A_LOOK):
+            bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
+        bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
+
+
+def opened(source: ModelSource) -> Predictor:
+    """The model, opened once a process."""
+    with _ONE_AT_A_TIME:
+        if not _OPENED or _OPENED[0][0] != source:
+            reuse_freed_memory()
+            _OPENED[:] = [(source, source.open())]
+        return _OPENED[0][1]
+
+
+def _in_one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, TerrasegError) else f"{type(error).__name__}: {text}"

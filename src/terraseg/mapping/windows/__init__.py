@@ -1,0 +1,1 @@
+"""From a scene to windows and back to blended strips."""

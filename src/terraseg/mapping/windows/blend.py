@@ -1,0 +1,259 @@
+"""The stream through a place: read ahead, forward in batches, blend; only a panel's open rows are in memory."""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.windows import Window
+
+from terraseg.contracts.scene import NODATA, Place, Scene
+from terraseg.core.bands import band_indices
+from terraseg.core.normalise import by_date, never_observed
+from terraseg.errors import CheckpointError
+from terraseg.mapping.inputs.remote import PatientRaster, open_raster
+from terraseg.mapping.inputs.vrt import remote_sources
+from terraseg.mapping.runtimes.predictor import Predictor, readable
+from terraseg.mapping.windows.grid import Panel, WindowAxis, WindowGrid
+
+Pixels = npt.NDArray[np.uint16]
+Probability = npt.NDArray[np.float32]
+
+_Item = TypeVar("_Item")
+
+_AHEAD = 2
+"""Batches that are read while one is predicted: the memory of the stream does not depend on a row's windows."""
+
+
+@dataclass(frozen=True)
+class FinishedStrip:
+    """Rows of a panel that no window will change any more.
+
+    Attributes:
+        index: of the strip in its `WindowGrid`.
+        probability: (rows, columns), blended, 0 to 1; meaningless where not ``valid``.
+        valid: (rows, columns), whether every band has an observation, in one of the dates at least.
+    """
+
+    index: int
+    probability: Probability
+    valid: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Windows of one row offset: indexes of their columns, and their pixels (windows, dates x bands, crop, crop)."""
+
+    columns: list[int]
+    pixels: Pixels
+
+
+@dataclass(frozen=True)
+class _Predicted:
+    """The answer to a batch: indexes of its columns, and (windows, crop, crop), weighted across."""
+
+    columns: list[int]
+    probability: Probability
+
+
+@dataclass(frozen=True)
+class _EndOfRow:
+    """What comes after the batches of a row of windows: where there is an observation, (crop, width)."""
+
+    index: int
+    valid: npt.NDArray[np.bool_]
+
+
+def predict_strips(
+    place: Place, predictor: Predictor, *, grid: WindowGrid, batch_size: int, tta: bool, start: int = 0
+) -> Iterator[FinishedStrip]:
+    """Predict a place from strip ``start`` to its end: each panel from top to bottom, the panels from left to right.
+
+    Windows are blended as probabilities and not as log-odds: the mean of calibrated probabilities is the
+    probability of the mixture, while in a mean of log-odds one overconfident window has no bound to its vote.
+
+    A batch never spans two rows of windows, and earlier rows of windows that reach into the first strip are predicted
+    again; a resumed run therefore adds the same numbers in the same order, and gives the same bytes.
+
+    Args:
+        batch_size: windows that are predicted at a time, by all workers of the predictor together.
+        tta: average over the eight rotations and flips of each window.
+
+    Raises:
+        CheckpointError: the model answers with NaN.
+    """
+    first, row = grid.place(start)
+    for index in range(first, len(grid.panels)):
+        strips = _predict_panel(
+            place, predictor, rows=grid.rows, panel=grid.panels[index], batch_size=batch_size, tta=tta, start=row
+        )
+        for strip in strips:
+            yield replace(strip, index=grid.strip(index, strip.index))
+        row = 0
+
+
+def _predict_panel(
+    place: Place,
+    predictor: Predictor,
+    *,
+    rows: WindowAxis,
+    panel: Panel,
+    batch_size: int,
+    tta: bool,
+    start: int,
+) -> Iterator[FinishedStrip]:
+    """The strips of a panel from row of windows ``start`` on, counted within the panel."""
+    first = rows.finished(start)[0]
+    own = slice(*panel.finished)
+    open_rows = np.zeros((rows.crop, panel.padded), np.float32)
+    blended = np.zeros_like(open_rows)
+    size = max(batch_size // predictor.workers, 1)
+    with ExitStack() as stages:  # whoever stops early closes them before the source that their threads read
+        dates = [_Date.open(scene, predictor.bands, stages) for scene in place]
+        read = _Reader(dates, rows=rows, panel=panel, batch_size=size)
+        batches = stages.enter_context(closing(read_ahead(read(rows.first_touching(first)), depth=_AHEAD)))
+        for item in stages.enter_context(closing(_predict(batches, predictor, panel=panel, tta=tta))):
+            if isinstance(item, _Predicted):
+                for k, window in zip(item.columns, item.probability, strict=True):
+                    blended[:, panel.offsets[k] :][:, : panel.crop] += window
+                continue
+            blended *= rows.weights[item.index][:, None]
+            open_rows += blended
+            top, end = rows.finished(item.index)
+            if np.isnan(blended.max()):  # the largest of numbers with a NaN among them is NaN
+                raise CheckpointError(f"the model answers with NaN at rows {top} to {end} of {place[0].path}")
+            if item.index >= start:
+                yield FinishedStrip(item.index, open_rows[: end - top, own].copy(), item.valid[: end - top, own])
+            open_rows[: top - end] = open_rows[end - top :]
+            open_rows[top - end :] = 0
+            blended[:] = 0
+
+
+def even_batches(windows: Sequence[int], most: int) -> list[list[int]]:
+    """As few batches as possible of up to ``most`` windows, of even size: the largest sets the memory."""
+    count = -(-len(windows) // most)
+    return [[int(k) for k in batch] for batch in np.array_split(windows, count)] if count else []
+
+
+def read_ahead(items: Iterator[_Item], *, depth: int) -> Generator[_Item, None, None]:
+    """The same items, each made by another thread while those before it are used; at most ``depth`` of them wait."""
+    with ThreadPoolExecutor(1, "read-ahead") as reader:
+        end = object()
+        waiting = deque(reader.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(reader.submit(next, items, end))
+            yield cast("_Item", item)
+
+
+@dataclass(frozen=True)
+class _Date:
+    """One scene of the place, and the numbers of the model's bands in it."""
+
+    source: PatientRaster
+    indexes: list[int]
+
+    @classmethod
+    def open(cls, scene: Scene, bands: Sequence[str], stages: ExitStack) -> "_Date":
+        """Open a scene for as long as the stages last."""
+        indexes = [index + 1 for index in band_indices(bands, scene.bands, where=str(scene.path))]
+        return cls(stages.enter_context(open_raster(scene.path, remote_sources(scene.path))), indexes)
+
+    def read(self, window: Window, *, out: Pixels) -> None:
+        """Read (bands, rows, columns); all bands at once, else a scene's interleaved blocks are decoded once a band."""
+        with readable(Path(self.source.name)):
+            self.source.read(self.indexes, window=window, out=out)
+
+
+class _Reader:
+    """Reads window rows in ascending order, each row of pixels once: the rows that windows share are carried over.
+
+    So GDAL never has to go back to an earlier row of blocks, and its cache needs to hold no more than one.
+    """
+
+    def __init__(self, dates: Sequence[_Date], *, rows: WindowAxis, panel: Panel, batch_size: int) -> None:
+        self._dates, self._batch_size = dates, batch_size
+        self._rows, self._panel = rows, panel
+        layers = sum(len(date.indexes) for date in dates)
+        self._pixels = np.full((layers, rows.crop, panel.padded), NODATA, np.uint16)
+        self._read_to = 0
+
+    def __call__(self, begin: int) -> Iterator[_Batch | _EndOfRow]:
+        """The batches of each row of windows from ``begin`` on, wholly empty windows left out, and each row's end."""
+        panel, pixels, crop = self._panel, self._pixels, self._panel.crop
+        for index in range(begin, len(self._rows.offsets)):
+            height = self._advance(index)
+            valid = ~never_observed(pixels, frames=len(self._dates), nodata=NODATA)
+            any_valid = np.asarray(valid.any(axis=0))
+            wanted = [k for k, left in enumerate(panel.offsets) if any_valid[left : left + crop].any()]
+            for chosen in even_batches(wanted, self._batch_size):
+                yield _Batch(chosen, np.stack([pixels[:, :, panel.offsets[k] :][:, :, :crop] for k in chosen]))
+            yield _EndOfRow(index, valid[:height, : panel.size])
+
+    def _advance(self, index: int) -> int:
+        """Have ``_pixels`` hold a row of windows; returns its height within the scene."""
+        rows, pixels = self._rows, self._pixels
+        top, height = rows.offsets[index], min(rows.crop, rows.size)
+        kept = max(self._read_to - top, 0)
+        pixels[:, :kept] = pixels[:, height - kept : height]
+        window = Window(self._panel.left, top + kept, self._panel.size, height - kept)
+        wanted = pixels[:, kept:height, : self._panel.size]
+        for date, out in zip(self._dates, by_date(wanted, frames=len(self._dates)), strict=True):
+            date.read(window, out=out)
+        self._read_to = top + height
+        return height
+
+
+def _predict(
+    items: Iterator[_Batch | _EndOfRow], predictor: Predictor, *, panel: Panel, tta: bool
+) -> Generator[_Predicted | _EndOfRow, None, None]:
+    """The same items, each batch as its prediction: by all workers, in the same order."""
+
+    def answer(batch: _Batch) -> _Predicted:
+        probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
+        probability *= panel.weights[batch.columns][:, None, :]
+        return _Predicted(batch.columns, probability)
+
+    waiting: deque[_EndOfRow | Future[_Predicted]] = deque()
+
+    def ready(most: int) -> Iterator[_Predicted | _EndOfRow]:
+        """The oldest ones, until no more than ``most`` batches wait; the end of a row keeps no worker busy."""
+        batches = sum(isinstance(item, Future) for item in waiting)
+        while waiting and (batches > most or not isinstance(waiting[0], Future)):
+            item = waiting.popleft()
+            batches -= isinstance(item, Future)
+            yield item.result() if isinstance(item, Future) else item
+
+    with ThreadPoolExecutor(predictor.workers, "predict", initializer=predictor.enter_worker) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(answer, item) if isinstance(item, _Batch) else item)
+                yield from ready(2 * predictor.workers)
+            yield from ready(0)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
+    """By way of tanh, which can't overflow and which numpy vectorises."""
+    probability: Probability = np.tanh(logits * np.float32(0.5))
+    probability *= np.float32(0.5)
+    probability += np.float32(0.5)
+    return probability
+
+
+def _d4_mean(predictor: Predictor, pixels: Pixels) -> Probability:
+    """Mean probability over the eight symmetries of the square (the dihedral group D4)."""
+    total = np.zeros((len(pixels), *pixels.shape[2:]), np.float32)
+    for flip in (False, True):
+        flipped = pixels[..., ::-1] if flip else pixels
+        for turns in range(4):
+            turned = np.ascontiguousarray(np.rot90(flipped, turns, axes=(2, 3)))
+            back = np.rot90(_sigmoid(predictor(turned)), -turns, axes=(1, 2))
+            total += back[..., ::-1] if flip else back
+    total *= np.float32(1 / 8)
+    return total

@@ -1,0 +1,117 @@
+"""The rows of one place, predicted in this process or, as they are independent, in any other."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from terraseg.contracts.scene import Place, Scene
+from terraseg.core.raster import COG_BLOCK
+from terraseg.core.workers import core_shares
+from terraseg.mapping.inputs.vrt import remote_sources
+from terraseg.mapping.outputs.layers import Layer
+from terraseg.mapping.runtimes.predictor import Predictor
+from terraseg.mapping.windows.blend import FinishedStrip
+from terraseg.mapping.windows.finished_strips import FinishedStrips
+from terraseg.mapping.windows.grid import WindowGrid
+
+logger = logging.getLogger(__name__)
+
+_CACHE_BYTES = 4 << 20
+"""GDAL's block cache beside what a row of blocks needs."""
+
+
+@dataclass(frozen=True)
+class StripWork:
+    """The prediction of a place's strips but for the model, so that it can be sent to other processes.
+
+    Attributes:
+        place: its scenes, one a date.
+        grid: of its windows.
+        stream: `terraseg.mapping.windows.blend.predict_strips` of it; takes ``predictor`` and ``start``.
+        encode: a finished strip to what is kept of it.
+        strips: where that is kept.
+    """
+
+    place: Place
+    grid: WindowGrid
+    stream: Callable[..., Iterator[FinishedStrip]]
+    encode: Callable[[FinishedStrip], Sequence[npt.NDArray[np.generic]]]
+    strips: FinishedStrips
+
+    def __call__(self, predictor: Predictor, parts: Sequence[range], *, progress: bool = True) -> None:
+        """Predict some runs of neighbouring strips; one strip is written behind while the next is predicted.
+
+        The bytes of a strip don't depend on where its run begins.
+        """
+        if not parts:
+            return
+        name, total = self.place[0].name, self.strips.count
+        before = total - sum(map(len, parts))
+        if before and progress:
+            logger.info("%s: goes on after %d of %d rows of windows", name, before, total)
+        written: Future[None] | None = None
+        with progress_of_rows(disable=not progress) as bar, ThreadPoolExecutor(1, "write-behind") as writer:
+            task = bar.add_task(f"predict {name}", total=total, completed=before)
+            for part in parts:
+                for finished in itertools.islice(self.stream(predictor=predictor, start=part.start), len(part)):
+                    if written is not None:
+                        written.result()
+                    written = writer.submit(self._keep, finished)
+                    bar.advance(task)
+            if written is not None:
+                written.result()
+
+    def where(self, part: range) -> str:
+        """The rows and columns of the scene that a run of strips covers, in words."""
+        rows, columns = zip(*(self.grid.pixels(strip) for strip in part), strict=True)
+        place = f"rows {min(first for first, _ in rows)} to {max(end for _, end in rows)}"
+        if len(self.grid.panels) == 1:
+            return place
+        return f"{place} of columns {min(first for first, _ in columns)} to {max(end for _, end in columns)}"
+
+    def _keep(self, finished: FinishedStrip) -> None:
+        self.strips.write(finished.index, self.encode(finished))
+
+
+def rasters_env(place: Place, grid: WindowGrid, layers: Sequence[Layer] = ()) -> rasterio.Env:
+    """GDAL's settings while a place is predicted: its cache holds the blocks of all scenes across a panel.
+
+    And a row of blocks of each raster that is written meanwhile, until that is complete; a quarter more is for what
+    GDAL keeps with them. All cores decode, as the windows below wait for all blocks; but not over http, where GDAL
+    would ask for several blocks in one request and try none of it again.
+    """
+    threads = 1 if any(remote_sources(scene.path) for scene in place) else len(core_shares(1)[0])
+    width = -(-place[0].geobox.shape.x // COG_BLOCK) * COG_BLOCK
+    written = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
+    blocks = written + sum(_row_of_blocks(scene, grid) for scene in place)
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + blocks * 5 // 4, GDAL_NUM_THREADS=threads)
+
+
+def _row_of_blocks(scene: Scene, grid: WindowGrid) -> int:
+    with rasterio.open(scene.path) as source:
+        rows, columns = source.block_shapes[0]
+        touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
+        across = max(end - first for first, end in touched)
+        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize)
+
+
+def progress_of_rows(*, disable: bool = False) -> Progress:
+    """A bar on standard error, where that is a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("rows of windows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=disable,
+    )

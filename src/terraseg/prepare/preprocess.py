@@ -1,0 +1,352 @@
+"""The preparation: from scenes and footprints to the dataset of contract 3.
+
+Block by block: read the block once, make its labels, cut its chips, count its pixels. A block is a pure function of
+its job, so memory is bounded by the workers and the result does not depend on their number.
+"""
+
+import hashlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import shapely
+from rich.progress import track
+
+from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
+from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files, known_extent
+from terraseg.contracts.scene import NODATA, Scene, find_places
+from terraseg.core.bands import UNIT, band_indices
+from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.errors import LabelError, SceneError, SplitError
+from terraseg.prepare.audit import audit_folds, audit_splits
+from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cut_block
+from terraseg.prepare.config import PrepareConfig
+from terraseg.prepare.label_shift import LabelShift, measure_shift
+from terraseg.prepare.plan import ground_of, plan_scene
+from terraseg.prepare.statistics import TrainHistogram
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Footprints, the area in which they are known, and the completeness cells, in the CRS of one scene.
+
+    ``shift`` says how far the footprints lay off the imagery, where that was measured.
+    """
+
+    shapes: np.ndarray
+    extent: shapely.Geometry
+    cells: np.ndarray
+    shares: np.ndarray
+    shift: LabelShift | None
+
+
+def preprocess(
+    *, scenes: str | Path, labels: str | Path | Sequence[str | Path], output: str | Path, config: PrepareConfig
+) -> ChipDataset:
+    """Make the dataset; where it is there already, made from the same inputs with the same config, do nothing.
+
+    Args:
+        scenes: a scene or a folder of scenes (contract 1).
+        labels: footprint files or their folder (contract 2).
+        output: the dataset's folder; replaced as a whole, and only if it is a dataset or empty.
+
+    Raises:
+        SceneError: no scene, a band missing, scenes that overlap on unlike grids.
+        LabelError: no footprint lies in the scenes.
+        SplitError: too little ground for the splits, or the audit found a leak.
+        OutputError: the output folder holds something else, or the disk is full.
+    """
+    output = Path(output)
+    places = find_places(scenes, frames=config.frames)
+    found = [scene for place in places for scene in place]
+    sources = find_footprints(labels)[1]
+    provenance = _provenance(found, sources, _fingerprint(found, labels, config))
+    done = _finished(output, provenance)
+    if done:
+        _log.info("%s is up to date (%d chips)", output, len(done.tiles))
+        return done
+    refuse_foreign(output)
+    _refuse_overlap(found)
+
+    class_name = sources[0].class_name
+    classes = {0: "background", 1: class_name}
+    indices = band_indices(config.bands, found[0].bands, where=str(found[0].path))
+    gap = _gap(config, gsd=found[0].gsd)
+    histogram = TrainHistogram(len(indices))
+    counts: dict[str, dict[str, int]] = {
+        split: {"chips": 0, "class": 0, "background": 0, "ignored": 0} for split in SPLITS
+    }
+    tables: list[gpd.GeoDataFrame] = []
+    shifts: dict[str, LabelShift] = {}
+    with atomic_folder(output) as folder:
+        for place in places:
+            scene = place[0]
+            labels_here = _labels_of(scene, labels, sources, config)
+            if labels_here.shift:
+                shifts[scene.name] = labels_here.shift
+            results = _cut_place(place, labels_here, folder=folder, config=config, indices=indices, gap=gap)
+            rows = []
+            for result in results:
+                histogram.merge(result.histogram)
+                for kind, count in result.counts.items():
+                    counts[result.split][kind] += count
+                rows += result.tiles
+            if rows:
+                tables.append(gpd.GeoDataFrame(rows, crs=str(scene.geobox.crs)))
+        tiles = _one_table(tables)
+        zones = tuple(sorted({str(scene.geobox.crs) for scene in found}))
+        audit = audit_splits(
+            tiles,
+            pixels=counts,
+            ground=sum(place[0].geobox.shape[0] * place[0].geobox.shape[1] for place in places),
+            gap_m=gap * found[0].gsd,
+            gsd=found[0].gsd,
+            zones=zones,
+        )
+        if config.split.folds:
+            audit["folds"] = audit_folds(
+                tiles, folds=config.split.folds, seed=config.split.seed, gap_m=gap * found[0].gsd, gsd=found[0].gsd,
+                zones=zones,
+            )  # fmt: skip
+        if shifts:
+            audit["label_shift"] = {
+                name: {**shift.as_record(), "applied": config.label_shift == "apply"} for name, shift in shifts.items()
+            }
+        info = DatasetInfo(
+            bands=config.bands,
+            unit=UNIT,
+            nodata=NODATA,
+            gsd=found[0].gsd,
+            crs=zones,
+            tile_size=config.tile_size,
+            classes=classes,
+            label_rule=config.label_rule_in_words(),
+            split_rule={
+                **config.split.model_dump(exclude_none=True),
+                "gap_m": gap * found[0].gsd,
+                "train_stride": config.train_stride,
+            },
+            frames=config.frames,
+            frame_dates=_frame_dates(places) if config.frames > 1 else {},
+            provenance=provenance,
+        )
+        write_dataset(folder, info=info, tiles=tiles, stats=histogram.stats(config.bands, classes=classes), audit=audit)
+    dataset = open_dataset(output)
+    for split, held in audit["splits"].items():
+        _log.info(
+            "%s: %d chips in %d blocks, %.2f %% %s, %.1f %% ignored",
+            split, held["chips"], held["blocks"], 100 * held["class_share"], class_name, 100 * held["ignored_share"],
+        )  # fmt: skip
+    for pair, measured in audit["between"].items():
+        _log.info(
+            "%s: least distance %.0f m, %d shared pixels", pair, measured["least_distance_m"], measured["shared_pixels"]
+        )
+    for fold, measured in enumerate(audit.get("folds", ())):
+        _log.info(
+            "fold %d: %d train and %d val chips, least distance %.0f m",
+            fold, measured["train_chips"], measured["val_chips"], measured["least_distance_m"],
+        )  # fmt: skip
+    return dataset
+
+
+def _cut_place(
+    place: tuple[Scene, ...],
+    labels: _Labels,
+    *,
+    folder: Path,
+    config: PrepareConfig,
+    indices: Sequence[int],
+    gap: int,
+) -> Iterator[BlockResult]:
+    """Plan the blocks of one place and cut them, several at a time, in order."""
+    scene = place[0]
+    tree, cell_tree = shapely.STRtree(labels.shapes), shapely.STRtree(labels.cells)
+    formats = chip_formats(place, indices, tile_size=config.tile_size)
+    jobs = []
+    for block in plan_scene(scene, labels.shapes, config=config, gap=gap):
+        frame = ground_of(scene, block.rect)
+        cells = cell_tree.query(frame)
+        jobs.append(
+            BlockJob(
+                frames=place,
+                indices=tuple(indices),
+                block=block.rect,
+                name=block.name,
+                split=block.split,
+                origins=block.origins,
+                tile_size=config.tile_size,
+                footprints=labels.shapes[tree.query(frame)],
+                extent=labels.extent,
+                completeness=tuple(zip(labels.cells[cells], labels.shares[cells], strict=True)),
+                least_share=config.completeness.least_share if config.completeness else 0.0,
+                rule=config.label_rule,
+                formats=formats,
+                folder=folder,
+            )
+        )
+    for split in SPLITS:
+        (folder / split).mkdir(exist_ok=True)
+        for kind in ("images", "masks", "coverage"):
+            (folder / split / kind).mkdir(exist_ok=True)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        yield from track(_in_order(pool, cut_block, jobs), total=len(jobs), description=f"chips of {scene.name}")
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, work: Callable[[BlockJob], BlockResult], jobs: Sequence[BlockJob]
+) -> Iterator[BlockResult]:
+    """Like ``pool.map``, but a failure or Ctrl-C drops what has not begun instead of waiting for it."""
+    futures = deque(pool.submit(work, job) for job in jobs)
+    try:
+        while futures:
+            yield futures.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _labels_of(
+    scene: Scene,
+    labels: str | Path | Sequence[str | Path],
+    sources: Sequence[FootprintSource],
+    config: PrepareConfig,
+) -> _Labels:
+    """What is known of a scene's ground; the files are read anew, so that no second copy of them stays."""
+    crs = str(scene.geobox.crs)
+    frame = shapely.box(*scene.geobox.extent.boundingbox.bbox)
+    extent = gpd.GeoSeries([known_extent(sources)], crs=4326).to_crs(crs).iloc[0]
+    if not extent.intersects(frame):
+        raise LabelError(
+            f"the labels' area does not touch the scene {scene.name}",
+            fix="download scene and labels with the same --aoi",
+        )
+    shapes = find_footprints(labels)[0].geometry.to_crs(crs)
+    inside = shapes[shapes.intersects(frame)]
+    if inside.empty:
+        raise LabelError(
+            f"none of the {len(shapes)} footprints lies in the scene {scene.name}",
+            expected=f"some {sources[0].class_name} to learn from",
+            fix="download scene and labels with the same --aoi",
+        )
+    cells, shares = np.empty(0, dtype=object), np.empty(0)
+    if config.completeness:
+        table = _completeness(Path(config.completeness.path)).to_crs(crs)
+        cells, shares = table.geometry.to_numpy(), table["covered_share"].to_numpy()
+        if not shapely.intersects(cells, frame).any():
+            raise LabelError(
+                f"no cell of {config.completeness.path} lies in the scene {scene.name}",
+                expected="the completeness of its labels",
+                fix="name the file that `data labels` wrote for this area",
+            )
+    polygons, shift = inside.to_numpy(copy=True), None
+    broken = ~shapely.is_valid(polygons)  # few: a copy of all of them would be the peak of memory
+    polygons[broken] = shapely.make_valid(polygons[broken])
+    if config.label_shift:
+        shift = measure_shift(scene, polygons)
+        _log.info(
+            "%s: footprints lie %.2f px right of the imagery and %.2f px below it%s",
+            scene.name, shift.columns, shift.rows, "" if shift.clear else ", which is not clear",
+        )  # fmt: skip
+        if config.label_shift == "apply":
+            moved = shift.undone(np.append(polygons, extent), gsd=scene.gsd)
+            polygons, extent = moved[:-1], moved[-1]
+    return _Labels(polygons, extent, cells, shares, shift)
+
+
+def _completeness(path: Path) -> gpd.GeoDataFrame:
+    """The cells of `data labels`.
+
+    Raises:
+        LabelError: no such file, or something else.
+    """
+    if not path.is_file():
+        raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
+    try:
+        table = gpd.read_parquet(path, columns=["covered_share", "geometry"])
+    except (ValueError, OSError) as error:
+        raise LabelError(
+            f"{path} can't be read as completeness ({error})",
+            expected="GeoParquet of cells with the column covered_share",
+            fix="make it with `data labels`, or drop the key",
+        ) from error
+    return table
+
+
+def _frame_dates(places: Sequence[tuple[Scene, ...]]) -> dict[str, tuple[str, ...]]:
+    return {place[0].name: tuple(str(scene.day) for scene in place) for place in places}
+
+
+def _gap(config: PrepareConfig, *, gsd: float) -> int:
+    """Pixels between splits: what was asked for, never less than one chip."""
+    asked = 0 if config.split.gap_m is None else int(np.ceil(config.split.gap_m / gsd))
+    return max(config.tile_size, asked)
+
+
+def _refuse_overlap(scenes: Sequence[Scene]) -> None:
+    """The same ground in two scenes could be train in one and test in the other, unless they share their blocks."""
+    frames = gpd.GeoSeries(
+        [
+            gpd.GeoSeries([shapely.box(*scene.geobox.extent.boundingbox.bbox)], crs=str(scene.geobox.crs))
+            .to_crs(4326)
+            .iloc[0]
+            for scene in scenes
+        ]
+    )
+    for first, scene in enumerate(scenes):
+        for second in range(first + 1, len(scenes)):
+            other = scenes[second]
+            if scene.geobox != other.geobox and frames[first].intersects(frames[second]):
+                raise SceneError(
+                    f"the scenes {scene.name} and {other.name} show the same ground on unlike grids",
+                    expected="scenes apart from each other, or several dates on one grid",
+                    fix="mosaic them, or prepare them apart",
+                )
+
+
+def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path], config: PrepareConfig) -> str:
+    """Hex digest of the inputs' bytes and the config: the same fingerprint means the same dataset."""
+    later = {"frames"} if config.frames == 1 else None  # a key younger than most datasets of one date
+    digest = hashlib.sha256(config.model_dump_json(exclude=later).encode())
+    files = footprint_files(labels)
+    files += [Path(config.completeness.path)] if config.completeness else []
+    files += [Path(config.split.path)] if config.split.path else []
+    for file in [*(scene.path for scene in scenes), *files]:
+        digest.update(f"{file.name} {sha256_of_file(file) if file.is_file() else 'missing'}".encode())
+    return digest.hexdigest()
+
+
+def _finished(output: Path, provenance: Mapping[str, Any]) -> ChipDataset | None:
+    """The dataset that is there, if it was made of the same; scenes' dates and credits are of their items alone."""
+    if not (output / "dataset.yaml").is_file():
+        return None
+    dataset = open_dataset(output)
+    return dataset if dataset.info.provenance == json.loads(json.dumps(provenance)) else None
+
+
+def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fingerprint: str) -> dict[str, Any]:
+    lines = [scene.attribution for scene in scenes] + [s.attribution for s in sources]
+    return {
+        "attribution": "; ".join(dict.fromkeys(lines)),
+        "fingerprint": fingerprint,
+        "scenes": {scene.name: scene.item["properties"] for scene in scenes},
+        "labels": [source.model_dump() for source in sources],
+    }
+
+
+def _one_table(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
+    """All chips in the CRS of the first scene."""
+    if not tables:
+        raise SplitError(
+            "no chip holds a single labelled pixel", fix="check that labels and scenes show the same place"
+        )
+    return gpd.GeoDataFrame(pd.concat([table.to_crs(tables[0].crs) for table in tables], ignore_index=True))

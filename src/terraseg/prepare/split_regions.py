@@ -1,0 +1,97 @@
+"""Splits by given polygons: areas drawn for the splits, or cities of which each belongs to one split as a whole."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import geopandas as gpd
+import pyogrio.errors
+import shapely
+
+from terraseg.contracts.dataset import SPLITS, Split
+from terraseg.errors import SplitError
+from terraseg.prepare.config import SplitRule
+
+_ARC_SEGMENTS = 64
+"""Per quarter circle of a gap's corner: off by less than 0.1 permille of the gap."""
+
+_BEFORE: dict[Split, tuple[Split, ...]] = {"test": (), "val": ("test",), "train": ("test", "val")}
+"""The splits that keep their ground where they are near."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """All polygons of one name.
+
+    Attributes:
+        name: what the column says.
+        split: where its chips go.
+        free: its ground without what the gap of another split takes.
+    """
+
+    name: str
+    split: Split
+    free: shapely.Geometry
+
+
+def read_regions(rule: SplitRule, *, crs: str, gap_m: float) -> list[Region]:
+    """The polygons of the rule's file, a region each name, sorted by name.
+
+    As with blocks, the gap is taken from val where test is near, and from train where val or test is near.
+
+    Args:
+        rule: of kind ``polygons``.
+        crs: that the regions shall have, metric.
+        gap_m: metres between splits.
+
+    Raises:
+        SplitError: no file, no CRS, no such column, a name without a split, a split without a name, or polygons of
+            two splits that overlap.
+    """
+    table = _read(Path(str(rule.path)), str(rule.column))
+    names = table[rule.column].astype(str)
+    split_of = _split_of(rule, set(names))
+    shapes = table.geometry.to_crs(crs).make_valid()
+    ground = {name: shapely.union_all(shapes[names == name].to_numpy()) for name in sorted(set(names))}
+    whole = {split: shapely.union_all([ground[name] for name in ground if split_of[name] == split]) for split in SPLITS}
+    regions = []
+    for name, area in ground.items():
+        split = split_of[name]
+        free = area
+        for other in _BEFORE[split]:
+            if area.intersection(whole[other]).area > 0:
+                raise SplitError(f"{rule.path}: {name} ({split}) overlaps {other}", fix="draw them apart")
+            free = free.difference(whole[other].buffer(gap_m, quad_segs=_ARC_SEGMENTS))
+        regions.append(Region(name, split, free))
+    return regions
+
+
+def _read(path: Path, column: str) -> gpd.GeoDataFrame:
+    if not path.is_file():
+        raise SplitError(f"no polygons at {path}", fix="correct prepare.split.path")
+    try:
+        table = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
+    except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
+        raise SplitError(f"{path} can't be read as polygons ({error})", fix="correct prepare.split.path") from error
+    if table.crs is None:
+        raise SplitError(f"{path} has no CRS", expected="polygons with a CRS", fix="assign it to the file")
+    if column not in table.columns or table[column].isna().any():
+        raise SplitError(
+            f"{path} has no column {column} that is filled everywhere",
+            expected=f"one of {', '.join(map(str, table.columns.drop(table.geometry.name)))}",
+            fix="correct prepare.split.column",
+        )
+    return table
+
+
+def _split_of(rule: SplitRule, names: set[str]) -> dict[str, Split]:
+    given: dict[Split, tuple[str, ...]] = rule.assign or {split: (split,) for split in SPLITS}
+    split_of = {name: split for split, members in given.items() for name in members}
+    without, unknown = sorted(names - set(split_of)), sorted(set(split_of) - names)
+    if without or unknown:
+        what = f"no split for {', '.join(without)}" if without else f"no polygon for {', '.join(unknown)}"
+        raise SplitError(
+            f"{rule.path}: {what}",
+            expected=f"each name of the column {rule.column} in one split, and each split in the file",
+            fix="correct prepare.split.assign" if rule.assign else f"name train, val and test in {rule.column}",
+        )
+    return split_of

@@ -1,0 +1,1 @@
+"""Figures, tables, maps and the report."""

@@ -1,0 +1,104 @@
+"""A comparison on the screen: its tables, which model to use with few labels, and how many labels are enough."""
+
+import pandas as pd
+from rich import box
+from rich.table import Table
+
+from terraseg.contracts.comparison import Tables
+from terraseg.report.summary import PERFORMANCE, efficiency, performance
+from terraseg.report.which_model import answer, duration
+
+
+def by_fraction_table(tables: Tables) -> Table:
+    """One row an experiment and fraction."""
+    table = _table("Comparison", caption=tables.words)
+    for heading in ("Labels", "Chips", "IoU", "by seed", "Gain", "p"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in tables.by_fraction.to_dict("records"):
+        table.add_row(
+            str(row["experiment"]),
+            f"{row['fraction']:.4g}",
+            f"{row['labelled_chips']:.0f}",
+            _with_interval(row, "iou"),
+            f"{_number(row['iou_least_seed'])}–{_number(row['iou_most_seed'])}",
+            _with_interval(row, "versus_baseline", sign="+"),
+            _number(row["p_holm"]),
+        )
+    return table
+
+
+def performance_table(tables: Tables) -> Table:
+    """One row an experiment with the most labels that it was given."""
+    table = _table("Performance, with the most labels")
+    for heading in ("Chips", *PERFORMANCE.values()):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in performance(tables).to_dict("records"):
+        figures = [_number(row[name]) for name in PERFORMANCE]
+        figures[0] = _with_interval(row, "iou")  # all intervals are too wide for a terminal; the files hold them
+        table.add_row(str(row["experiment"]), f"{row['labelled_chips']:.0f}", *figures)
+    return table
+
+
+def efficiency_table(tables: Tables) -> Table:
+    """One row an experiment: what the same trainings cost."""
+    table = _table("Efficiency, means over seeds")
+    for heading in ("Parameters", "Trainable", "Best at", "Time", "Images/s", "Memory"):
+        table.add_column(heading, justify="right")
+    for row in efficiency(tables).to_dict("records"):
+        table.add_row(
+            str(row["experiment"]),
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['trainable_parameters'] / 1e6:.1f} M",
+            f"epoch {row['best_epoch']:.0f}, step {row['best_step']:.0f}",
+            duration(row["hours"]),
+            f"{row['images_per_second']:.1f}",
+            f"{row['peak_memory_gb']:.1f} GB",
+        )
+    return table
+
+
+def _table(title: str, *, caption: str | None = None) -> Table:
+    """Rich drops columns where a terminal of 80 characters is too narrow: the names fold, and gaps are small."""
+    table = Table(
+        title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
+    table.add_column("Experiment", overflow="fold", min_width=10)
+    return table
+
+
+def which_model(tables: Tables) -> list[str]:
+    """Which model to use with few labels, and how sure that is; empty where no fraction is finished."""
+    found = answer(tables)
+    if found is None:
+        return []
+    return [f"With {found.chips:.0f} labelled chips: {found.verdict}", *(f"  {each}" for each in found.evidence)]
+
+
+def answers(tables: Tables) -> list[str]:
+    """A sentence an experiment: with how many labels it reaches what the baseline has with all of them."""
+    return [_answer(row) for row in tables.labels.to_dict("records")]
+
+
+def _answer(row: dict[str, object]) -> str:
+    target = f"{row['baseline']} at fraction {row['baseline_fraction']:.4g}"
+    return (
+        f"{row['experiment']} reaches the IoU of {target}: at {_labels(row, 'reached')} "
+        f"(95 %: possibly at {_labels(row, 'possibly')}, surely at {_labels(row, 'surely')})"
+    )
+
+
+def _labels(row: dict[str, object], word: str) -> str:
+    fraction = row[f"{word}_fraction"]
+    return "none" if pd.isna(fraction) else f"fraction {fraction:.4g}, {row[f'{word}_chips']:.0f} chips"
+
+
+def _number(value: object, sign: str = "") -> str:
+    return "–" if pd.isna(value) else f"{value:{sign}.3f}"
+
+
+def _with_interval(row: dict[str, object], name: str, sign: str = "") -> str:
+    if pd.isna(row[name]):
+        return "–"
+    if pd.isna(row[f"{name}_low"]):
+        return f"{_number(row[name], sign)}\nno interval"
+    return f"{_number(row[name], sign)}\n{_number(row[f'{name}_low'], sign)} to {_number(row[f'{name}_high'], sign)}"

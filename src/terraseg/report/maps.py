@@ -1,0 +1,304 @@
+"""Maps of a scene: imagery, label, prediction and error on the same pixels, and where the splits lie.
+
+A large scene is thinned to every n-th pixel, the same ones in all layers, so that an error map never shows the
+difference of two resamplings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.text import OffsetFrom
+from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
+from rasterio.windows import Window
+
+from terraseg.assess.ground.pairs import Labels, Scores, offset
+from terraseg.assess.ground.predictions import Prediction
+from terraseg.assess.ground.truth import chips
+from terraseg.assess.metrics.pixels import level
+from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset
+from terraseg.contracts.product import PROBABILITY_NODATA
+from terraseg.contracts.scene import NODATA, Scene
+from terraseg.core.bands import band_indices
+from terraseg.errors import SceneError
+from terraseg.report.style import CLASS, FALSE_ALARM, GREY, HIT, MISS, SPLIT_COLOURS, STRIPE, new_axes, new_figure
+
+_LARGEST = 1600  # pixels a side of a layer
+
+Picture = npt.NDArray[np.float32]
+"""(rows, columns, 3), 0 to 1."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A part of a scene: its window in pixels, and every how many pixels one is drawn."""
+
+    scene: Scene
+    window: Window
+
+    @property
+    def step(self) -> int:
+        """Every how many pixels one is drawn."""
+        return max(1, int(np.ceil(max(self.window.height, self.window.width) / _LARGEST)))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns that are drawn."""
+        return self.window.height // self.step, self.window.width // self.step
+
+    @property
+    def metres(self) -> float:
+        """Size of a drawn pixel."""
+        return self.step * self.scene.gsd
+
+    def read(self, source: rasterio.DatasetReader, band: int = 1) -> npt.NDArray[np.generic]:
+        """The drawn pixels of a raster on the scene's grid: the middle one of each step x step."""
+        rows, columns = self.shape
+        window = Window(self.window.col_off, self.window.row_off, columns * self.step, rows * self.step)
+        pixels: npt.NDArray[np.generic] = source.read(band, window=window, out_shape=self.shape)
+        return pixels
+
+
+def whole(scene: Scene) -> View:
+    """All of a scene."""
+    rows, columns = scene.geobox.shape
+    return View(scene, Window(0, 0, columns, rows))
+
+
+def richest_block(scene: Scene, dataset: ChipDataset, *, split: str) -> View:
+    """The block of a split that holds most of the class, with all of its chips."""
+    tiles = dataset.tiles
+    tiles = tiles[(tiles["split"] == split) & (tiles["scene"] == scene.name)]
+    best = tiles.groupby("block")["building_fraction"].sum().idxmax()
+    tiles, size = tiles[tiles["block"] == best], dataset.info.tile_size
+    top, left = int(tiles["row"].min()), int(tiles["column"].min())
+    rows, columns = scene.geobox.shape
+    bottom = min(int(tiles["row"].max()) + size, rows)
+    right = min(int(tiles["column"].max()) + size, columns)
+    return View(scene, Window(left, top, right - left, bottom - top))
+
+
+def label_map(view: View, dataset: ChipDataset) -> Labels:
+    """(rows, columns) class ids of all splits' chips, `IGNORE` where no chip lies or nothing is known."""
+    rows, columns = view.shape
+    labels = np.full((rows, columns), IGNORE, dtype=np.int8)
+    middle = view.step // 2
+    for split in SPLITS:
+        for chip in chips(dataset, split=split, scene=view.scene.name):
+            height, width = chip.truth.shape
+            down = (np.arange(rows) * view.step + middle + view.window.row_off) - chip.row
+            right = (np.arange(columns) * view.step + middle + view.window.col_off) - chip.column
+            here, there = np.flatnonzero((down >= 0) & (down < height)), np.flatnonzero((right >= 0) & (right < width))
+            part = chip.truth[np.ix_(down[here], right[there])]
+            place = np.ix_(here, there)
+            labels[place] = np.where(part >= 0, part, labels[place])
+    return labels
+
+
+def shown_class(dataset: ChipDataset, predictions: Sequence[Prediction]) -> int:
+    """Id of the class that predictions map, whose labels stand beside them; class 1 where none says which.
+
+    Raises:
+        SceneError: they map several classes, or one that the dataset doesn't have.
+    """
+    ids = {name: number for number, name in dataset.info.classes.items()}
+    names = sorted({name for one in predictions if (name := one.get("class")) is not None})
+    if len(names) > 1 or not set(names) <= set(ids):
+        raise SceneError(
+            f"the predictions are of class {', '.join(names)}, {dataset.root} has {', '.join(ids)}",
+            expected="predictions of one of these classes",
+            fix="keep the results of each class in a folder of their own",
+        )
+    return ids[names[0]] if names else 1
+
+
+def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Prediction], *, title: str) -> Figure:
+    """Imagery, label, and of each experiment prediction and error (hit, miss, false alarm), side by side.
+
+    A tall area gives one row, a wide one a row an experiment.
+
+    Raises:
+        SceneError: see `shown_class` and `mapped_class`.
+    """
+    picture, labels, positive = imagery(view), label_map(view, dataset), shown_class(dataset, predictions)
+    base = _faded(picture)
+    ground = [
+        ("Imagery", picture),
+        ("Label", _paint(base, {CLASS: labels == positive}, unknown=labels == IGNORE)),
+    ]
+    by_model = [_layers(view, base, labels, prediction, positive=positive) for prediction in predictions]
+    rows, columns = view.shape
+    if rows > columns:
+        panels = [[*ground, *(layer for layers in by_model for layer in layers)]]
+        width = 2.1
+    else:
+        panels = [[*ground, *layers] for layers in by_model]
+        width = 3.6
+    height = width * rows / columns
+    figure = new_figure(width * len(panels[0]) + 0.2, len(panels) * (height + 0.27) + 0.6)
+    grid = new_axes(figure, len(panels), len(panels[0]))
+    for axes, layers in zip(grid, panels, strict=True):
+        for axis, (heading, layer) in zip(axes, layers, strict=True):
+            _show(axis, layer)
+            axis.set_title(heading, fontsize=9)
+    _scale_bar(grid[0][0], view)
+    _north_arrow(grid[0][0])
+    figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontweight="bold")
+    keys = {dataset.info.classes[positive]: CLASS, "hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM}
+    handles = [Patch(color=colour, label=label) for label, colour in keys.items()]
+    handles.append(Patch(fc="white", ec=STRIPE, hatch="////", lw=0.5, label="unknown, or in no chip"))
+    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), fontsize=8)
+    return figure
+
+
+def _layers(
+    view: View, base: Picture, labels: Labels, prediction: Prediction, *, positive: int
+) -> list[tuple[str, Picture]]:
+    mapped, known = mapped_class(view, prediction)
+    truth, scored = labels == positive, known & (labels != IGNORE)
+    error = {HIT: truth & mapped, MISS: truth & ~mapped, FALSE_ALARM: ~truth & mapped}
+    return [
+        (prediction.experiment, _paint(base, {CLASS: mapped}, unknown=~known)),
+        (f"{prediction.experiment}: error", _paint(base, error, unknown=~scored)),
+    ]
+
+
+def split_ground(view: View, dataset: ChipDataset, *, split: str) -> npt.NDArray[np.bool_]:
+    """(rows, columns) where the chips of a split lie in the view of a whole scene."""
+    covered = np.zeros(view.shape, dtype=bool)
+    side = dataset.info.tile_size / view.step
+    tiles = dataset.tiles[(dataset.tiles["scene"] == view.scene.name) & (dataset.tiles["split"] == split)]
+    for row, column in zip(tiles["row"] / view.step, tiles["column"] / view.step, strict=True):
+        covered[round(row) : round(row + side), round(column) : round(column + side)] = True
+    return covered
+
+
+def split_map(view: View, dataset: ChipDataset) -> Figure:
+    """Where train, val and test lie, over the imagery; what is not coloured is gap or has no label."""
+    rows, columns = view.shape
+    width = 8.6 if columns >= rows else 6.0
+    figure = new_figure(width, width * rows / columns + 1.1)
+    axes = new_axes(figure, 1, 1)[0][0]
+    _show(axes, _faded(imagery(view)))
+    tiles = dataset.tiles[dataset.tiles["scene"] == view.scene.name]
+    side = dataset.info.tile_size / view.step
+    handles: list[Artist] = []
+    for split in SPLITS:
+        part = tiles[tiles["split"] == split]
+        covered = split_ground(view, dataset, split=split)
+        for row, column in zip(part["row"] / view.step, part["column"] / view.step, strict=True):
+            axes.add_patch(
+                Rectangle((column - 0.5, row - 0.5), side, side, fill=False, ec=SPLIT_COLOURS[split], lw=0.35)
+            )
+        overlay = np.zeros((rows, columns, 4), dtype=np.float32)
+        overlay[covered] = (*to_rgb(SPLIT_COLOURS[split]), 0.32)
+        axes.imshow(overlay)
+        axes.contour(covered, levels=[0.5], colors=[SPLIT_COLOURS[split]], linewidths=1.6)
+        blocks = part["block"].nunique()
+        label = f"{split}: {len(part)} chips in {blocks} block{'s' * (blocks != 1)}"
+        handles.append(Patch(fc=(*to_rgb(SPLIT_COLOURS[split]), 0.32), ec=SPLIT_COLOURS[split], label=label))
+    handles.append(Line2D([], [], color=GREY, lw=0, marker="s", mfc="#C9C9C9", label="gap: never used"))
+    _scale_bar(axes, view)
+    _north_arrow(axes)
+    axes.set_title(f"Splits of {view.scene.name}")
+    figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), fontsize=8, frameon=False)
+    return figure
+
+
+def imagery(view: View) -> Picture:
+    """True colour where the scene has it, stretched from the 2nd to the 98th percentile; white without observation."""
+    wanted = ["B04", "B03", "B02"] if {"B04", "B03", "B02"} <= set(view.scene.bands) else [view.scene.bands[0]] * 3
+    with rasterio.open(view.scene.path) as source:
+        bands = band_indices(wanted, view.scene.bands, where=str(view.scene.path))
+        pixels = np.stack([view.read(source, index + 1) for index in bands], axis=-1).astype(np.float32)
+    known = (pixels != NODATA).all(axis=-1)
+    if not known.any():
+        return np.ones_like(pixels)
+    low, high = np.percentile(pixels[known], (2, 98), axis=0)
+    picture: Picture = np.clip((pixels - low) / np.maximum(high - low, 1), 0, 1).astype(np.float32) ** np.float32(0.85)
+    picture[~known] = 1
+    return picture
+
+
+def _faded(picture: Picture) -> Picture:
+    """The imagery in light grey, as a ground for colours."""
+    grey = picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
+    return np.repeat((0.55 + 0.45 * grey)[..., None], 3, axis=-1)
+
+
+def _paint(base: Picture, colours: dict[str, npt.NDArray[np.bool_]], *, unknown: npt.NDArray[np.bool_]) -> Picture:
+    """The base with areas in flat colours, and white with stripes where nothing is known."""
+    painted = base.copy()
+    for colour, where in colours.items():
+        painted[where] = to_rgb(colour)
+    painted[unknown] = 1
+    painted[unknown & stripes(unknown.shape)] = to_rgb(STRIPE)
+    return painted
+
+
+def stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
+    """(rows, columns) diagonal stripes, about 60 over the longer side."""
+    down, right = np.indices(shape)
+    period = max(max(shape) // 60, 4)
+    striped: npt.NDArray[np.bool_] = (down + right) % period < max(period // 4, 1)
+    return striped
+
+
+def mapped_class(view: View, prediction: Prediction) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Where the class is mapped at the prediction's threshold, and where there is a prediction at all."""
+    with rasterio.open(prediction.product.probability) as source:
+        affine, crs = view.scene.geobox.affine, str(view.scene.geobox.crs)
+        row, column = offset(source, affine, crs, where=str(view.scene.path))
+        window = Window(view.window.col_off + column, view.window.row_off + row, view.window.width, view.window.height)
+        scores: Scores = View(view.scene, window).read(source).astype(np.uint8)
+    known = scores != PROBABILITY_NODATA
+    return known & (scores >= level(prediction.threshold)), known
+
+
+def _show(axes: Axes, layer: Picture) -> None:
+    axes.imshow(layer)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_linewidth(0.5)
+        spine.set_color(GREY)
+
+
+def scale_length(view: View) -> tuple[float, str]:
+    """Metres of a scale bar of at most a quarter of the width, 1, 2 or 5 times a power of ten, and how it is called."""
+    target = view.shape[1] * view.metres / 4
+    power = 10 ** np.floor(np.log10(target))
+    length = float(next(step * power for step in (5, 2, 1) if step * power <= target))
+    return length, f"{length / 1000:g} km" if length >= 1000 else f"{length:g} m"
+
+
+def _scale_bar(axes: Axes, view: View) -> None:
+    rows, columns = view.shape
+    length, label = scale_length(view)
+    bar = AnchoredSizeBar(
+        axes.transData, length / view.metres, label, "lower left", size_vertical=max(rows, columns) * 0.006, pad=0.4,
+        borderpad=0.5, sep=3, fontproperties=FontProperties(size=7.5),
+    )  # fmt: skip
+    bar.patch.set(alpha=0.85, linewidth=0)
+    axes.add_artist(bar)
+
+
+def _north_arrow(axes: Axes) -> None:
+    axes.annotate(
+        "N", xy=(1, 1), xytext=(-11, -26), xycoords="axes fraction", textcoords="offset points", ha="center",
+        va="center", fontsize=8, fontweight="bold", bbox={"boxstyle": "circle,pad=0.2", "fc": "white", "ec": "none"},
+    )  # fmt: skip
+    axes.annotate(
+        "", xy=(-11, -4), xytext=(-11, -19), xycoords=OffsetFrom(axes, (1, 1)), textcoords=OffsetFrom(axes, (1, 1)),
+        arrowprops={"arrowstyle": "-|>", "color": "black", "lw": 1.2, "shrinkA": 0, "shrinkB": 0},
+    )  # fmt: skip

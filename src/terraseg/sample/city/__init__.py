@@ -1,0 +1,1 @@
+"""The synthetic city, whose buildings are all known."""

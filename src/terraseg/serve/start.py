@@ -1,0 +1,98 @@
+"""The service as the command line starts it."""
+
+import errno
+import logging
+import stat
+from pathlib import Path
+
+from aiohttp import web
+
+from terraseg.errors import BusyError, ConfigError
+from terraseg.mapping.windows.finished_strips import output_lock
+from terraseg.serve.api import LOOPBACK, Service, Settings
+
+_log = logging.getLogger(__name__)
+
+_LEAST_TOKEN = 16
+"""Characters."""
+
+
+def serve(
+    *,
+    root: Path,
+    host: str,
+    port: int,
+    token_file: Path | None,
+    recipes: Path,
+    weights: Path,
+    max_upload_gb: float,
+) -> None:
+    """Serve until the process is told to stop.
+
+    Args:
+        root: folder of datasets and jobs.
+        host: address to listen at.
+        port: to listen at.
+        token_file: its one line is what requests must carry.
+        recipes: folder of the configs.
+        weights: folder of the weights' files.
+        max_upload_gb: of one upload, 10^9 bytes.
+
+    Raises:
+        ConfigError: another address than this machine's own without a token, a token that is none, no recipes, or a
+            port that is taken.
+        BusyError: another service works in ``root``.
+    """
+    if token_file is None and host not in LOOPBACK:
+        raise ConfigError(
+            f"--host {host} without a token: whoever reaches it could train and read all datasets",
+            expected="a token for other machines",
+            fix="write one into a file and add --token-file, or leave --host out and reach it by `ssh -L`",
+        )
+    if not recipes.is_dir():
+        raise ConfigError(f"no folder of recipes at {recipes}", fix="start it in the repository, or correct --recipes")
+    settings = Settings(
+        root=root,
+        recipes=recipes.absolute(),
+        weights=weights.absolute(),
+        token=None if token_file is None else read_token(token_file),
+        max_upload=round(max_upload_gb * 1e9),
+    )
+    try:
+        with output_lock(root):
+            _listen(settings, host=host, port=port)
+    except BusyError as error:
+        raise BusyError(f"another service works in {root}", fix="stop it, or choose another --root") from error
+
+
+def _listen(settings: Settings, *, host: str, port: int) -> None:
+    application = Service(settings).application()
+    _log.info(
+        "terraseg serves %s at http://%s:%d; Ctrl-C stops it, the same command goes on", settings.root, host, port
+    )
+    try:
+        web.run_app(application, host=host, port=port, print=None, access_log=None)
+    except OSError as error:
+        if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
+            raise
+        raise ConfigError(f"can't listen at {host}:{port} ({error.strerror})", fix="choose another --port") from error
+
+
+def read_token(path: Path) -> str:
+    """The token of a file.
+
+    Raises:
+        ConfigError: no such file, others may read it, or it holds no token.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no token file at {path}", fix="correct --token-file")
+    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"other users of this machine may read {path}", fix=f"chmod 600 {path}")
+    token = path.read_text(encoding="utf-8").strip()
+    if len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError(
+            f"{path} holds no token",
+            expected=f"at least {_LEAST_TOKEN} characters on one line",
+            fix=f"openssl rand -hex 32 > {path}",
+        )
+    return token

@@ -1,0 +1,1 @@
+"""What tests share: tiny files, stand-in models, servers, and commands."""

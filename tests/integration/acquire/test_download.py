@@ -1,0 +1,335 @@
+"""Composites downloaded from a local STAC API over loopback, compared with the exact truth of the synthetic city."""
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pystac
+import pytest
+import rasterio
+import shapely
+from rasterio.windows import Window
+
+from terraseg.acquire.config import AcquireConfig
+from terraseg.acquire.imagery.catalogues import CATALOGUES
+from terraseg.api.acquire import download
+from terraseg.contracts.scene import open_scene
+from terraseg.core.bands import band_indices
+from terraseg.errors import CatalogueError, ConfigError, OutputError, SceneError
+from terraseg.sample.city.make import City, make_city
+from terraseg.sample.servers import StacServer, stac_server
+
+SIZE = 192
+BANDS = ["B02", "B04", "B8A", "B12"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """A served city and its AOI."""
+
+    city: City
+    folder: Path
+    aoi: Path
+    server: StacServer
+
+    def config(self, **changes: Any) -> AcquireConfig:
+        settings = {
+            "catalogue": {"name": "earth-search", "url": self.server.url},
+            "periods": {"all": {"start": "2020-01-01", "end": "2024-01-01"}},
+            "bands": BANDS,
+            "max_cloud_cover": 100,
+            "resampling": "nearest",
+            "block": 96,
+            "retries": 2,
+            "backoff": 0.01,
+            "timeout": 5,
+        }
+        return AcquireConfig.model_validate({**settings, **changes})
+
+    def truth(self, path: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """The city's reflectance in the bands and on the grid of a scene."""
+        scene = open_scene(path)
+        with rasterio.open(self.city.reflectance) as source:
+            window = source.window(*scene.geobox.boundingbox).round_offsets().round_lengths()
+            indices = band_indices(scene.bands, source.descriptions, where="truth")
+            return source.read([index + 1 for index in indices], window=window).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> tuple[City, Path]:
+    folder = tmp_path_factory.mktemp("city")
+    return make_city(folder, size=SIZE, dates=5, cloud=0.3), folder
+
+
+@pytest.fixture
+def site(city: tuple[City, Path], tmp_path: Path) -> Iterator[Site]:
+    made, folder = city
+    box = shapely.box(*made.geobox.boundingbox)
+    aoi = tmp_path / "town.geojson"
+    gpd.GeoDataFrame(geometry=[box.buffer(-2)], crs=str(made.geobox.crs)).to_crs(4326).to_file(aoi)
+    with stac_server(folder) as server:
+        yield Site(made, folder, aoi, server)
+
+
+def _pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint16]]:
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+def test_median_of_unlike_baselines_meets_the_truth(site: Site, tmp_path: Path) -> None:
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config())
+    scene = open_scene(path)
+    assert path.name == "town.tif"
+    assert scene.bands == tuple(BANDS)
+    assert scene.geobox == site.city.geobox
+    pixels = _pixels(path)
+    observed = pixels[0] > 0
+    assert observed.mean() > 0.9
+    assert (pixels[:, observed] >= 1).all()
+    assert (pixels[:, ~observed] == 0).all()
+    error = np.abs(pixels.astype(np.float32) - site.truth(path))[:, observed].mean(axis=1)
+    assert (error <= 10).all()
+
+
+def test_provenance_says_what_went_in(site: Site, tmp_path: Path) -> None:
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config())
+    item = open_scene(path).item
+    pystac.Item.from_dict(item)
+    properties = item["properties"]
+    offsets = {
+        source["id"]: (source["processing_baseline"], source["offset"]) for source in properties["terraseg:sources"]
+    }
+    assert offsets == {
+        "S2A_31SEA_20200705_0_L2A": ("02.14", 0),
+        "S2A_31SEA_20200715_0_L2A": ("02.14", 0),
+        "S2A_31SEA_20220710_0_L2A": ("04.00", -1000),
+        "S2A_31SEA_20220720_0_L2A": ("04.00", -1000),
+        "S2A_31SEA_20230715_0_L2A": ("05.09", 0),
+    }
+    assert properties["terraseg:composite_rule"] == "median"
+    assert "3, 8, 9, 10, 11" in properties["terraseg:mask_rule"]
+    assert properties["terraseg:nodata_share"] == pytest.approx((_pixels(path)[0] == 0).mean(), abs=1e-6)
+    assert properties["terraseg:attribution"] == "contains modified Copernicus Sentinel data 2020, 2022, 2023"
+    assert len(item["links"]) == 5
+
+
+def test_the_size_of_blocks_changes_no_pixel(site: Site, tmp_path: Path) -> None:
+    few = site.config(block=SIZE, resampling="bilinear")
+    (whole,) = download(aoi=site.aoi, output=tmp_path / "whole", config=few)
+    (blocks,) = download(aoi=site.aoi, output=tmp_path / "blocks", config=few.model_copy(update={"block": 64}))
+    assert np.array_equal(_pixels(whole), _pixels(blocks))
+
+
+def test_least_cloudy_takes_whole_observations(site: Site, tmp_path: Path) -> None:
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(composite="least-cloudy"))
+    pixels = _pixels(path)
+    observed = pixels[0] > 0
+    assert np.abs(pixels.astype(np.float32) - site.truth(path))[:, observed].mean() <= 15
+    assert open_scene(path).item["properties"]["terraseg:composite_rule"] == "least-cloudy"
+
+
+def test_a_wider_mask_leaves_fewer_pixels(site: Site, tmp_path: Path) -> None:
+    shares = []
+    for dilation in (0, 8):
+        config = site.config(mask={"dilation": dilation}, scenes_per_tile=1)
+        (path,) = download(aoi=site.aoi, output=tmp_path / str(dilation), config=config)
+        shares.append(open_scene(path).item["properties"]["terraseg:nodata_share"])
+    assert shares[0] < shares[1]
+
+
+def test_without_a_mask_the_classification_is_not_asked_for(site: Site, tmp_path: Path) -> None:
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(mask={"classes": []}))
+    assert open_scene(path).item["properties"]["terraseg:nodata_share"] == 0
+    assert not any("SCL" in request for request in site.server.requests)
+
+
+def test_periods_make_a_frame_each(site: Site, tmp_path: Path) -> None:
+    periods = {
+        "before": {"start": "2020-07-01", "end": "2020-07-31"},
+        "after": {"start": "2022-07-01", "end": "2022-07-31"},
+    }
+    paths = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(periods=periods))
+    assert [path.name for path in paths] == ["town_before.tif", "town_after.tif"]
+    first, second = (open_scene(path) for path in paths)
+    assert first.geobox == second.geobox
+    assert {source["offset"] for source in second.item["properties"]["terraseg:sources"]} == {-1000}
+
+
+def test_search_filters_by_cloud_dates_and_exclusion(site: Site, tmp_path: Path) -> None:
+    config = site.config(
+        exclude=["S2A_31SEA_20200705_0_L2A"], periods={"a": {"start": "2020-07-05", "end": "2020-07-15"}}
+    )
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=config)
+    (source,) = open_scene(path).item["properties"]["terraseg:sources"]
+    assert source["id"] == "S2A_31SEA_20200715_0_L2A"
+    with pytest.raises(CatalogueError, match="at most 5 % clouds"):
+        download(aoi=site.aoi, output=tmp_path / "none", config=site.config(max_cloud_cover=5))
+
+
+def test_a_custom_catalogue_needs_only_its_asset_map(site: Site, tmp_path: Path) -> None:
+    custom = {
+        "name": "custom",
+        "url": site.server.url,
+        "collection": "sentinel-2-l2a",
+        "assets": {"B02": "blue", "SCL": "scl"},
+    }
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=custom, bands=["B02"]))
+    assert open_scene(path).bands == ("B02",)
+    mended = {**custom, "assets": {"B02": "red", "SCL": "scl"}}
+    with pytest.raises(OutputError, match="made from other scenes or in another way"):
+        download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=mended, bands=["B02"]))
+    with pytest.raises(ConfigError, match="no asset for B03"):
+        download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=custom, bands=["B03"]))
+
+
+def test_an_existing_scene_is_kept_or_the_run_refused(site: Site, tmp_path: Path) -> None:
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config())
+    before = path.stat().st_mtime_ns
+    reads = sum("data" in request for request in site.server.requests)
+    download(aoi=site.aoi, output=tmp_path / "raw", config=site.config())
+    assert path.stat().st_mtime_ns == before
+    assert sum("data" in request for request in site.server.requests) == reads
+    with pytest.raises(OutputError, match="made from other scenes or in another way"):
+        download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(composite="least-cloudy"))
+
+
+def _lie(folder: Path, start: str, properties: dict[str, Any], target: Path) -> Path:
+    """A copy of the catalogue in which one item states something else; the rasters are hard links."""
+    for path in folder.glob("S2A*/*"):
+        copy = target / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ".json":
+            copy.hardlink_to(path)
+            continue
+        item = json.loads(path.read_text(encoding="utf-8"))
+        if item["id"].startswith(start):
+            item["properties"].update(properties)
+        copy.write_text(json.dumps(item), encoding="utf-8")
+    return target
+
+
+@pytest.mark.parametrize(
+    ("start", "properties", "says"),
+    [
+        ("S2A_31SEA_20220710", {"earthsearch:boa_offset_applied": True}, "still to add"),
+        ("S2A_31SEA_20230715", {"earthsearch:boa_offset_applied": False}, "added twice"),
+        ("S2A_31SEA_20200705", {"s2:processing_baseline": "05.00"}, "added twice"),
+    ],
+)
+def test_a_flag_that_lies_is_caught(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture, start: str, properties: dict[str, Any], says: str
+) -> None:
+    folder = _lie(site.folder, start, properties, tmp_path / "lying")
+    with stac_server(folder) as server:
+        catalogue = {"name": "earth-search", "url": server.url}
+        with pytest.raises(SceneError, match=says) as caught:
+            download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=catalogue))
+        assert start in str(caught.value)
+        assert not (tmp_path / "raw" / "town.tif").exists()
+        warn = site.config(catalogue=catalogue, offset_check="warn")
+        reads = len(server.requests)
+        with caplog.at_level(logging.WARNING):
+            download(aoi=site.aoi, output=tmp_path / "raw", config=warn)
+    assert says in caplog.text
+    assert not any("data" in request for request in server.requests[reads:]), "finished blocks are read again"
+
+
+def test_pages_of_one_item_are_all_read(site: Site, tmp_path: Path) -> None:
+    with stac_server(site.folder, page_size=1) as server:
+        catalogue = {"name": "earth-search", "url": server.url}
+        (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=catalogue))
+    assert len(open_scene(path).item["properties"]["terraseg:sources"]) == 5
+    assert server.requests.count("POST /search") == 5
+
+
+def _cut_in_two(folder: Path, start: str, target: Path) -> Path:
+    """A copy of the catalogue in which one scene is two tiles that overlap, as Sentinel-2 passes are cut."""
+    for path in folder.glob("S2A*/*.json"):
+        item = json.loads(path.read_text(encoding="utf-8"))
+        halves = [("", 0, SIZE)] if not item["id"].startswith(start) else [("_west", 0, 120), ("_east", 80, SIZE)]
+        for suffix, left, right in halves:
+            home = target / (item["id"] + suffix)
+            home.mkdir(parents=True)
+            half = {**item, "id": item["id"] + suffix, "properties": {**item["properties"], "grid:code": suffix}}
+            for raster in path.parent.glob("*.tif"):
+                with rasterio.open(raster) as source:
+                    factor = round(source.res[0] / 10)
+                    window = Window(left // factor, 0, (right - left) // factor, source.height)
+                    profile = {**source.profile, "width": window.width, "transform": source.window_transform(window)}
+                    with rasterio.open(home / raster.name, "w", **{**profile, "driver": "GTiff"}) as cut:
+                        cut.write(source.read(window=window))
+            for asset in half["assets"].values():
+                for key in ("proj:shape", "proj:transform"):
+                    asset.pop(key, None)
+            (home / "item.json").write_text(json.dumps(half), encoding="utf-8")
+    return target
+
+
+@pytest.mark.parametrize("classes", [[0, 1, 3, 8, 9, 10, 11], []])
+@pytest.mark.parametrize("composite", ["median", "least-cloudy"])
+def test_tiles_of_one_pass_count_as_one_observation(
+    site: Site, tmp_path: Path, classes: list[int], composite: str
+) -> None:
+    changes = {"mask": {"classes": classes, "dilation": 0}, "composite": composite}
+    (whole,) = download(aoi=site.aoi, output=tmp_path / "whole", config=site.config(**changes))
+    folder = _cut_in_two(site.folder, "S2A_31SEA_20220710", tmp_path / "cut")
+    with stac_server(folder) as server:
+        catalogue = {"name": "earth-search", "url": server.url}
+        config = site.config(catalogue=catalogue, **changes)
+        (halves,) = download(aoi=site.aoi, output=tmp_path / "halves", config=config)
+    assert len(open_scene(halves).item["properties"]["terraseg:sources"]) == 6
+    assert np.array_equal(_pixels(whole), _pixels(halves))
+
+
+def test_a_grid_that_lies_between_20_m_pixels_is_masked_alike(site: Site, tmp_path: Path) -> None:
+    (whole,) = download(aoi=site.aoi, output=tmp_path / "whole", config=site.config())
+    left, bottom, right, top = site.city.geobox.boundingbox
+    box = shapely.box(left + 10, bottom + 10, right - 30, top - 10)
+    aoi = tmp_path / "odd.geojson"
+    gpd.GeoDataFrame(geometry=[box.buffer(-2)], crs=str(site.city.geobox.crs)).to_crs(4326).to_file(aoi)
+    (odd,) = download(aoi=aoi, output=tmp_path / "odd", config=site.config(block=65))
+    assert np.array_equal(_pixels(odd), _pixels(whole)[:, 1:-1, 1:-3])
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_cdse_is_read_over_s3_with_keys_from_the_environment(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, denied: bool
+) -> None:
+    folder = tmp_path / "cdse"
+    for path in site.folder.glob("S2A*/*"):
+        copy = folder / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix != ".json":
+            copy.hardlink_to(path)
+            continue
+        item = json.loads(path.read_text(encoding="utf-8"))
+        del item["properties"]["earthsearch:boa_offset_applied"]
+        # Without the flag the rule asks the baseline alone; the one date that is applied is left out below.
+        item["assets"] = {
+            "B02_10m": {"href": f"s3://data/{path.parent.name}/B02.tif", "type": "image/jp2"},
+            "SCL_20m": {"href": f"s3://data/{path.parent.name}/SCL.tif", "type": "image/jp2"},
+        }
+        copy.write_text(json.dumps(item), encoding="utf-8")
+    with stac_server(folder) as server:
+        host = server.url.removeprefix("http://")
+        endpoint = {"AWS_S3_ENDPOINT": host, "AWS_HTTPS": "NO", "AWS_VIRTUAL_HOSTING": "NO"}
+        local = dataclasses.replace(CATALOGUES["cdse"], url=server.url, gdal=endpoint)
+        monkeypatch.setitem(CATALOGUES, "cdse", local)
+        monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a key")
+        monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
+        config = site.config(catalogue={"name": "cdse"}, bands=["B02"], exclude=["S2A_31SEA_20230715_0_L2A"])
+        server.faults.denied = denied
+        if denied:
+            with pytest.raises(CatalogueError, match="check the credentials"):
+                download(aoi=site.aoi, output=tmp_path / "raw", config=config)
+            return
+        (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=config)
+    pixels = _pixels(path)
+    observed = pixels[0] > 0
+    assert np.abs(pixels.astype(np.float32) - site.truth(path))[:, observed].mean() <= 10

@@ -1,0 +1,285 @@
+"""What goes wrong on the way ends in a finished, right composite or in one clear line, never in a wrong raster."""
+
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pytest
+import rasterio
+import shapely
+
+from terraseg.acquire.config import AcquireConfig
+from terraseg.acquire.imagery import composite_block as blocks
+from terraseg.api.acquire import download
+from terraseg.errors import CatalogueError, OutputError, TerrasegError
+from terraseg.sample.city.make import City, make_city
+from terraseg.sample.servers import StacServer, stac_server
+
+SIZE = 160
+
+
+@pytest.fixture(scope="module")
+def city(tmp_path_factory: pytest.TempPathFactory) -> tuple[City, Path]:
+    folder = tmp_path_factory.mktemp("city")
+    return make_city(folder, size=SIZE, dates=2, cloud=0.2), folder
+
+
+@pytest.fixture
+def aoi(city: tuple[City, Path], tmp_path: Path) -> Path:
+    geobox = city[0].geobox
+    path = tmp_path / "town.geojson"
+    box = shapely.box(*geobox.boundingbox).buffer(-2)
+    gpd.GeoDataFrame(geometry=[box], crs=str(geobox.crs)).to_crs(4326).to_file(path)
+    return path
+
+
+@pytest.fixture
+def server(city: tuple[City, Path]) -> Iterator[StacServer]:
+    with stac_server(city[1]) as running:
+        yield running
+
+
+def _config(url: str, **changes: Any) -> AcquireConfig:
+    settings = {
+        "catalogue": {"name": "earth-search", "url": url},
+        "periods": {"all": {"start": "2020-01-01", "end": "2024-01-01"}},
+        "bands": ["B02", "B8A"],
+        "max_cloud_cover": 100,
+        "block": 80,
+        "workers": 1,
+        "retries": 3,
+        "backoff": 0.02,
+        "timeout": 2,
+    }
+    return AcquireConfig.model_validate({**settings, **changes})
+
+
+@pytest.fixture(scope="module")
+def right(city: tuple[City, Path], tmp_path_factory: pytest.TempPathFactory) -> np.ndarray[Any, Any]:
+    """The composite as it is without any fault."""
+    folder = tmp_path_factory.mktemp("right")
+    geobox = city[0].geobox
+    box = shapely.box(*geobox.boundingbox).buffer(-2)
+    gpd.GeoDataFrame(geometry=[box], crs=str(geobox.crs)).to_crs(4326).to_file(folder / "town.geojson")
+    with stac_server(city[1]) as running:
+        (path,) = download(aoi=folder / "town.geojson", output=folder, config=_config(running.url))
+    return _pixels(path)
+
+
+def _pixels(path: Path) -> np.ndarray[Any, Any]:
+    with rasterio.open(path) as source:
+        return source.read()
+
+
+def _one_line(error: TerrasegError) -> bool:
+    return "\n" not in str(error) and len(str(error)) < 500
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_storm_on_the_search_is_waited_out(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], status: int
+) -> None:
+    server.faults.questions = [status] * 3
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert np.array_equal(_pixels(path), right)
+    assert server.requests.count("POST /search") == 4
+
+
+def test_a_storm_without_end_on_the_search_is_told(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+    server.faults.questions = [503] * 100
+    with pytest.raises(CatalogueError, match="503") as caught:
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert _one_line(caught.value)
+    assert server.requests.count("POST /search") == 4
+
+
+def test_a_storm_on_the_pixels_is_waited_out(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any]
+) -> None:
+    server.faults.pixels = [503, 429, 500, 502, 503, 504]
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert np.array_equal(_pixels(path), right)
+
+
+def test_a_storm_without_end_on_the_pixels_leaves_no_scene(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+    server.faults.pixels = [503] * 10_000
+    with pytest.raises(CatalogueError, match="can't be read after 2 attempts") as caught:
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=1))
+    assert _one_line(caught.value)
+    assert not list((tmp_path / "raw").glob("*.tif"))
+
+
+def test_truncated_tiles_are_read_again(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any]
+) -> None:
+    server.faults.truncated = 3
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert server.faults.truncated == 0
+    assert np.array_equal(_pixels(path), right)
+
+
+def test_tiles_that_stay_truncated_leave_no_scene(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+    server.faults.truncated = 10_000
+    with pytest.raises(CatalogueError, match="can't be read") as caught:
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=1))
+    assert _one_line(caught.value)
+    assert not list((tmp_path / "raw").glob("*.tif"))
+
+
+def test_a_file_that_was_cut_on_the_server_leaves_no_scene(city: tuple[City, Path], aoi: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cut"
+    for path in city[1].glob("S2A*/*"):
+        copy = folder / path.parent.name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes()
+        copy.write_bytes(content[: len(content) // 2] if path.name == "B8A.tif" else content)
+    with stac_server(folder) as running, pytest.raises(CatalogueError, match="can't be read"):
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(running.url, retries=1))
+    assert not list((tmp_path / "raw").glob("*.tif"))
+
+
+def test_changing_etags_and_slow_bodies_change_nothing(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any]
+) -> None:
+    server.faults.changing_etags = True
+    server.faults.delay = 0.02
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert np.array_equal(_pixels(path), right)
+
+
+def test_a_body_that_stalls_is_given_up(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+    server.faults.delay = 30
+    with pytest.raises(CatalogueError, match="can't be read after 1 attempts"):
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=0, timeout=1))
+
+
+def test_a_server_that_is_killed_and_comes_back_loses_nothing(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CPL_VSIL_CURL_NON_CACHED", "/vsicurl/")  # else GDAL holds files this small after block 0
+    compute, calls = blocks._compute, []
+
+    def killing(task: blocks.BlockTask) -> blocks.BlockResult:
+        calls.append(task.index)
+        if len(calls) == 2:
+            server.stop()
+            threading.Timer(0.5, server.start).start()
+        return compute(task)
+
+    monkeypatch.setattr(blocks, "_compute", killing)
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=8, backoff=0.1))
+    assert len(calls) > 4, "no block was tried again"
+    assert np.array_equal(_pixels(path), right)
+
+
+def test_a_run_resumes_after_the_server_was_away_too_long(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CPL_VSIL_CURL_NON_CACHED", "/vsicurl/")  # else GDAL holds files this small after block 0
+    compute, calls = blocks._compute, []
+
+    def killing(task: blocks.BlockTask) -> blocks.BlockResult:
+        calls.append(task.index)
+        if len(calls) == 3:
+            server.stop()
+        return compute(task)
+
+    monkeypatch.setattr(blocks, "_compute", killing)
+    with pytest.raises(CatalogueError, match="can't be read"):
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=0))
+    assert not list((tmp_path / "raw").glob("*.tif"))
+    server.start()
+    calls[:] = ["resumed"] * 3
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert len(calls) == 3 + 2, "finished blocks were computed again"
+    assert np.array_equal(_pixels(path), right)
+    assert not list((tmp_path / "raw").glob(".*"))
+
+
+def test_wrong_credentials_are_told_at_once(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+    server.faults.denied = True
+    with pytest.raises(CatalogueError, match="denied") as caught:
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, backoff=60))
+    assert "check the credentials" in str(caught.value)
+
+
+def test_a_name_that_does_not_resolve_is_told(aoi: Path, tmp_path: Path) -> None:
+    with pytest.raises(CatalogueError, match="catalogue.invalid") as caught:
+        download(aoi=aoi, output=tmp_path / "raw", config=_config("http://catalogue.invalid/v1", retries=1))
+    assert _one_line(caught.value)
+
+
+def test_a_closed_port_is_told(aoi: Path, tmp_path: Path) -> None:
+    with stac_server(tmp_path) as gone:
+        url = gone.url
+    with pytest.raises(CatalogueError, match="Connection refused"):
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(url, retries=1))
+
+
+def test_an_answer_that_is_no_stac_is_told(city: tuple[City, Path], aoi: Path, tmp_path: Path) -> None:
+    with stac_server(city[1]) as running, pytest.raises(CatalogueError, match="did not answer"):
+        download(aoi=aoi, output=tmp_path / "raw", config=_config(f"{running.url}/data"))
+
+
+def _download_with_a_small_disk(aoi: Path, output: Path, url: str, limit: int, queue: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond: as a full disk
+    try:
+        download(aoi=aoi, output=output, config=_config(url))
+    except OutputError as error:
+        queue.put(str(error))
+
+
+@pytest.mark.parametrize("limit", [16_000, 40_000], ids=["in a block", "in the scene"])
+def test_a_full_disk_is_told_and_the_run_resumes(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], limit: int
+) -> None:
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    child = context.Process(target=_download_with_a_small_disk, args=(aoi, tmp_path / "raw", server.url, limit, queue))
+    child.start()
+    child.join(60)
+    assert "no space left" in queue.get(timeout=1)
+    assert not list((tmp_path / "raw").glob("*.tif"))
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
+    assert np.array_equal(_pixels(path), right)
+
+
+_RUN = """
+import sys, pathlib
+from terraseg.acquire.config import AcquireConfig
+from terraseg.api.acquire import download
+aoi, output, config = sys.argv[1:]
+download(aoi=pathlib.Path(aoi), output=pathlib.Path(output), config=AcquireConfig.model_validate_json(config))
+"""
+
+
+def test_a_killed_run_resumes_where_it_was(
+    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any]
+) -> None:
+    server.faults.delay = 0.1
+    config = _config(server.url)
+    run = subprocess.Popen([sys.executable, "-c", _RUN, str(aoi), str(tmp_path / "raw"), config.model_dump_json()])
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("raw/.*.blocks/*.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(run.pid, signal.SIGKILL)
+    run.wait()
+    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("raw/.*.blocks/*.npz")}
+    assert 1 <= len(finished) < 4
+    assert not list((tmp_path / "raw").glob("[!.]*.tif"))
+    server.faults.delay = 0
+    before = len(server.requests)
+    (path,) = download(aoi=aoi, output=tmp_path / "raw", config=config)
+    assert len(server.requests) > before
+    assert np.array_equal(_pixels(path), right)
+    assert not list(tmp_path.glob("raw/.*")), "the killed run left something behind"

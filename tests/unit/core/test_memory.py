@@ -1,0 +1,70 @@
+import platform
+import subprocess
+import sys
+
+import pytest
+
+_FAULTS = """
+import resource, sys
+import numpy as np
+from terraseg.core.allocator import reuse_freed_memory
+
+if sys.argv[1] == "reuse":
+    reuse_freed_memory()
+def batch():
+    np.ones(13 << 20, np.uint8)
+batch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    batch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults(mode: str) -> int:
+    done = subprocess.run([sys.executable, "-c", _FAULTS, mode], capture_output=True, text=True, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of another C library has no such option")
+def test_a_batch_takes_the_memory_of_the_one_before() -> None:
+    assert 10 * _faults("reuse") < _faults("none")
+
+
+_PIECES = """
+import numpy as np
+from terraseg.core.allocator import give_freed_memory_back, reuse_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+reuse_freed_memory()
+arrays = [np.ones(1 << 20, np.uint8) for _ in range(64)]
+pieces = arrays[::2]
+del arrays
+before = resident()
+give_freed_memory_back()
+print(before - resident())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library may not keep what is freed")
+def test_what_is_freed_between_what_is_used_goes_back() -> None:
+    done = subprocess.run([sys.executable, "-c", _PIECES], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 24 << 20
+
+
+_POOLS = """
+import ctypes
+from terraseg.cli import main
+
+main(["predict", "--bundle", "nowhere"])
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such pools")
+def test_the_command_has_one_pool_for_all_threads() -> None:
+    done = subprocess.run([sys.executable, "-c", _POOLS], capture_output=True, text=True, check=True)
+    assert done.stdout.count("<heap nr=") == 1

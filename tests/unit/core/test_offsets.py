@@ -1,0 +1,88 @@
+"""The offset rule and its check, on real items and on dark pixels."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from terraseg.core.offsets import (
+    boa_offset,
+    dark_histogram,
+    dark_values,
+    offset_contradiction,
+    processing_baseline,
+)
+from terraseg.errors import CatalogueError
+
+
+def _item(folder: Path, start: str) -> dict[str, Any]:
+    (path,) = (folder / "stac_items").glob(f"{start}*.json")
+    item: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return item
+
+
+@pytest.mark.parametrize(
+    ("start", "baseline", "offset"),
+    [("earthsearch_v1_S2A_12RWT", "05.10", 0), ("earthsearch_v1_S2A_33TWL", "05.09", 0), ("pc_S2B", "05.10", -1000)],
+)
+def test_real_items(shared_data: Path, start: str, baseline: str, offset: int) -> None:
+    item = _item(shared_data, start)
+    assert processing_baseline(item["id"], item["properties"]) == baseline
+    assert boa_offset(item["id"], item["properties"]) == offset
+
+
+def test_the_baseline_of_cdse_is_found_in_its_name(shared_data: Path) -> None:
+    item = _item(shared_data, "cdse")
+    assert processing_baseline(item["id"], {}) == "05.11"
+    assert boa_offset(item["id"], {}) == -1000
+
+
+@pytest.mark.parametrize(
+    ("properties", "offset"),
+    [
+        ({"s2:processing_baseline": "02.14"}, 0),
+        ({"s2:processing_baseline": "03.01"}, 0),
+        ({"s2:processing_baseline": "04.00"}, -1000),
+        # Reprocessed scenes of old dates are shifted as well: the date tells nothing.
+        ({"s2:processing_baseline": "05.00", "datetime": "2016-01-01T00:00:00Z"}, -1000),
+        ({"s2:processing_baseline": "05.09", "earthsearch:boa_offset_applied": False}, -1000),
+        ({"s2:processing_baseline": "02.14", "earthsearch:boa_offset_applied": False}, 0),
+        ({"earthsearch:boa_offset_applied": True}, 0),
+        ({"processing:version": "05.11"}, -1000),
+    ],
+)
+def test_rule(properties: dict[str, Any], offset: int) -> None:
+    assert boa_offset("S2A_31SEA_20160101_0_L2A", properties) == offset
+
+
+def test_an_item_of_unknown_unit_is_refused() -> None:
+    with pytest.raises(CatalogueError, match="does not state its processing baseline"):
+        boa_offset("S2A_31SEA_20160101_0_L2A", {"s2:processing_baseline": "unknown"})
+
+
+def _dark(shift: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
+    rng = np.random.default_rng(0)
+    bands = [rng.gamma(4, 200, 20000).astype(np.int32) + floor + shift for floor in (50, 150, 0)]
+    return dark_values(np.stack([dark_histogram(band) for band in bands]))
+
+
+def test_dark_pixels_agree_with_the_right_offset_only() -> None:
+    right, kept, twice = _dark(0), _dark(1000), _dark(-1000)
+    assert right is not None
+    assert kept is not None
+    assert twice is not None
+    assert offset_contradiction(right) is None
+    assert "still to add" in str(offset_contradiction(kept))
+    assert "added twice" in str(offset_contradiction(twice))
+
+
+def test_too_few_clear_pixels_tell_nothing() -> None:
+    assert dark_values(np.stack([dark_histogram(np.full(999, 2000, np.int32))])) is None
+
+
+def test_values_beyond_the_histogram_count_at_its_ends() -> None:
+    counts = dark_histogram(np.array([-30000, -1000, 1999, 30000], np.int32))
+    assert counts[0] == 2
+    assert counts[-1] == 2

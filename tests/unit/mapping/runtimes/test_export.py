@@ -1,0 +1,334 @@
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino
+import pytest
+import rasterio
+import torch
+from torch import Tensor, nn
+
+from helpers.factories import make_info, make_scene
+from terraseg.api import mapping as run
+from terraseg.cli import main
+from terraseg.contracts.bundle import Bundle
+from terraseg.contracts.scene import Scene
+from terraseg.errors import CheckpointError, ConfigError, SceneError
+from terraseg.mapping.runtimes import choose as parity
+from terraseg.mapping.runtimes import export
+from terraseg.mapping.runtimes import onnx_openvino as exported
+from terraseg.mapping.runtimes.choose import (
+    RUNTIMES,
+    ExportRecord,
+    exported_predictor,
+    open_predictor,
+    read_record,
+    record_path,
+    runtimes_folder,
+)
+from terraseg.mapping.runtimes.export import export_bundle, parity_table, real_chips
+from terraseg.mapping.runtimes.pytorch import TorchPredictor
+
+
+class Net(nn.Module):
+    """Three layers, of which the middle one is quantised; ``plain`` without it.
+
+    With ``chipwise`` over a loop, whose length the exporter can't leave open.
+    """
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        middle = [] if kind == "plain" else [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(nn.Conv2d(6, 8, 3, padding=1), nn.ReLU(), *middle, nn.Conv2d(8, 2, 1))
+        self.chipwise = kind == "chipwise"
+
+    def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = torch.stack([self.layers(chip) for chip in image]) if self.chipwise else self.layers(image)
+        return logits
+
+
+class NetBundle(Bundle):
+    def load_model(self) -> nn.Module:
+        return Net(self.info.experiment).eval()
+
+
+def net(root: Path, **changes: Any) -> NetBundle:
+    return NetBundle(root, make_info(threshold=0.5, **changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _short_passes() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "_SECONDS", 0.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    return make_scene(tmp_path_factory.mktemp("raw") / "scenes", (70, 100), name="a", seed=1)
+
+
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory: pytest.TempPathFactory, scene: Scene) -> tuple[NetBundle, ExportRecord]:
+    bundle = net(tmp_path_factory.mktemp("bundle"))
+    return bundle, export_bundle(bundle, [(scene,)], chips=6, batch_size=4)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path, exported_once: tuple[NetBundle, ExportRecord]) -> NetBundle:
+    """A copy of the exported bundle that a test may spoil."""
+    shutil.copytree(exported_once[0].root, tmp_path / "bundle")
+    return NetBundle(tmp_path / "bundle", exported_once[0].info)
+
+
+def edit(bundle: Bundle, **changes: Any) -> None:
+    path = record_path(runtimes_folder(bundle))
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_every_runtime_agrees_with_pytorch(exported_once: tuple[NetBundle, ExportRecord], scene: Scene) -> None:
+    bundle, _ = exported_once
+    reference = TorchPredictor(bundle, device="cpu")
+    pixels = real_chips([(scene,)], reference, size=32, count=5)
+    expected = reference(pixels)
+    for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("torch-bf16", 0.1), ("openvino-int8", 0.1)):
+        predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
+        answer = predictor(pixels)
+        assert answer.shape == expected.shape
+        np.testing.assert_allclose(answer, expected, atol=tolerance)
+        if tolerance == 0.1:
+            assert np.abs(answer - expected).max() > 1e-4, f"{runtime} computes in fp32"
+
+
+def test_the_provenance_tells_runtimes_apart(exported_once: tuple[NetBundle, ExportRecord]) -> None:
+    bundle, record = exported_once
+    facts = [open_predictor(bundle, runtime=name, device="cpu", crop=32).provenance for name in record.runtimes]
+    assert len({json.dumps(fact) for fact in facts}) == len(record.runtimes) >= 5
+    assert [fact.get("export") for fact in facts[:4]] == [None, None, *[record.files["model.onnx"]] * 2]
+    quantised = [fact for fact in facts if fact.get("export") == record.files["model_int8.onnx"]]
+    rest = ["float32", "bfloat16"][: len(quantised)]  # not every processor has the second
+    assert [fact["precision"] for fact in quantised] == [f"int8 and {precision}" for precision in rest]
+    assert quantised
+
+
+def test_the_record_holds_what_was_measured(exported_once: tuple[NetBundle, ExportRecord]) -> None:
+    bundle, record = exported_once
+    assert read_record(bundle) == record
+    assert set(record.runtimes) <= set(RUNTIMES)
+    assert (record.chips, record.calibration_chips) == (3, 3)
+    assert (record.scenes, record.weights_hash) == (("a",), "abc")
+    for name, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("openvino-int8", 0.02)):
+        assert 0 < record.runtimes[name].max_dp < tolerance
+        assert record.runtimes[name].passed
+        assert record.runtimes[name].images_per_s > 0
+    assert parity_table(record).row_count == len(record.runtimes)
+
+
+def test_a_model_whose_batch_is_fixed_gets_filled_batches(tmp_path: Path, scene: Scene) -> None:
+    bundle = net(tmp_path, experiment="chipwise")
+    record = export_bundle(bundle, [(scene,)], chips=6, batch_size=2)
+    reference = TorchPredictor(bundle, device="cpu")
+    pixels = real_chips([(scene,)], reference, size=32, count=5)
+    for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("openvino-int8", 0.1)):
+        predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
+        assert predictor._fixed_batch == 2
+        np.testing.assert_allclose(predictor(pixels), reference(pixels), atol=tolerance)
+        assert record.runtimes[runtime].max_dp < tolerance
+
+
+def test_speed_is_that_of_passes_which_follow_each_other(bundle: NetBundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, other = TorchPredictor(bundle, device="cpu"), TorchPredictor(bundle, device="cpu")
+    seconds = {reference: iter([1, 10, 3]), other: iter([0.5, 5, 1])}  # the machine was busy at the second pass
+    monkeypatch.setattr(export, "_seconds", lambda predictor, *_: next(seconds[predictor]))
+    assert export._speedup(other, reference, np.empty(0), 1) == 2
+
+
+def test_the_chips_that_calibrate_are_those_that_are_not_compared_on(
+    tmp_path: Path, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, given = net(tmp_path), []
+    monkeypatch.setattr(export, "quantise_model", lambda _, __, batches: given.extend(batches))
+    export_bundle(bundle, [(scene,)], chips=5, batch_size=4)
+    reference = TorchPredictor(bundle, device="cpu")
+    chips = real_chips([(scene,)], reference, size=32, count=5)
+    means, stds = np.asarray(bundle.info.means)[:, None, None], np.asarray(bundle.info.stds)[:, None, None]
+    seen = np.where((chips == 0).any(axis=1, keepdims=True), 0, (chips - means) / stds)
+    assert [len(batch) for batch in given] == [4]
+    np.testing.assert_allclose(given[0], seen[[1, 3, 1, 3]], atol=1e-5)
+
+
+@pytest.mark.parametrize(("experiment", "chips"), [("plain", 4), ("tiny", 1)])
+def test_without_anything_to_quantise_that_runtime_is_left_out(
+    tmp_path: Path, scene: Scene, caplog: pytest.LogCaptureFixture, experiment: str, chips: int
+) -> None:
+    bundle = net(tmp_path, experiment=experiment)
+    with caplog.at_level(logging.WARNING, "terraseg"):
+        record = export_bundle(bundle, [(scene,)], chips=chips, batch_size=2)
+    assert caplog.text.count("runtime openvino-int8 is left out: nothing was quantised") == 1
+    assert list(record.files) == ["model.onnx"]
+    assert record.calibration_chips == 0
+    assert set(record.runtimes) >= {"torch", "onnx", "openvino"}
+    with pytest.raises(ConfigError, match=r"nothing was quantised: the export has no model_int8\.onnx; expected"):
+        open_predictor(bundle, runtime="openvino-int8", device="cpu", crop=32)
+
+
+def test_a_model_that_openvino_can_not_run_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model_int8.onnx").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match=r"^OpenVINO can't run model_int8\.onnx \(.+\); to mend it: --runtime torch"):
+        exported_predictor(net(tmp_path), "openvino-int8", tmp_path, {"model_int8.onnx": "123"})
+
+
+def test_a_library_that_can_not_be_loaded_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model_123.so").write_bytes(b"garbage")
+    with pytest.raises(ConfigError, match=r"^model_123\.so can't be loaded \(.+\); to mend it: --runtime torch"):
+        exported_predictor(net(tmp_path), "torch-compile", tmp_path, {"model_123.so": "123"})
+
+
+def test_what_was_not_compiled_is_one_line(bundle: NetBundle) -> None:
+    with pytest.raises(ConfigError, match="nothing was compiled: the export has no .* terraseg export --compile"):
+        open_predictor(bundle, runtime="torch-compile", device="cpu", crop=32)
+
+
+def test_auto_never_takes_machine_code(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
+    speeds = {"torch": 10, "onnx": 20, "torch-compile": 30}
+    edit(
+        bundle,
+        runtimes={name: {"max_dp": 0, "class_changes": 0, "images_per_s": speed} for name, speed in speeds.items()},
+    )
+    with caplog.at_level(logging.INFO, "terraseg"):
+        predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+    assert predictor.provenance["runtime"].startswith("onnxruntime")
+    assert "; faster but machine code, for --runtime alone: torch-compile" in caplog.text
+
+
+def test_auto_takes_the_fastest_that_passed(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
+    rows = {"torch": (0, 10), "openvino": (0, 20), "onnx": (0.005, 30), "openvino-int8": (0.006, 40)}
+    edit(
+        bundle,
+        runtimes={
+            name: {"max_dp": 0, "class_changes": changes, "images_per_s": speed}
+            for name, (changes, speed) in rows.items()
+        },
+    )
+    with caplog.at_level(logging.INFO, "terraseg"):
+        predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+    assert predictor.provenance["runtime"].startswith("onnxruntime")
+    assert "runtime onnx: the fastest within parity, 3.0 x torch, class changes 0.5 %" in caplog.text
+    assert "; faster but beyond parity: openvino-int8" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "terraseg"):
+        open_predictor(bundle, runtime="openvino", device="cpu", crop=32)
+        assert not caplog.text
+        edit(bundle, runtimes={"onnx": {"max_dp": 1, "class_changes": 0.02, "images_per_s": 1}})
+        open_predictor(bundle, runtime="onnx", device="cpu", crop=32)
+    assert "changes the class of 2.00 % of pixels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("crop", "machine", "reason"), [(64, {}, "not of 64 px"), (32, {"processor": "Z80"}, "on another machine")]
+)
+def test_auto_is_pytorch_where_the_export_says_nothing(
+    bundle: NetBundle, caplog: pytest.LogCaptureFixture, crop: int, machine: dict[str, str], reason: str
+) -> None:
+    edit(bundle, machine=parity.this_machine() | machine)
+    with caplog.at_level(logging.INFO, "terraseg"):
+        assert isinstance(open_predictor(bundle, runtime="auto", device="cpu", crop=crop), TorchPredictor)
+    assert reason in caplog.text
+
+
+def test_without_an_export_auto_is_pytorch_and_others_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "terraseg"):
+        predictor = open_predictor(net(tmp_path), runtime="auto", device="cpu", crop=32)
+    assert predictor.provenance["precision"] == "float32"
+    assert "nothing is exported" in caplog.text
+    for runtime in ("torch-compile", "onnx", "openvino", "openvino-bf16", "openvino-int8"):
+        with pytest.raises(CheckpointError, match="has not been exported: .* terraseg export --bundle"):
+            open_predictor(net(tmp_path), runtime=runtime, device="cpu", crop=32)
+
+
+@pytest.mark.parametrize("runtime", ["auto", "onnx"])
+def test_an_export_of_other_weights_is_refused(bundle: NetBundle, runtime: str) -> None:
+    trained_again = net(bundle.root, weights_hash="123")
+    with pytest.raises(CheckpointError, match=r"exported from other weights \(abc\); expected .* \(123\)"):
+        open_predictor(trained_again, runtime=runtime, device="cpu", crop=32)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model_int8.onnx"])
+def test_a_changed_export_is_refused(bundle: NetBundle, name: str) -> None:
+    path = runtimes_folder(bundle) / name
+    with open(path, "ab") as handle:
+        handle.write(b"x")
+    with pytest.raises(CheckpointError, match=f"{name} is not the file"):
+        open_predictor(bundle, runtime="openvino", device="cpu", crop=32)
+    path.unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is not the file"):
+        read_record(bundle)
+    edit(bundle, format=9)
+    with pytest.raises(CheckpointError, match="has format 9"):
+        read_record(bundle)
+    record_path(runtimes_folder(bundle)).write_text("{}")
+    with pytest.raises(CheckpointError, match="can't be read"):
+        read_record(bundle)
+
+
+def test_an_export_of_an_older_terraseg_is_refused(bundle: NetBundle) -> None:
+    path = record_path(runtimes_folder(bundle))
+    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "calibration_chips"}
+    path.write_text(json.dumps(old | {"format": 1}))
+    with pytest.raises(CheckpointError, match="has format 1; expected format 2; to mend it: terraseg export --bundle"):
+        open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+
+
+def test_what_can_not_be_is_one_line(bundle: NetBundle) -> None:
+    with pytest.raises(ConfigError, match="no runtime 'tensorrt'; expected auto, torch"):
+        open_predictor(bundle, runtime="tensorrt", device="cpu", crop=32)
+    with pytest.raises(ConfigError, match="runtime onnx on cuda; expected the CPU"):
+        open_predictor(bundle, runtime="onnx", device="cuda", crop=32)
+    with pytest.raises(ValueError, match="exported for 32 px"):
+        open_predictor(bundle, runtime="onnx", device="cpu", crop=64)(np.ones((1, 6, 64, 64), np.uint16))
+
+
+def test_a_precision_that_the_processor_lacks_is_no_silent_other(
+    bundle: NetBundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "FP16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        pytest.skip("needs a processor without a precision that OpenVINO knows")
+    monkeypatch.setitem(exported._HINTS, "bfloat16", "f16")
+    with pytest.raises(ConfigError, match="on this processor, not in f16"):
+        open_predictor(bundle, runtime="openvino-bf16", device="cpu", crop=32)
+
+
+def test_a_scene_without_pixels_is_refused(tmp_path: Path) -> None:
+    empty = make_scene(tmp_path / "raw", (40, 40), name="empty", seed=2)
+    with rasterio.open(empty.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
+        target.write(np.zeros((target.count, *target.shape), np.uint16))
+    with pytest.raises(SceneError, match="has an observation"):
+        export_bundle(net(tmp_path), [(empty,)], chips=2, batch_size=2)
+    assert not runtimes_folder(net(tmp_path)).exists()
+
+
+def test_a_scene_is_mapped_on_an_exported_runtime(
+    tmp_path: Path, bundle: NetBundle, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "open_bundle", lambda _: bundle)
+    given = {"bundle": bundle.root, "input": scene.path}
+    one = run.predict(output=tmp_path / "onnx", runtime="onnx", **given)[0]
+    other = run.predict(output=tmp_path / "torch", runtime="torch", **given)[0]
+    pixels = [rasterio.open(product.probability).read().astype(int) for product in (one, other)]
+    assert np.ptp(pixels[0]) > 0
+    assert np.abs(pixels[0] - pixels[1]).max() <= 1
+    assert "onnxruntime" in one.item.read_text()
+
+
+def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path), "--chips", "0"]) == 2
+    assert "0 chips in batches of 8; expected 1 or more" in capsys.readouterr().err
+    assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path)]) == 2
+    assert "is no bundle" in capsys.readouterr().err
