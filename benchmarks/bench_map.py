@@ -32,10 +32,11 @@ from torch import nn
 from terraseg.contracts.bundle import Bundle, BundleInfo
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
-from terraseg.core.allocator import ONE_POOL, reuse_freed_memory
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
+from terraseg.core.memory import ONE_POOL, reuse_freed_memory
 from terraseg.core.memory import peak_memory as process_peak
 from terraseg.core.raster import cog_writer
+from terraseg.learn.models.load import load_model
 from terraseg.mapping.outputs.polygons import rows_of, vectorise
 from terraseg.mapping.runtimes.pytorch import TorchPredictor
 from terraseg.mapping.scene import predict_scene
@@ -84,9 +85,10 @@ class _Contrast(nn.Module):
 class BenchBundle(Bundle):
     """A bundle whose model is built here and needs no TerraTorch."""
 
-    def load_model(self) -> nn.Module:
-        """The model that the experiment names."""
-        return {"pointwise": pointwise, "padded_cnn": padded_cnn}[self.info.experiment]().eval()
+
+@load_model.register
+def _(bundle: BenchBundle) -> nn.Module:
+    return {"pointwise": pointwise, "padded_cnn": padded_cnn}[bundle.info.experiment]().eval()
 
 
 def bundle_info(experiment: str, crop: int, *, model_factory: str = "", **model_args: object) -> BundleInfo:

@@ -47,9 +47,9 @@ from torch import nn
 from terraseg.api.mapping import predict
 from terraseg.contracts.bundle import Bundle, open_bundle, write_bundle
 from terraseg.contracts.scene import Scene
-from terraseg.core.allocator import reuse_freed_memory
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.core.memory import peak_memory
+from terraseg.core.memory import peak_memory, reuse_freed_memory
+from terraseg.learn.models.load import weights_of
 from terraseg.mapping.runtimes.choose import open_predictor
 from terraseg.mapping.runtimes.pytorch import BundlePredictor
 from terraseg.mapping.scene import predict_scene
@@ -143,7 +143,7 @@ def _terraseg(folder: Path) -> Callable[[Path, Path], Path]:
     model = build_model(FACTORY, CONV)
     model.head.head[-1].load_state_dict(pointwise().state_dict())
     info = bundle_info("conv", CROP, model_factory=FACTORY, **CONV)
-    bundle = write_bundle(folder / "bundle", info=info, model=model, config="").root
+    bundle = write_bundle(folder / "bundle", info=info, weights=weights_of(model), config="").root
 
     def command(scene: Path, output: Path) -> Path:
         (product,) = predict(bundle=bundle, input=scene, output=output, overlap=OVERLAP, batch_size=BATCH, device="cpu")
@@ -257,7 +257,10 @@ def _random_bundle(root: Path, config: Path) -> Bundle:
     torch.manual_seed(0)
     model = build_model(factory, arguments)
     return write_bundle(
-        root, info=bundle_info("prithvi", CROP, model_factory=factory, **arguments), model=model, config=""
+        root,
+        info=bundle_info("prithvi", CROP, model_factory=factory, **arguments),
+        weights=weights_of(model),
+        config="",
     )
 
 

@@ -28,13 +28,12 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=Path("outputs/demo_prithvi_tiny/bundle"))
     parser.add_argument("--input", type=Path, default=Path("data/demo/raw"))
     parser.add_argument("--chips", type=int, default=64)
-    parser.add_argument("--compile", action="store_true", help="torch-compile, too")
     options = parser.parse_args()
     if not options.bundle.is_dir():
         parser.error(f"no bundle at {options.bundle}: run `make demo`, or name one with --bundle")
     with tempfile.TemporaryDirectory() as folder:
         copy = shutil.copytree(options.bundle, Path(folder) / "bundle")
-        record = export(bundle=copy, input=options.input, chips=options.chips, compiled=options.compile)
+        record = export(bundle=copy, input=options.input, chips=options.chips)
     Console().print(parity_table(record))
     eager = record.runtimes["torch"].images_per_s
     speedups = {

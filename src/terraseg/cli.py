@@ -226,7 +226,7 @@ def _tune(verbs: _Verbs) -> None:
 def _predict(verbs: _Verbs) -> None:
     def run(options: argparse.Namespace) -> None:
         """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each."""
-        from terraseg.core.allocator import reuse_freed_memory
+        from terraseg.core.memory import reuse_freed_memory
 
         reuse_freed_memory()  # first of all: the threads that the next imports start would get pools of their own
         from rich.console import Console
@@ -288,7 +288,7 @@ def _predict(verbs: _Verbs) -> None:
     parser.add_argument(
         "--runtime",
         default="auto",
-        help="torch, torch-bf16, torch-compile, onnx, openvino, openvino-bf16, openvino-int8, "
+        help="torch, torch-bf16, onnx, openvino, openvino-bf16, openvino-int8, "
         "openvino-int8-bf16; where absent, on a CPU the fastest that `terraseg export` found within parity",
     )
     parser.add_argument("--logits", action="store_true", help="write the log-odds, too")
@@ -316,7 +316,6 @@ def _export(verbs: _Verbs) -> None:
             input=options.input,
             chips=options.chips,
             batch_size=options.batch_size,
-            compiled=options.compile,
         )
         Console().print(parity_table(record))
 
@@ -327,9 +326,6 @@ def _export(verbs: _Verbs) -> None:
         "--chips", type=int, default=64, help="of the scenes: half to compare on, half to calibrate int8"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="chips at a time")
-    parser.add_argument(
-        "--compile", action="store_true", help="for PyTorch's compiler, too, which takes a minute or more and g++"
-    )
 
 
 def _evaluate(verbs: _Verbs) -> None:

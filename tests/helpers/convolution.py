@@ -10,13 +10,18 @@ import torch
 from torch import nn
 
 from terraseg.contracts.bundle import Bundle
+from terraseg.learn.models.load import load_model
 
 
 class ConvBundle(Bundle):
-    def load_model(self) -> nn.Module:
-        torch.set_float32_matmul_precision("medium")  # as the import of TerraTorch does
-        torch.manual_seed(0)
-        return nn.Conv2d(len(self.info.bands), len(self.info.classes), 1).eval()
+    """Its model is made when it is loaded, always the same."""
+
+
+@load_model.register
+def _(bundle: ConvBundle) -> nn.Module:
+    torch.set_float32_matmul_precision("medium")  # as the import of TerraTorch does
+    torch.manual_seed(0)
+    return nn.Conv2d(len(bundle.info.bands), len(bundle.info.classes), 1).eval()
 
 
 @dataclass

@@ -19,7 +19,7 @@ GSD = 10
 _POLYGONAL = {"Polygon", "MultiPolygon"}
 _SLACK = 0.1  # metres: an AOI drawn along pixel edges is not widened by the rounding of its degrees
 _UTM_LATITUDES = (-80.0, 84.0)
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _geobox(geometry: shapely.Geometry, name: str) -> GeoBox:
             fix="split it into one AOI a zone",
         )
     if west < meridian - 3 or east > meridian + 3:
-        _LOG.warning("%s lies over two UTM zones; all of it is brought to EPSG:%d", name, epsg)
+        _log.warning("%s lies over two UTM zones; all of it is brought to EPSG:%d", name, epsg)
     to_utm = Transformer.from_crs(4326, epsg, always_xy=True)
     # Straight edges in degrees bend in UTM, so the densified outline is what bounds the box.
     outline = shapely.segmentize(geometry, max(east - west, north - south) / 100)

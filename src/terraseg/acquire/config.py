@@ -4,19 +4,16 @@ import datetime as dt
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from terraseg.core.bands import PRITHVI_BANDS, band
+from terraseg.core.settings import Strict
 
 SCL_CLASSES = range(12)
 """Sen2Cor's scene classification (ESA, Sentinel-2 Products Specification): 0 nodata to 11 snow."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class CatalogueConfig(_Section):
+class CatalogueConfig(Strict):
     """Where scenes are searched.
 
     Attributes:
@@ -31,7 +28,7 @@ class CatalogueConfig(_Section):
     name: Literal["earth-search", "planetary-computer", "cdse", "custom"] = "earth-search"
     url: str | None = None
     collection: str | None = None
-    assets: dict[str, str] = {}
+    assets: dict[str, str] = Field(default_factory=dict)
     offset: Literal["rule"] | Annotated[int, Field(ge=-10000, le=0)] = "rule"
 
     @model_validator(mode="after")
@@ -46,7 +43,7 @@ class CatalogueConfig(_Section):
         return {name if name == "SCL" else band(name).name: key for name, key in assets.items()}
 
 
-class Period(_Section):
+class Period(Strict):
     """Days of acquisition, both included."""
 
     start: dt.date
@@ -59,7 +56,7 @@ class Period(_Section):
         return self
 
 
-class MaskConfig(_Section):
+class MaskConfig(Strict):
     """Which pixels of a scene are no observation of the ground.
 
     Attributes:
@@ -79,7 +76,7 @@ class MaskConfig(_Section):
         return tuple(sorted(set(classes)))
 
 
-class AcquireConfig(_Section):
+class AcquireConfig(Strict):
     """Scenes to composite.
 
     Attributes:
@@ -123,7 +120,7 @@ class AcquireConfig(_Section):
         return names
 
 
-class OverpassSource(_Section):
+class OverpassSource(Strict):
     """OpenStreetMap through an Overpass API.
 
     Attributes:
@@ -142,7 +139,7 @@ class OverpassSource(_Section):
     backoff: float = Field(15.0, ge=0)
 
 
-class ExtractSource(_Section):
+class ExtractSource(Strict):
     """A local OpenStreetMap extract.
 
     Attributes:
@@ -155,7 +152,7 @@ class ExtractSource(_Section):
     extract_date: dt.date
 
 
-class VectorSource(_Section):
+class VectorSource(Strict):
     """Any vector file that GDAL reads.
 
     Attributes:
@@ -179,7 +176,7 @@ class VectorSource(_Section):
     attribution: str
 
 
-class GeoParquetSource(_Section):
+class GeoParquetSource(Strict):
     """Open building footprints as GeoParquet; only what meets the AOI's bounding box is kept in memory.
 
     Attributes:
@@ -201,7 +198,7 @@ FootprintConfig = Annotated[
 ]
 
 
-class BuiltUpRaster(_Section):
+class BuiltUpRaster(Strict):
     """A raster that shows where is built-up land, such as WorldCover (class 50) or GHSL.
 
     Attributes:
@@ -222,7 +219,7 @@ class BuiltUpRaster(_Section):
         return self
 
 
-class CompletenessConfig(_Section):
+class CompletenessConfig(Strict):
     """How the labels are compared with a reference, cell by cell.
 
     Attributes:
@@ -236,7 +233,7 @@ class CompletenessConfig(_Section):
     reach: float = Field(20.0, ge=0)
 
 
-class LabelsConfig(_Section):
+class LabelsConfig(Strict):
     """Footprints to learn from.
 
     Attributes:

@@ -10,7 +10,7 @@ from terraseg.acquire.footprints.sources import write_labels
 from terraseg.acquire.imagery.catalogues import search
 from terraseg.acquire.imagery.composite import write_composite
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def download(*, aoi: Path, output: Path, config: AcquireConfig, scheduler: str | None = None) -> list[Path]:
@@ -35,7 +35,7 @@ def download(*, aoi: Path, output: Path, config: AcquireConfig, scheduler: str |
         stem = area.name if len(found) == 1 else f"{area.name}_{name}"
         path = output / f"{stem}.tif"
         scenes.append(write_composite(path, geobox=area.geobox, scenes=sources, config=config, scheduler=scheduler))
-        _LOG.info("wrote %s from %d scenes", path, len(sources))
+        _log.info("wrote %s from %d scenes", path, len(sources))
     return scenes
 
 

@@ -3,15 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from terraseg.acquire.config import AcquireConfig, LabelsConfig
 from terraseg.core.files import read_yaml
+from terraseg.core.settings import Strict
 from terraseg.errors import ConfigError
 from terraseg.prepare.config import PrepareConfig
 
 
-class DataConfig(BaseModel):
+class DataConfig(Strict):
     """The file's three sections; a verb reads the one it needs.
 
     Attributes:
@@ -20,7 +21,6 @@ class DataConfig(BaseModel):
         prepare: for ``data preprocess``.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     acquire: AcquireConfig | None = None
     labels: LabelsConfig = LabelsConfig()
     prepare: PrepareConfig = PrepareConfig()

@@ -8,8 +8,8 @@ from typing import Any
 
 from terraseg.contracts.bundle import Bundle, open_bundle
 from terraseg.contracts.product import Product
-from terraseg.core.allocator import reuse_freed_memory
-from terraseg.core.workers import open_workers
+from terraseg.core.memory import reuse_freed_memory
+from terraseg.core.tasks import open_workers
 from terraseg.errors import ConfigError
 from terraseg.mapping.inputs.manifest import read_manifest
 from terraseg.mapping.inputs.scenes import places_at, room_for_inputs

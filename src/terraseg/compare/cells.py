@@ -23,30 +23,26 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from terraseg.assess.evaluate import evaluate
 from terraseg.compare.matrix import Cell, Matrix, placed
 from terraseg.contracts.result import FORMAT as METRICS_FORMAT
 from terraseg.contracts.subsets import chosen_chips
-from terraseg.core.files import last_words, write_json
+from terraseg.core.files import last_words, output_lock, write_json
+from terraseg.core.settings import Strict
 from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
-from terraseg.mapping.windows.finished_strips import output_lock
 
 _log = logging.getLogger(__name__)
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Training(_Strict):
+class Training(Strict):
     """training.json: that it ended well, and the identity of its cell."""
 
     identity: str
 
 
-class CellResult(_Strict):
+class CellResult(Strict):
     """cell.json: beside test.json all that the tables need.
 
     Attributes:

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any, TypeGuard
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from terraseg.contracts.dataset import ChipDataset, open_dataset
 from terraseg.contracts.footprints import footprint_files
 from terraseg.contracts.scene import find_places
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import read_yaml, sha256_of_file
+from terraseg.core.settings import Strict
 from terraseg.errors import ConfigError, LabelError, SceneError
 from terraseg.learn.check.config import check_config, read_config
 
@@ -31,18 +32,14 @@ _OWN_DATA = ("root", "bands", "batch_size", "num_workers", "predict_data_root")
 _SET_BY_CELL = ("fraction", "seed")
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ExperimentEntry(_Strict):
+class ExperimentEntry(Strict):
     """One experiment: a config of `terratorch fit` and what is changed in it, dotted keys to values."""
 
     config: Path
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
 
 
-class MatrixConfig(_Strict):
+class MatrixConfig(Strict):
     """The file.
 
     Attributes:
@@ -66,7 +63,7 @@ class MatrixConfig(_Strict):
     experiments: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], ExperimentEntry]
     fractions: list[Annotated[float, Field(gt=0, le=1)]]
     seeds: list[Annotated[int, Field(ge=0)]]
-    overrides: dict[str, Any] = {}
+    overrides: dict[str, Any] = Field(default_factory=dict)
     cell: Annotated[int, Field(gt=0)] | None = None
     draws: Annotated[int, Field(ge=1000)] = 10_000
     unequal_budget: str = ""

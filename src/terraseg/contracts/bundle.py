@@ -8,17 +8,17 @@
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+import numpy.typing as npt
+from pydantic import BaseModel, ValidationError
+from safetensors.numpy import save_file
 
 from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.settings import Strict
 from terraseg.errors import CheckpointError
 
 FORMAT = 1
@@ -27,7 +27,7 @@ FORMAT = 1
 _INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
 
 
-class BundleInfo(BaseModel):
+class BundleInfo(Strict):
     """bundle.json.
 
     Attributes:
@@ -56,8 +56,6 @@ class BundleInfo(BaseModel):
         attribution: the line that every map made with it carries.
         versions: of the packages that trained it.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     format: int = FORMAT
     experiment: str
@@ -96,60 +94,26 @@ class Bundle:
     root: Path
     info: BundleInfo
 
-    def load_model(self) -> nn.Module:
-        """The trained model in eval mode, on the CPU.
-
-        Returns:
-            A module from (B, bands, H, W) normalised float32 to (B, classes, H, W) logits, bit-equal to those of the
-            model that was written.
-
-        Raises:
-            CheckpointError: this TerraTorch builds another architecture from the same arguments.
-        """
-        from terraseg.learn.models.build import (
-            build_model,  # imports TerraTorch: 15 s that reading the info doesn't need
-        )
-
-        model = build_model(self.info.model_factory, self.info.model_args)
-        try:
-            model.load_state_dict(load_file(self.root / _WEIGHTS))
-        except (RuntimeError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{self.root} doesn't load into the architecture that it names ({error})",
-                expected=", ".join(f"{name} {version}" for name, version in self.info.versions.items()),
-            ) from error
-        return _Logits(model).eval()
+    @property
+    def weights(self) -> Path:
+        """The file of the weights; `terraseg.learn.models.load.load_model` makes a model of them."""
+        return self.root / _WEIGHTS
 
 
-class _Logits(nn.Module):
-    """A TerraTorch model without its ``ModelOutput``."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.model(image).output
-        return logits
-
-
-def write_bundle(root: str | Path, *, info: BundleInfo, model: nn.Module, config: str) -> Bundle:
+def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, npt.NDArray[Any]], config: str) -> Bundle:
     """Write a bundle, replacing an older one in one step.
 
     Args:
         info: all but the two hashes of files, which are filled in.
-        model: what `terraseg.learn.models.build.build_model` built from ``info``, trained.
+        weights: parameters and buffers by name, see `terraseg.learn.models.load.weights_of`.
         config: text of the config.
 
     Raises:
         OutputError: the disk is full or the folder can't be written.
     """
     root = Path(root)
-    # Cloned, because safetensors refuses parameters that share memory.
-    state = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-             for name, value in model.state_dict().items()}  # fmt: skip
     with atomic_folder(root) as folder:
-        save_file(state, folder / _WEIGHTS)
+        save_file(dict(weights), folder / _WEIGHTS)
         (folder / _CONFIG).write_text(config, encoding="utf-8")
         info = info.model_copy(
             update={

@@ -27,9 +27,10 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from terraseg.core.files import atomic_path, write_json
+from terraseg.core.settings import Strict
 from terraseg.errors import DatasetError, OutputError
 
 FORMAT = 1
@@ -56,11 +57,7 @@ TILE_COLUMNS = (
 unit of splitting and of the block bootstrap; the fractions are of pixels; ``checksum`` is `chip_checksum`."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class BandStats(_Strict):
+class BandStats(Strict):
     """Statistics of one band over the valid pixels of train, in DN. Percentiles by their name, ``p2``."""
 
     mean: float
@@ -68,7 +65,7 @@ class BandStats(_Strict):
     percentiles: dict[str, float]
 
 
-class Stats(_Strict):
+class Stats(Strict):
     """stats.json: bands by ESA name; ``class_pixels`` counts train's pixels by class id, ``pixels`` the valid ones."""
 
     bands: dict[str, BandStats]
@@ -76,7 +73,7 @@ class Stats(_Strict):
     pixels: int
 
 
-class DatasetInfo(_Strict):
+class DatasetInfo(Strict):
     """dataset.yaml.
 
     Attributes:
@@ -107,7 +104,7 @@ class DatasetInfo(_Strict):
     label_rule: str
     split_rule: dict[str, Any]
     frames: int = 1
-    frame_dates: dict[str, tuple[str, ...]] = {}
+    frame_dates: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     provenance: dict[str, Any]
     content_hash: str = ""
 

@@ -10,9 +10,10 @@ import geopandas as gpd
 import pandas as pd
 import pyarrow.parquet as pq
 import shapely
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import Field, ValidationError
 
 from terraseg.core.files import atomic_path
+from terraseg.core.settings import Strict
 from terraseg.errors import LabelError
 
 _KEY = b"terraseg"
@@ -22,7 +23,7 @@ DENSE = 0.05
 """Degrees between points of an edge: between two of them a projection bends it by some decimetres."""
 
 
-class FootprintSource(BaseModel):
+class FootprintSource(Strict):
     """Where footprints come from, kept in the file's metadata.
 
     Attributes:
@@ -35,14 +36,13 @@ class FootprintSource(BaseModel):
         dropped: how many polygons the hygiene dropped, by reason.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     class_name: str
     source: str
     extract_date: str
     licence: str
     attribution: str
     extent: str
-    dropped: dict[str, int] = {}
+    dropped: dict[str, int] = Field(default_factory=dict)
 
 
 def write_footprints(path: str | Path, footprints: gpd.GeoDataFrame, source: FootprintSource) -> None:

@@ -4,20 +4,17 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from terraseg.core.files import write_json
+from terraseg.core.settings import Strict
 from terraseg.errors import DatasetError
 
 FORMAT = 2
 """Version of this contract; a reader refuses others."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Estimate(_Strict):
+class Estimate(Strict):
     """One measured figure with its 95 % interval.
 
     Attributes:
@@ -40,7 +37,7 @@ class Estimate(_Strict):
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
-class PixelTotals(_Strict):
+class PixelTotals(Strict):
     """What became of the pixels: ``valid`` ones were scored (``positive`` of them are the class in truth)."""
 
     valid: int
@@ -49,7 +46,7 @@ class PixelTotals(_Strict):
     nodata: int
 
 
-class Reliability(_Strict):
+class Reliability(Strict):
     """One bin of the reliability curve: mean probability, share of the class in truth, pixels."""
 
     probability: float
@@ -61,7 +58,7 @@ class _Format(BaseModel):
     format: int
 
 
-class Metrics(_Strict):
+class Metrics(Strict):
     """One result.
 
     Attributes:

@@ -1,6 +1,7 @@
 """Atomic writes: a killed run leaves no half file under a final name, so that running again resumes."""
 
 import errno
+import fcntl
 import glob
 import hashlib
 import json
@@ -15,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from terraseg.errors import ConfigError, OutputError
+from terraseg.errors import BusyError, ConfigError, OutputError
 
 _HOST = re.sub(r"\W", "", platform.node()) or "host"
 
@@ -171,3 +172,51 @@ def last_words(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     said = [line for line in lines if line.strip()]
     return next((line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "nothing said")
+
+
+def fingerprint(settings: object) -> str:
+    """Hex SHA-256 of settings: equal settings give equal results.
+
+    Raises:
+        TypeError: a value is not JSON.
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+@contextmanager
+def output_lock(root: Path) -> Iterator[None]:
+    """Hold a product's folder for this run; the kernel lets go of the lock however the run ends.
+
+    A folder that wasn't there and in which nothing was left goes again.
+
+    Raises:
+        BusyError: another run holds it.
+        OutputError: the folder can't be written.
+    """
+    path, is_new = root / ".lock", not root.exists()
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = path.open("a")
+    except OSError as error:
+        failure = output_error(error, root)
+        if failure is error:  # whatever it is, only the output was touched
+            failure = OutputError(f"{root} can't be written ({error.strerror})", fix="choose another --output")
+        raise failure from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever held it before removed the file: a lock on the removed one is worth nothing.
+            if os.fstat(handle.fileno()).st_nlink == 0:
+                raise BlockingIOError
+        except BlockingIOError:
+            raise BusyError(
+                f"{root} is being written by another run", fix="wait for it, or choose another --output"
+            ) from None
+        try:
+            for stale in root.glob(".*.part*"):  # of killed runs: nobody else writes here now
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            yield
+        finally:
+            path.unlink()
+            if is_new and not any(root.iterdir()):
+                root.rmdir()

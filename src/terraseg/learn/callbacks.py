@@ -20,6 +20,7 @@ from terraseg.contracts.bundle import write_bundle
 from terraseg.core.files import atomic_path, write_json
 from terraseg.core.memory import peak_memory
 from terraseg.errors import ConfigError, TrainingError
+from terraseg.learn.models.load import weights_of
 from terraseg.learn.task import SegmentationTask
 from terraseg.learn.training.calibration import Calibration
 from terraseg.learn.training.make_bundle import bundle_info, calibrate
@@ -189,7 +190,7 @@ class BundleWriter(Callback):
                 licence=self.licence,
                 **{key: pl_module.hparams[key] for key in ("model_factory", "model_args", "positive_class")},
             ),
-            model=pl_module.model,
+            weights=weights_of(pl_module.model),
             config=_config(pl_module),
         )
         rank_zero_info(

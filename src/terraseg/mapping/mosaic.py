@@ -20,16 +20,15 @@ from rasterio.windows import Window
 
 from terraseg.contracts.product import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
-from terraseg.core.files import write_json
+from terraseg.core.files import fingerprint, output_lock, write_json
 from terraseg.core.raster import cog_writer
 from terraseg.errors import ConfigError, SceneError
 from terraseg.mapping.outputs.polygons import rows_of, vectorise
 from terraseg.mapping.outputs.rasters import full_disk_named
 from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
 from terraseg.mapping.runtimes.predictor import Predictor
-from terraseg.mapping.windows.finished_strips import fingerprint, output_lock
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 Rule = Literal["date", "confidence"]
 """``date``: the latest observation. ``confidence``: the one whose probability is farthest from the threshold."""
@@ -136,7 +135,7 @@ def _mosaic(
         if product.item.is_file():
             known = json.loads(product.item.read_text(encoding="utf-8"))["properties"].get("terraseg:settings", {})
             if known.get("fingerprint") == settings["fingerprint"]:
-                logger.info("%s is finished already: nothing to do", product.root)
+                _log.info("%s is finished already: nothing to do", product.root)
                 return
         product.item.unlink(missing_ok=True)  # unfinished from here on
         _write_rasters(whole, sources, predictor, product, settings=settings)
@@ -161,7 +160,7 @@ def _mosaic(
             for s in sources
         ]
         write_json(product.item, item)
-    logger.info("%s is made of %d scenes", product.root, len(sources))
+    _log.info("%s is made of %d scenes", product.root, len(sources))
 
 
 def _common_grid(product: Product, members: Sequence[tuple[Place, Product]]) -> tuple[Scene, list[_Source]]:

@@ -12,7 +12,7 @@ import rasterio
 
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
-from terraseg.core.files import write_json
+from terraseg.core.files import fingerprint, output_lock, write_json
 from terraseg.errors import ConfigError, SceneError
 from terraseg.mapping.inputs.vrt import raster_identity
 from terraseg.mapping.outputs.layers import ALWAYS, LOGITS, OPTIONAL, UNCERTAINTY, Layer, encode
@@ -21,11 +21,11 @@ from terraseg.mapping.outputs.rasters import finishing
 from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
 from terraseg.mapping.runtimes.predictor import Predictor, check_fit
 from terraseg.mapping.windows.blend import predict_strips
-from terraseg.mapping.windows.finished_strips import FinishedStrips, fingerprint, output_lock
+from terraseg.mapping.windows.finished_strips import FinishedStrips
 from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
 from terraseg.mapping.windows.strip_work import StripWork, rasters_env
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _FORMAT = 4
 """Version of how pixels are made; a change of the arithmetic counts it up, so that no run resumes on older rows."""
@@ -103,7 +103,7 @@ def predict_scene(
     product = Product(output / place[0].name)
     with output_lock(product.root), rasters_env(place, grid, layers):
         if _is_finished(product, print_of_run, outline, layers, said=said):
-            logger.info("%s is finished already: nothing to do", product.root)
+            _log.info("%s is finished already: nothing to do", product.root)
             return product
         check_fit(place, predictor, crop=crop)
         product.item.unlink(missing_ok=True)  # unfinished from here on

@@ -13,15 +13,15 @@ from rich.table import Table
 
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Place
-from terraseg.core.allocator import reuse_freed_memory
-from terraseg.core.workers import Workers
+from terraseg.core.memory import reuse_freed_memory
+from terraseg.core.tasks import Workers
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.inputs.manifest import Entry
 from terraseg.mapping.runtimes.predictor import Predictor
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.strip_work import StripWork, progress_of_rows, rasters_env
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _SECONDS_A_LOOK = 1.0
 
@@ -154,10 +154,10 @@ def map_places(
         for outcome in _one_round(todo, source, output, workers=workers, options=options):
             outcomes[outcome.name] = replace(outcome, attempts=attempt)
             if outcome.product is None:
-                logger.warning("%s: attempt %d of %d failed: %s", outcome.name, attempt, retries + 1, outcome.reason)
+                _log.warning("%s: attempt %d of %d failed: %s", outcome.name, attempt, retries + 1, outcome.reason)
             else:
                 finished = sum(known.product is not None for known in outcomes.values())
-                logger.info("%s is finished, %d of %d", outcome.product.root, finished, len(places))
+                _log.info("%s is finished, %d of %d", outcome.product.root, finished, len(places))
         todo = [place for place in todo if outcomes[place[0].name].product is None]
         if not todo:
             break

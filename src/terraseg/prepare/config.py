@@ -2,17 +2,14 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from terraseg.contracts.dataset import Split
 from terraseg.core.bands import PRITHVI_BANDS, band
+from terraseg.core.settings import Strict
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class LabelRule(_Section):
+class LabelRule(Strict):
     """How a pixel gets its class from the footprints.
 
     Attributes:
@@ -48,7 +45,7 @@ class LabelRule(_Section):
         return words + (f", ignored from {self.ignore_from:.0%}" if self.ignore_from else "")
 
 
-class SplitRule(_Section):
+class SplitRule(Strict):
     """How the ground is divided into train, val and test.
 
     Attributes:
@@ -99,7 +96,7 @@ class SplitRule(_Section):
         return self
 
 
-class Completeness(_Section):
+class Completeness(Strict):
     """Where the labels are known to be incomplete.
 
     Attributes:
@@ -111,7 +108,7 @@ class Completeness(_Section):
     least_share: float = Field(default=0.5, gt=0, le=1)
 
 
-class PrepareConfig(_Section):
+class PrepareConfig(Strict):
     """The section ``prepare``.
 
     Attributes:

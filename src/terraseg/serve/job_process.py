@@ -19,10 +19,9 @@ from typing import Any
 
 import yaml
 
-from terraseg.core.files import write_json
+from terraseg.core.files import output_lock, write_json
 from terraseg.errors import BusyError, ConfigError, cause_of
 from terraseg.learn.check.finding import Finding
-from terraseg.mapping.windows.finished_strips import output_lock
 from terraseg.serve.http_errors import Fault
 from terraseg.serve.store import read_json, training_folder
 

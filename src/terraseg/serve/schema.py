@@ -4,8 +4,9 @@ import datetime as dt
 from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from terraseg.core.settings import Strict
 from terraseg.errors import ConfigError
 from terraseg.prepare.import_files import FolderOptions
 
@@ -15,11 +16,7 @@ _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
 """Of what becomes a file or folder: never a path."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class AskedUpload(_Strict):
+class AskedUpload(Strict):
     """A folder of labelled images, which is to become a dataset.
 
     Attributes:
@@ -44,7 +41,7 @@ class AskedUpload(_Strict):
         return self
 
 
-class AskedTraining(_Strict):
+class AskedTraining(Strict):
     """A fine-tuning.
 
     Attributes:
@@ -79,7 +76,7 @@ class AskedTraining(_Strict):
         return self
 
 
-class AskedPrediction(_Strict):
+class AskedPrediction(Strict):
     """A map of one image.
 
     Attributes:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from aiohttp import web
 
+from terraseg.core.files import output_lock
 from terraseg.errors import BusyError, ConfigError
-from terraseg.mapping.windows.finished_strips import output_lock
 from terraseg.serve.api import LOOPBACK, Service, Settings
 
 _log = logging.getLogger(__name__)

@@ -29,10 +29,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict
 
 from terraseg.contracts.dataset import ChipDataset, open_dataset
 from terraseg.core.files import atomic_folder, write_json
+from terraseg.core.settings import Strict
 from terraseg.serve.http_errors import NotThereError, WrongStateError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,99}")
@@ -46,7 +46,7 @@ _NEXT: Mapping[State, tuple[State, ...]] = {
 """Where a job may go from a state; the others are its end."""
 
 
-class Job(BaseModel):
+class Job(Strict):
     """job.json.
 
     Attributes:
@@ -57,8 +57,6 @@ class Job(BaseModel):
         attempts: how often its process was started: more than once where the service stopped amid it.
         error: `terraseg.serve.http_errors.Fault` of a failed one.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     id: str
     kind: Literal["train", "predict"]

@@ -8,6 +8,7 @@ import torch
 
 from helpers.experiments import fit_test_and_predict
 from helpers.factories import make_dataset, make_scene, make_truth
+from terraseg.learn.models.load import load_model
 from terraseg.learn.models.specs import SATMAE_BANDS
 
 pytestmark = pytest.mark.usefixtures("in_home")
@@ -38,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_test_and_predict_two_steps(name: str) -> None:
     bundle = fit_test_and_predict(name, *_EXPERIMENTS[name])
     assert bundle.info.licence == ("MIT" if name == "galileo_fpn" else "CC-BY-NC-4.0")
-    model = bundle.load_model()
+    model = load_model(bundle)
     state = model.state_dict()
     np.testing.assert_allclose(state["model.encoder.input_means"], bundle.info.means)
     np.testing.assert_allclose(state["model.encoder.input_stds"], bundle.info.stds)

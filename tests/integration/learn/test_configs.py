@@ -20,6 +20,7 @@ from terraseg.contracts.scene import find_scenes
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.errors import ConfigError
 from terraseg.learn.datamodule import ChipDataModule
+from terraseg.learn.models.load import load_model
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.preprocess import preprocess
 from terraseg.sample.city.make import make_city_scene
@@ -80,7 +81,7 @@ def test_fit_test_and_predict_two_steps(name: str) -> None:
     bundle = fit_test_and_predict(name, *_EXPERIMENTS[name], "--data.init_args.root=data/processed")
     assert (bundle.info.experiment, bundle.info.weights, bundle.info.bands) == (name, "random", PRITHVI_BANDS)
     with torch.inference_mode():
-        logits = bundle.load_model()(torch.randn(1, 6, 64, 96))
+        logits = load_model(bundle)(torch.randn(1, 6, 64, 96))
     assert logits.shape == (1, 2, 64, 96)
     assert torch.isfinite(logits).all()
 
@@ -91,7 +92,7 @@ def test_several_dates_are_learned_from_and_mapped_together() -> None:
     bundle = fit_test_and_predict("prithvi_multitemporal", *small, scenes="dates")
     assert (bundle.info.frames, bundle.info.bands) == (3, PRITHVI_BANDS)
     with torch.inference_mode():
-        logits = bundle.load_model()(torch.randn(1, 6, 3, 64, 96))
+        logits = load_model(bundle)(torch.randn(1, 6, 3, 64, 96))
     assert logits.shape == (1, 2, 64, 96)
     _assert_mapped_as_in_training(bundle)
     with pytest.raises(ConfigError, match="1 date of its place, backbone_num_frames is 3"):
@@ -108,7 +109,7 @@ def _assert_mapped_as_in_training(bundle: Bundle) -> None:
     assert main(["predict", "--input", "chip/a_late.tif", "chip/b_middle.tif", "chip/chip.tif", *where]) == 0
     (batch,) = ChipDataModule("data/processed_multitemporal", predict_data_root="chip").predict_dataloader()
     with torch.inference_mode():
-        logits = bundle.load_model()(batch["image"])[0] / bundle.info.temperature
+        logits = load_model(bundle)(batch["image"])[0] / bundle.info.temperature
     expected = logits.softmax(dim=0)[1].numpy()
     with rasterio.open("maps/chip/probability.tif") as probability, rasterio.open("maps/chip/mask.tif") as mask:
         np.testing.assert_allclose(probability.read(1) / 250, expected, atol=0.5 / 250 + 1e-5)

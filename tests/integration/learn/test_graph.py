@@ -15,6 +15,7 @@ from helpers.paths import CONFIGS
 from terraseg.cli import main
 from terraseg.contracts.bundle import open_bundle
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
+from terraseg.learn.models.load import load_model
 
 _CONFIG = str(CONFIGS / "urban_graphsage.yaml")
 _OUTPUTS = Path("outputs/urban_graphsage")
@@ -92,7 +93,7 @@ def test_a_whole_scene_is_mapped_with_the_bundle() -> None:
 
 def test_the_bundle_gives_the_logits_of_the_checkpoint() -> None:
     state = torch.load(_BEST[1], weights_only=True)["state_dict"]
-    bundle = open_bundle(_OUTPUTS / "bundle").load_model().state_dict()
+    bundle = load_model(open_bundle(_OUTPUTS / "bundle")).state_dict()
     assert {name.removeprefix("model."): value for name, value in bundle.items()}.keys() == {
         name.removeprefix("model.") for name in state if name.startswith("model.")
     }

@@ -31,6 +31,7 @@ from terraseg.contracts.scene import open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.core.memory import peak_memory
 from terraseg.errors import CheckpointError, ConfigError, TerrasegError, WeightsError
+from terraseg.learn.models.load import load_model
 from terraseg.learn.training.make_bundle import bundle_of_checkpoint
 from terraseg.mapping.runtimes.pytorch import TorchPredictor
 
@@ -126,7 +127,7 @@ def test_a_finished_training_resumes_to_its_bundle_without_training_again() -> N
 def test_the_bundle_gives_the_logits_of_the_best_checkpoint_through_terratorch_too() -> None:
     # Trap 9: TerraTorch's own loader failed on a checkpoint with a combined loss.
     stock = LightningInferenceModel.from_config(_CONFIG, _BEST).model.model.eval()
-    ours = open_bundle(_OUTPUTS / "bundle").load_model()
+    ours = load_model(open_bundle(_OUTPUTS / "bundle"))
     image = torch.randn(1, 6, 64, 64)
     with torch.inference_mode():
         assert torch.equal(ours(image), stock(image).output)

@@ -142,7 +142,7 @@ def test_a_job_that_was_interrupted_goes_on_when_the_service_does(root: Path) ->
 
 def test_a_process_dies_with_a_service_that_is_killed(tmp_path: Path) -> None:
     """The real worker, which waits for a lock here, below a parent that is killed as a service would be."""
-    from terraseg.mapping.windows.finished_strips import output_lock
+    from terraseg.core.files import output_lock
 
     folder = tmp_path / "work"
     code = (

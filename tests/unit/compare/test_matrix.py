@@ -12,9 +12,8 @@ from helpers.paths import ROOT
 from terraseg.cli import _parser
 from terraseg.compare.cells import CellResult, evaluation_of, finished, run_cells
 from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix, placed
-from terraseg.core.files import write_json
+from terraseg.core.files import output_lock, write_json
 from terraseg.errors import ConfigError, LabelError, SceneError, TerrasegError, TrainingError, WeightsError
-from terraseg.mapping.windows.finished_strips import output_lock
 
 _CONFIG = ROOT / "configs" / "demo_unet.yaml"
 

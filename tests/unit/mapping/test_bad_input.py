@@ -30,10 +30,10 @@ from terraseg.api import mapping as run
 from terraseg.cli import main
 from terraseg.contracts.scene import Scene
 from terraseg.core.bands import PRITHVI_BANDS
+from terraseg.core.files import output_lock
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.remote import PatientRaster
 from terraseg.mapping.runtimes.predictor import check_fit
-from terraseg.mapping.windows.finished_strips import output_lock
 
 
 @pytest.fixture

@@ -29,10 +29,10 @@ from helpers.predictors import NumpyPredictor, from_neighbours, logit
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
+from terraseg.core.files import output_lock
 from terraseg.errors import CheckpointError, ConfigError, OutputError, SceneError, TerrasegError
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.blend import predict_strips
-from terraseg.mapping.windows.finished_strips import output_lock
 from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
 
 OPTIONS: dict[str, Any] = {"crop": 32, "overlap": 8, "batch_size": 3, "threshold": 0.5}

@@ -30,6 +30,7 @@ from terraseg.contracts.product import find_products
 from terraseg.contracts.scene import Place, find_places, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.errors import SceneError
+from terraseg.learn.models.load import load_model
 from terraseg.mapping.mosaic import mosaic_products
 from terraseg.mapping.runtimes.choose import open_predictor
 from terraseg.mapping.runtimes.export import export_bundle
@@ -76,8 +77,12 @@ class Dates(nn.Module):
 
 
 class DatesBundle(Bundle):
-    def load_model(self) -> nn.Module:
-        return Dates().eval()
+    """A bundle of `Dates`."""
+
+
+@load_model.register
+def _(_: DatesBundle) -> nn.Module:
+    return Dates().eval()
 
 
 def dates_bundle(root: Path) -> DatesBundle:
@@ -140,7 +145,7 @@ def test_the_model_gets_dates_as_in_training_and_gaps_at_the_mean(tmp_path: Path
     means = np.asarray(bundle.info.means)[:, None, None]
     expected = np.where((pixels == 0).any(axis=2, keepdims=True), 0, (pixels - means) / 300).astype(np.float32)
     with torch.inference_mode():
-        logits = bundle.load_model()(torch.from_numpy(expected.swapaxes(1, 2)))
+        logits = load_model(bundle)(torch.from_numpy(expected.swapaxes(1, 2)))
     odds = TorchPredictor(bundle, device="cpu")(pixels.reshape(2, 18, 8, 8))
     np.testing.assert_allclose(odds, (logits[:, 1] - logits[:, 0]) / 1.5, atol=1e-5)
 

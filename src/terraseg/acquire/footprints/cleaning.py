@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _NOT_THERE = ("no", "demolished", "razed", "removed", "destroyed", "proposed", "planned")
 """Values of ``building`` that say that no building stands there (https://wiki.openstreetmap.org/wiki/Key:building)."""
@@ -41,7 +41,7 @@ def clean_footprints(footprints: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, di
     def drop(frame: gpd.GeoDataFrame, reason: str, wrong: _Flags) -> gpd.GeoDataFrame:
         if wrong.any():
             dropped[reason] = int(wrong.sum())
-            _LOG.info("dropped %d footprints: %s", dropped[reason], reason)
+            _log.info("dropped %d footprints: %s", dropped[reason], reason)
             return frame[~wrong]
         return frame
 
@@ -70,7 +70,7 @@ def _repair(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
     invalid = ~shapely.is_valid(geometries) & ~shapely.is_missing(geometries)
     if not invalid.any():
         return frame
-    _LOG.info("repaired %d invalid polygons", int(invalid.sum()))
+    _log.info("repaired %d invalid polygons", int(invalid.sum()))
     mended = geometries.copy()
     mended[invalid] = [_polygons_of(shapely.make_valid(geometry)) for geometry in geometries[invalid]]
     return frame.set_geometry(gpd.GeoSeries(mended, index=frame.index, crs=frame.crs))

@@ -21,7 +21,7 @@ from terraseg.acquire.footprints.sources import read_source
 from terraseg.core.files import atomic_path
 from terraseg.errors import LabelError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 COMPLETENESS_FOLDER = "completeness"
 """Folder beside the footprints; one file an AOI, named like the footprints."""
@@ -66,7 +66,7 @@ def write_completeness(path: Path, *, area: AOI, footprints: gpd.GeoDataFrame, c
         table.to_parquet(temporary, index=False)
     weights = np.asarray(built_areas)
     overall = float(np.average(shares, weights=weights)) if weights.any() else 1.0
-    _LOG.info("the labels cover %.0f %% of the built-up land; %d cells in %s", 100 * overall, len(table), path)
+    _log.info("the labels cover %.0f %% of the built-up land; %d cells in %s", 100 * overall, len(table), path)
 
 
 def _built_up_reader(area: AOI, config: CompletenessConfig) -> Callable[[GeoBox], _Mask]:

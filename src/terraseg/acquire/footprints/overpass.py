@@ -22,7 +22,7 @@ from terraseg.acquire.config import OverpassSource
 from terraseg.core.files import atomic_path
 from terraseg.errors import CatalogueError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _CELL = 0.25
 """Degrees of a query's edge: a dense city of that size is still answered within the usual time limit."""
 
@@ -85,7 +85,7 @@ def _ask(source: OverpassSource, query: str) -> bytes:
     for attempt in range(source.retries + 1):
         if attempt:
             pause = source.backoff * 2 ** (attempt - 1)
-            _LOG.warning("Overpass: %s; again in %g s", reason, pause)
+            _log.warning("Overpass: %s; again in %g s", reason, pause)
             time.sleep(pause)
         try:
             answer = requests.post(address, data={"data": query}, headers=headers, timeout=(30, source.timeout + 30))

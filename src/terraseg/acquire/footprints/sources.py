@@ -25,7 +25,7 @@ from terraseg.acquire.footprints.overpass import fetch_osm
 from terraseg.contracts.footprints import DENSE, FootprintSource, write_footprints
 from terraseg.errors import LabelError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _OSM_LAYER = "multipolygons"  # GDAL assembles closed ways and multipolygon relations into it
 _OSM_SCRATCH_MB = 8
 _Tags = Mapping[str, Literal[True] | tuple[str, ...]]
@@ -56,7 +56,7 @@ def write_labels(path: str | Path, *, area: shapely.Geometry, config: LabelsConf
     missing = clean["id"].isna()
     clean.loc[missing, "id"] = [f"{source.source}/{number}" for number in np.flatnonzero(missing)]
     write_footprints(path, clean, source.model_copy(update={"dropped": dropped}))
-    _LOG.info("wrote %d footprints to %s (%s)", len(clean), path, source.attribution)
+    _log.info("wrote %d footprints to %s (%s)", len(clean), path, source.attribution)
     return clean
 
 

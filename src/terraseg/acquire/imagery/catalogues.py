@@ -20,7 +20,7 @@ from terraseg.core.bands import BANDS
 from terraseg.core.offsets import boa_offset, processing_baseline
 from terraseg.errors import CatalogueError, ConfigError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _RETRY_STATUS = (429, 500, 502, 503, 504)
 _L2A_BANDS = [known for known in BANDS if known.name != "B10"]
 
@@ -159,7 +159,7 @@ def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> 
         and scene.footprint.intersects(area)
     ]
     chosen_scenes = _least_cloudy(_newest_processing(kept), config.scenes_per_tile)
-    _LOG.info("%d of %d scenes found are composited", len(chosen_scenes), len(scenes))
+    _log.info("%d of %d scenes found are composited", len(chosen_scenes), len(scenes))
     if not chosen_scenes:
         raise CatalogueError(
             f"no scene of {chosen.url} from {period.start} to {period.end} with at most {config.max_cloud_cover:g} % "

@@ -25,7 +25,7 @@ from terraseg.core.offsets import HISTOGRAM_BINS, dark_values, offset_contradict
 from terraseg.core.tasks import run_tasks
 from terraseg.errors import OutputError, SceneError
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _WRITING = {"GDAL_CACHEMAX": 32 * 2**20}  # bytes; the default is 5 % of the machine, which bounds nothing
 _READING = {
@@ -61,7 +61,7 @@ def write_composite(
     fingerprint = _fingerprint(geobox, scenes, config)
     if path.exists():
         if open_scene(path).item["properties"].get(FINGERPRINT) == fingerprint:
-            _LOG.info("%s is up to date", path)
+            _log.info("%s is up to date", path)
             return path
         raise OutputError(
             f"{path} was made from other scenes or in another way", fix="delete it, or choose another --output"
@@ -102,7 +102,7 @@ def _block_folder(path: Path, key: str) -> Path:
     folder = path.with_name(f".{path.stem}.{key}.blocks")
     for stale in path.parent.glob(f".{path.stem}.*.blocks"):
         if stale != folder:
-            _LOG.info("removing the blocks of an unfinished run with other settings, %s", stale)
+            _log.info("removing the blocks of an unfinished run with other settings, %s", stale)
             shutil.rmtree(stale)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _results(folder: Path, tasks: Sequence[BlockTask], *, workers: int, schedule
     for task in tasks:
         (left if _block_file(folder, task.index).exists() else todo).append(task)
     if left:
-        _LOG.info("resuming: %d of %d blocks are there", len(left), len(tasks))
+        _log.info("resuming: %d of %d blocks are there", len(left), len(tasks))
     for task in left:
         with np.load(_block_file(folder, task.index)) as arrays:
             yield BlockResult(task.index, arrays["pixels"], arrays["histograms"])
@@ -184,5 +184,5 @@ def _checked_dark(
             "acquire.offset_check: warn",
         )
     for contradiction in contradictions:
-        _LOG.warning("%s", contradiction)
+        _log.warning("%s", contradiction)
     return dark

@@ -26,7 +26,7 @@ from terraseg.errors import CatalogueError, SceneError
 # rasterio 1.4 warns of the target of a warp, an array, though its transform is given.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rasterio.warp")
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 _NODATA_CLASSES = (0, 1)
 _SCL_GSD = 20
 _SCL_SIZE = 256
@@ -114,7 +114,7 @@ def compute_block(task: BlockTask) -> BlockResult:
                     fix="run the same command again later, it resumes; or leave the item out with acquire.exclude",
                 ) from error
             pause = task.backoff * 2**attempt
-            _LOG.warning("block %d: %s; again in %g s", task.index, reason, pause)
+            _log.warning("block %d: %s; again in %g s", task.index, reason, pause)
             time.sleep(pause)
             attempt += 1
 

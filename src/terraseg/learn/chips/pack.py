@@ -6,7 +6,6 @@ moment when every chip is read and compared with its checksum, so a swapped, cha
 
 import json
 import logging
-import os
 import shutil
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from rich.progress import track
 from terraseg.contracts.dataset import IGNORE, ChipDataset, Split, chip_checksum, pairs_on_disk
 from terraseg.core.files import atomic_folder, write_json
 from terraseg.core.normalise import unobserved
+from terraseg.core.tasks import processors
 from terraseg.errors import DatasetError
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ def _store_chips(
         has_class[position] = (mask > 0).any()
         observed[position] = not unobserved(image, nodata=dataset.info.nodata).any()
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=len(processors())) as pool:
         done = pool.map(store, range(count))
         for _ in track(done, total=count, description=f"packing {split}"):
             pass

@@ -36,7 +36,7 @@ from terraseg.errors import WeightsError
 from terraseg.learn.models.backbones.base import Backbone, State
 from terraseg.learn.models.build import backbone_of, is_adapted, is_smp
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 HUB, HUB_OR_RANDOM, RANDOM = "hub", "hub-or-random", "random"
 
@@ -68,9 +68,7 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
     encoder, backbone = backbone_of(model), str(model_args["backbone"])
     if weights == RANDOM:
         if is_adapted(model):
-            logger.warning(
-                "The RANDOM weights of %s stay as they are: peft_config trains its adapters alone.", backbone
-            )
+            _log.warning("The RANDOM weights of %s stay as they are: peft_config trains its adapters alone.", backbone)
         return "random"
     if weights in (HUB, HUB_OR_RANDOM):
         try:
@@ -78,7 +76,7 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
                 state, statement = _from_hub(model, backbone, model_args)
         except OSError as error:  # what the hub's client, timm and torch.hub raise is all an OSError
             if weights == HUB_OR_RANDOM:
-                logger.warning("The hub can't be reached: %s starts from RANDOM weights.", backbone)
+                _log.warning("The hub can't be reached: %s starts from RANDOM weights.", backbone)
                 return "random (hub unreachable)"
             raise WeightsError(
                 f"the pretrained weights of {backbone} can't be fetched and are not in the local cache",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from terraseg.contracts.dataset import IGNORE
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _STEPS = 250
 """Probabilities are kept in steps of 1/250, like those of the maps (`terraseg.contracts.product.PROBABILITY_SCALE`)."""
@@ -75,11 +75,11 @@ class CalibrationCounts:
         """
         index = int(self._nll.argmin())
         if index in (0, len(_TEMPERATURES) - 1):
-            logger.warning("The validation split can't tell the temperature; it stays 1.")
+            _log.warning("The validation split can't tell the temperature; it stays 1.")
             index = len(_TEMPERATURES) // 2
         others, own = self._counts[index].double().cpu()
         if own.sum() == 0:
-            logger.warning("The validation split has no pixel of class %d; the threshold stays 0.5.", self.positive)
+            _log.warning("The validation split has no pixel of class %d; the threshold stays 0.5.", self.positive)
             return Calibration(float(_TEMPERATURES[index]), 0.5, math.nan)
         # hits[k] and alarms[k]: pixels at or above level k
         hits, alarms = own.flip(0).cumsum(0).flip(0), others.flip(0).cumsum(0).flip(0)

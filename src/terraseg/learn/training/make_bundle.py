@@ -20,9 +20,10 @@ from terraseg.errors import CheckpointError, ConfigError, DatasetError
 from terraseg.learn.check.config import declared_licence, read_config
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import build_model, check_inputs, set_statistics
+from terraseg.learn.models.load import weights_of
 from terraseg.learn.training.calibration import Calibration, CalibrationCounts
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 RECORD = "terraseg"
 """Key of a checkpoint under which it says what it was trained as."""
@@ -229,9 +230,9 @@ def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: 
         licence=licence,
         **arguments,
     )
-    bundle = write_bundle(root, info=info, model=model, config=Path(config).read_text(encoding="utf-8"))
+    bundle = write_bundle(root, info=info, weights=weights_of(model), config=Path(config).read_text(encoding="utf-8"))
     write_json(root / _SOURCE, source)
-    logger.info(
+    _log.info(
         "bundle of %s: validation IoU %.3f at threshold %.3f, temperature %.2f",
         checkpoint, calibration.iou, calibration.threshold, calibration.temperature,
     )  # fmt: skip

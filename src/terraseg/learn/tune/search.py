@@ -30,12 +30,11 @@ from optuna.trial import FrozenTrial, TrialState
 from terratorch.cli_tools import build_lightning_cli
 
 from terraseg.contracts.dataset import open_dataset
-from terraseg.core.files import atomic_path
+from terraseg.core.files import atomic_path, output_lock
 from terraseg.errors import ConfigError, TerrasegError, TrainingError
 from terraseg.learn.check.config import read_config
 from terraseg.learn.training.one_line_errors import out_of_memory
 from terraseg.learn.tune.space import Search, check_space, flattened, overlay, read_search, trial_config
-from terraseg.mapping.windows.finished_strips import output_lock
 
 _log = logging.getLogger(__name__)
 

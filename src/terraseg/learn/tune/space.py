@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any, Self
 
 from optuna import Trial
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from terraseg.core.files import read_yaml
+from terraseg.core.settings import Strict
 from terraseg.errors import ConfigError
 
 _WRITERS = ("ModelCheckpoint", "BundleWriter", "MetricsTable", "Timings", "LearningRateMonitor", "RichProgressBar")
 """Callbacks that a trial goes without: they write, show, or need a logger. The others belong to the training."""
 
 
-class Values(BaseModel):
+class Values(Strict):
     """The values of one key: ``low`` to ``high``, or one of ``choices``.
 
     Attributes:
@@ -25,7 +26,6 @@ class Values(BaseModel):
         choices: plain values.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     low: int | float | None = None
     high: int | float | None = None
     log: bool = False
@@ -52,7 +52,7 @@ class Values(BaseModel):
         return trial.suggest_float(key, low, high, log=self.log)
 
 
-class Search(BaseModel):
+class Search(Strict):
     """The file.
 
     Attributes:
@@ -64,7 +64,6 @@ class Search(BaseModel):
         space: values by the dotted key of the experiment's config.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
     trials: int = Field(ge=1)
     max_steps: int = Field(ge=1)
     val_check_interval: int = Field(ge=1)

@@ -20,7 +20,7 @@ from urllib3 import Retry
 
 from terraseg.errors import SceneError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _PREFIX = "/vsicurl?"
 _RETRIES = 3
@@ -95,7 +95,7 @@ def url_identity(url: str) -> list[str | None]:
     headers = _ask("HEAD", url).headers
     identity = [headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
     if not any(identity[:2]):
-        logger.warning("%s has neither ETag nor Last-Modified: a stopped run can't resume", without_secrets(url))
+        _log.warning("%s has neither ETag nor Last-Modified: a stopped run can't resume", without_secrets(url))
         return [_THIS_RUN, identity[2]]
     return identity
 
@@ -146,7 +146,7 @@ class PatientRaster:
             try:
                 return self._read(indexes, **options)
             except RasterioIOError as error:
-                logger.warning("%s: %s; again in %g s", self.name, error.__cause__ or error, _PAUSE * 2**attempt)
+                _log.warning("%s: %s; again in %g s", self.name, error.__cause__ or error, _PAUSE * 2**attempt)
                 time.sleep(_PAUSE * 2**attempt)
                 self._reopen()
         return self._read(indexes, **options)
@@ -166,7 +166,7 @@ class PatientRaster:
                 try:
                     rasterio.open(name).close()
                 except RasterioIOError:  # what was closed is forgotten all the same; the next read will tell
-                    logger.debug("%s does not open", name)
+                    _log.debug("%s does not open", name)
         self._source = rasterio.open(self._path)
 
 

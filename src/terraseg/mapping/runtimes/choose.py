@@ -4,7 +4,6 @@
 
     <bundle>/runtimes/model.onnx        ONNX Runtime and OpenVINO both read it (and model.onnx.data beyond 2 GB)
     <bundle>/runtimes/model_int8.onnx   the same, quantised, for OpenVINO, unless there was nothing to quantise
-    <bundle>/runtimes/model_<hash>.so   machine code for this kind of processor, if it was asked for
     <bundle>/runtimes/parity.json       `ExportRecord`
 """
 
@@ -15,25 +14,22 @@ from pathlib import Path
 
 import openvino
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from terraseg.contracts.bundle import Bundle
 from terraseg.core.files import sha256_of_file
+from terraseg.core.settings import Strict
 from terraseg.errors import CheckpointError, ConfigError
-from terraseg.mapping.compiled import CompiledPredictor, compiled_name
 from terraseg.mapping.runtimes.onnx_openvino import OnnxPredictor, OpenVinoPredictor
 from terraseg.mapping.runtimes.pytorch import BundlePredictor, Precision, TorchPredictor, torch_device
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Version of parity.json; a reader refuses others."""
 
-COMPILE = "torch-compile"
-"""The runtime whose exported file is machine code."""
-
 RUNTIMES = (
-    "torch", "torch-bf16", COMPILE, "onnx", "openvino", "openvino-bf16", "openvino-int8", "openvino-int8-bf16",
+    "torch", "torch-bf16", "onnx", "openvino", "openvino-bf16", "openvino-int8", "openvino-int8-bf16",
 )  # fmt: skip
 """What a bundle can run on; the first is the reference."""
 
@@ -45,7 +41,7 @@ MODEL, QUANTISED = "model.onnx", "model_int8.onnx"
 _FOLDER, _RECORD = "runtimes", "parity.json"
 
 
-class Parity(BaseModel):
+class Parity(Strict):
     """One runtime against PyTorch in single precision, on real chips.
 
     Attributes:
@@ -54,8 +50,6 @@ class Parity(BaseModel):
         images_per_s: chips a second, normalisation included; of others than PyTorch its own, times how many times as
             fast they were in passes that followed each other.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_dp: float
     class_changes: float
@@ -67,7 +61,7 @@ class Parity(BaseModel):
         return self.class_changes <= CLASS_CHANGES
 
 
-class ExportRecord(BaseModel):
+class ExportRecord(Strict):
     """parity.json.
 
     Attributes:
@@ -81,8 +75,6 @@ class ExportRecord(BaseModel):
         machine: processor and versions; elsewhere speed and rounding are others.
         runtimes: parity and speed of each that this processor has.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: int = FORMAT
     weights_hash: str
@@ -149,8 +141,7 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
 
     Args:
         runtime: one of `RUNTIMES`, or ``auto``: on a CPU the fastest one of the export that passed parity on such a
-            machine, PyTorch in single precision otherwise. Never the compiled model: it is machine code, and whoever
-            opens another's bundle has to want that.
+            machine, PyTorch in single precision otherwise.
         device: ``auto``, ``cpu``, ``cuda``, ...
         crop: side of the windows to come; an exported model takes the bundle's tile size alone.
 
@@ -162,7 +153,7 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
         raise ConfigError(f"no runtime {runtime!r}", expected=f"auto, {', '.join(RUNTIMES)}")
     if runtime == "auto":
         runtime, reason = _fastest(bundle, device=device, crop=crop)
-        logger.info("runtime %s: %s", runtime, reason)
+        _log.info("runtime %s: %s", runtime, reason)
     if runtime == "torch":
         return TorchPredictor(bundle, device=device)
     if runtime == "torch-bf16":
@@ -172,25 +163,11 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
     record, folder = read_record(bundle), runtimes_folder(bundle)
     parity = record.runtimes.get(runtime)
     if parity is not None and not parity.passed:
-        logger.warning(
+        _log.warning(
             "runtime %s changes the class of %.2f %% of pixels, more than %g %%",
             runtime, 100 * parity.class_changes, 100 * CLASS_CHANGES,
         )  # fmt: skip
-    if runtime == COMPILE:
-        _check_machine(record)
     return exported_predictor(bundle, runtime, folder, record.files)
-
-
-def _check_machine(record: ExportRecord) -> None:
-    """Whether a compiled model is for this machine: elsewhere an instruction that is missing would end the process."""
-    this = this_machine()
-    for fact in ("processor", "instructions", "torch"):
-        if record.machine.get(fact) != this[fact]:
-            raise ConfigError(
-                f"the model was compiled for other {fact} ({record.machine.get(fact)})",
-                expected=this[fact],
-                fix="export with --compile on this machine, or --runtime torch",
-            )
 
 
 def exported_predictor(bundle: Bundle, runtime: str, folder: Path, files: Mapping[str, str]) -> BundlePredictor:
@@ -201,14 +178,8 @@ def exported_predictor(bundle: Bundle, runtime: str, folder: Path, files: Mappin
         files: SHA-256 of each by its name.
 
     Raises:
-        ConfigError: the file is not there, as there was nothing to quantise or it was not to be compiled; or this
-            processor can't run it.
+        ConfigError: the file is missing, because there was nothing to quantise, or this processor can't run it.
     """
-    if runtime == COMPILE:
-        library = compiled_name(files)
-        if library is None:
-            raise ConfigError("nothing was compiled: the export has no model_*.so", fix="terraseg export --compile")
-        return CompiledPredictor(bundle, folder / library, digest=files[library])
     quantised = runtime.startswith("openvino-int8")
     name = QUANTISED if quantised else MODEL
     if name not in files:
@@ -236,15 +207,13 @@ def _fastest(bundle: Bundle, *, device: str, crop: int) -> tuple[str, str]:
         return "torch", f"the export takes crops of {bundle.info.tile_size} px, not of {crop} px"
     if record.machine != this_machine():
         return "torch", "parity was measured on another machine or with other versions, see `terraseg export`"
-    passed = {name: parity for name, parity in record.runtimes.items() if parity.passed and name != COMPILE}
+    passed = {name: parity for name, parity in record.runtimes.items() if parity.passed and name in RUNTIMES}
     name = max(passed, key=lambda name: passed[name].images_per_s)
     best = passed[name]
     faster = {other: parity for other, parity in record.runtimes.items() if parity.images_per_s > best.images_per_s}
     beyond = [other for other, parity in faster.items() if not parity.passed]
-    compiled = COMPILE in faster and faster[COMPILE].passed
     return name, (
         f"the fastest within parity, {best.images_per_s / record.runtimes['torch'].images_per_s:.1f} x torch, "
         f"class changes {100 * best.class_changes:.3g} %"
         + (f"; faster but beyond parity: {', '.join(beyond)}" if beyond else "")
-        + (f"; faster but machine code, for --runtime alone: {COMPILE}" if compiled else "")
     )

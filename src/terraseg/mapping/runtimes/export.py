@@ -22,12 +22,11 @@ from terraseg.core.bands import band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.normalise import never_observed
 from terraseg.errors import CheckpointError, ConfigError, SceneError
-from terraseg.mapping.compiled import check_compiler, compile_model, compiled_name
+from terraseg.learn.models.load import load_model
 from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
 from terraseg.mapping.runtimes.attention import attention
 from terraseg.mapping.runtimes.choose import (
     CLASS_CHANGES,
-    COMPILE,
     MODEL,
     QUANTISED,
     RUNTIMES,
@@ -45,7 +44,7 @@ from terraseg.mapping.runtimes.predictor import check_fit, readable
 from terraseg.mapping.runtimes.pytorch import BundlePredictor, TorchPredictor
 from terraseg.mapping.runtimes.quantise import quantise_model
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _ROUNDS, _SECONDS = 3, 4.0
 """Least number of timed passes over the chips, and least time for them."""
@@ -59,7 +58,6 @@ def export(
     input: str | Path | Sequence[str | Path],  # noqa: A002 -- the name of the option
     chips: int = 64,
     batch_size: int = 8,
-    compiled: bool = False,
 ) -> ExportRecord:
     """Export the bundle's model to ``<bundle>/runtimes`` and measure every runtime on chips of scenes.
 
@@ -69,27 +67,21 @@ def export(
         chips: how many to cut, evenly over the scenes: every second one to compare on, the others to calibrate the
             quantised model with.
         batch_size: chips of one forward.
-        compiled: compile the model with PyTorch's compiler, too, for processors like this one.
 
     Raises:
-        ConfigError: there is no C++ compiler to compile with.
-        CheckpointError: PyTorch can't export or compile the model.
+        CheckpointError: PyTorch can't export the model.
         SceneError: no pixel of the scenes has an observation, or they are none for this model.
         OutputError: the bundle can't be written.
     """
     if chips < 1 or batch_size < 1:
         raise ConfigError(f"{chips} chips in batches of {batch_size}", expected="1 or more")
-    if compiled:
-        check_compiler()
     model, given = open_bundle(bundle), [input] if isinstance(input, str | Path) else input
     with room_for_inputs() as folder:
         places = places_at(given, folder, frames=model.info.frames)
-        return export_bundle(model, places, chips=chips, batch_size=batch_size, compiled=compiled)
+        return export_bundle(model, places, chips=chips, batch_size=batch_size)
 
 
-def export_bundle(
-    bundle: Bundle, places: Sequence[Place], *, chips: int, batch_size: int, compiled: bool = False
-) -> ExportRecord:
+def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_size: int) -> ExportRecord:
     """What `export` does, with bundle and places opened."""
     reference = TorchPredictor(bundle, device="cpu")
     for place in places:
@@ -98,8 +90,6 @@ def export_bundle(
     pixels, calibration = pixels[::2], pixels[1::2]
     with atomic_folder(runtimes_folder(bundle)) as folder:
         export_model(bundle, folder / MODEL, batch_size=batch_size)
-        if compiled:
-            compile_model(bundle.load_model(), _example(bundle, 2), folder)
         batches = [filled(reference.normalised(batch), batch_size) for batch in _batches(calibration, batch_size)]
         quantised = quantise_model(folder / MODEL, folder / QUANTISED, batches)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
@@ -127,9 +117,9 @@ def export_model(bundle: Bundle, path: Path, *, batch_size: int) -> None:
     Raises:
         CheckpointError: PyTorch can't export the model.
     """
-    model = bundle.load_model()
+    model = load_model(bundle)
     if not _exported(model, _example(bundle, 2), path, dynamic=True):
-        logger.info("the model's batch can't be dynamic: exported for batches of %d", batch_size)
+        _log.info("the model's batch can't be dynamic: exported for batches of %d", batch_size)
         _exported(model, _example(bundle, batch_size), path, dynamic=False)
 
 
@@ -207,15 +197,13 @@ def _measure(
     measured = {RUNTIMES[0]: Parity(max_dp=0, class_changes=0, images_per_s=images_per_s)}
     observed = ~never_observed(chips, frames=bundle.info.frames, nodata=NODATA)
     for runtime in RUNTIMES[1:]:
-        if runtime == COMPILE and compiled_name(files) is None:
-            continue  # as nobody asked for it
         try:
             if runtime == "torch-bf16":
                 predictor: BundlePredictor = TorchPredictor(bundle, device="cpu", precision="bfloat16")
             else:
                 predictor = exported_predictor(bundle, runtime, folder, files)
         except ConfigError as error:
-            logger.warning("runtime %s is left out: %s", runtime, error)
+            _log.warning("runtime %s is left out: %s", runtime, error)
             continue
         answer = _probability(predictor, chips, batch_size=batch_size)
         if not np.isfinite(answer[observed]).all():

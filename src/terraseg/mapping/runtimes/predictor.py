@@ -18,7 +18,7 @@ from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster
 from terraseg.mapping.inputs.vrt import remote_sources
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _LOOK = 256
 """Longer side of the coarse look at a scene's values, in pixels."""
@@ -175,7 +175,7 @@ def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> Non
         look = _look(source, indexes, height=height, width=width)
     valid = look[:, np.all(look != NODATA, axis=0)]
     if valid.shape[1] == 0:
-        logger.warning("%s: no valid pixel in a coarse look", scene.path)
+        _log.warning("%s: no valid pixel in a coarse look", scene.path)
         return
     # Water is dark in some bands and snow bright in others: only a factor in most bands is another unit.
     ratio = float(np.median(np.median(valid, axis=1) / np.asarray(predictor.means)))

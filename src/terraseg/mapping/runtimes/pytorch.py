@@ -12,6 +12,7 @@ from torch import Tensor
 from terraseg.contracts.bundle import Bundle
 from terraseg.core.normalise import model_input
 from terraseg.errors import ConfigError
+from terraseg.learn.models.load import load_model
 
 Precision = Literal["float32", "bfloat16"]
 """What the model computes in; inputs and logits are float32 always."""
@@ -98,7 +99,7 @@ class TorchPredictor(BundlePredictor):
         self._device, self._precision = torch_device(device), precision
         runtime = {"runtime": f"torch {torch.__version__}", "device": self._device.type, "precision": precision}
         super().__init__(bundle, runtime=runtime)
-        self._model = bundle.load_model().to(self._device).eval()
+        self._model = load_model(bundle).to(self._device).eval()
         # `import terratorch` sets "medium", with which results depend on the kind of CPU.
         torch.set_float32_matmul_precision("highest")
 

@@ -1,73 +1,24 @@
 """What an unfinished prediction keeps beside its product: a lock, and the rows that are done."""
 
-import fcntl
-import hashlib
 import io
 import itertools
 import json
 import logging
-import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.core.files import atomic_path, output_error, write_json
-from terraseg.errors import BusyError, OutputError
+from terraseg.core.files import atomic_path, write_json
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
 """How often to look whether a strip is there: it may come from another process, of another machine even."""
-
-
-def fingerprint(settings: dict[str, Any]) -> str:
-    """Hex SHA-256 of everything that may change a pixel."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-@contextmanager
-def output_lock(root: Path) -> Iterator[None]:
-    """Hold a product's folder for this run; the kernel lets go of the lock however the run ends.
-
-    A folder that wasn't there and in which nothing was left goes again.
-
-    Raises:
-        BusyError: another run holds it.
-        OutputError: the folder can't be written.
-    """
-    path, is_new = root / ".lock", not root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
-    except OSError as error:
-        failure = output_error(error, root)
-        if failure is error:  # whatever it is, only the output was touched
-            failure = OutputError(f"{root} can't be written ({error.strerror})", fix="choose another --output")
-        raise failure from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before removed the file: a lock on the removed one is worth nothing.
-            if os.fstat(handle.fileno()).st_nlink == 0:
-                raise BlockingIOError
-        except BlockingIOError:
-            raise BusyError(
-                f"{root} is being written by another run", fix="wait for it, or choose another --output"
-            ) from None
-        try:
-            for stale in root.glob(".*.part*"):  # of killed runs: nobody else writes here now
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            yield
-        finally:
-            path.unlink()
-            if is_new and not any(root.iterdir()):
-                root.rmdir()
 
 
 class FinishedStrips:
@@ -84,7 +35,7 @@ class FinishedStrips:
         manifest = self.folder / "manifest.json"
         known = json.loads(manifest.read_text(encoding="utf-8"))["fingerprint"] if manifest.is_file() else None
         if known not in (None, fingerprint):
-            logger.warning("%s: scene, model or settings have changed; the prediction starts again", root)
+            _log.warning("%s: scene, model or settings have changed; the prediction starts again", root)
         if known != fingerprint:
             self.remove()
         write_json(manifest, {"fingerprint": fingerprint})

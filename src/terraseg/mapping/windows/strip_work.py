@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from terraseg.contracts.scene import Place, Scene
 from terraseg.core.raster import COG_BLOCK
-from terraseg.core.workers import core_shares
+from terraseg.core.tasks import core_shares
 from terraseg.mapping.inputs.vrt import remote_sources
 from terraseg.mapping.outputs.layers import Layer
 from terraseg.mapping.runtimes.predictor import Predictor
@@ -22,7 +22,7 @@ from terraseg.mapping.windows.blend import FinishedStrip
 from terraseg.mapping.windows.finished_strips import FinishedStrips
 from terraseg.mapping.windows.grid import WindowGrid
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _CACHE_BYTES = 4 << 20
 """GDAL's block cache beside what a row of blocks needs."""
@@ -56,7 +56,7 @@ class StripWork:
         name, total = self.place[0].name, self.strips.count
         before = total - sum(map(len, parts))
         if before and progress:
-            logger.info("%s: goes on after %d of %d rows of windows", name, before, total)
+            _log.info("%s: goes on after %d of %d rows of windows", name, before, total)
         written: Future[None] | None = None
         with progress_of_rows(disable=not progress) as bar, ThreadPoolExecutor(1, "write-behind") as writer:
             task = bar.add_task(f"predict {name}", total=total, completed=before)

@@ -7,6 +7,7 @@ import torch
 from terraseg.contracts.bundle import BundleInfo, open_bundle, write_bundle
 from terraseg.errors import CheckpointError
 from terraseg.learn.models.build import build_model
+from terraseg.learn.models.load import load_model, weights_of
 
 _MODEL_ARGS = {
     "backbone": "timm_tf_efficientnet_lite0",
@@ -33,12 +34,12 @@ def model() -> torch.nn.Module:
 
 @pytest.fixture
 def root(tmp_path: Path, model: torch.nn.Module) -> Path:
-    return write_bundle(tmp_path / "bundle", info=_INFO, model=model, config="lr: 1\n").root
+    return write_bundle(tmp_path / "bundle", info=_INFO, weights=weights_of(model), config="lr: 1\n").root
 
 
 def test_the_loaded_model_gives_bit_equal_logits(root: Path, model: torch.nn.Module) -> None:
     image = torch.randn(2, 2, 64, 96)
-    loaded = open_bundle(root).load_model()
+    loaded = load_model(open_bundle(root))
     assert not loaded.training
     with torch.inference_mode():
         assert torch.equal(loaded(image), model(image).output)
@@ -51,7 +52,7 @@ def test_what_was_written_is_read(root: Path) -> None:
 
 
 def test_writing_again_replaces_the_bundle_in_one_step(root: Path, model: torch.nn.Module) -> None:
-    write_bundle(root, info=_INFO.model_copy(update={"threshold": 0.9}), model=model, config="")
+    write_bundle(root, info=_INFO.model_copy(update={"threshold": 0.9}), weights=weights_of(model), config="")
     assert open_bundle(root).info.threshold == 0.9
     assert [path.name for path in root.parent.iterdir()] == ["bundle"]
 
@@ -90,6 +91,6 @@ def test_changed_weights_are_refused(root: Path) -> None:
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, model: torch.nn.Module) -> None:
     other = _INFO.model_copy(update={"model_args": {**_MODEL_ARGS, "decoder_channels": [16] * 5}})
-    bundle = write_bundle(tmp_path / "bundle", info=other, model=model, config="")
+    bundle = write_bundle(tmp_path / "bundle", info=other, weights=weights_of(model), config="")
     with pytest.raises(CheckpointError, match="doesn't load into the architecture"):
-        bundle.load_model()
+        load_model(bundle)

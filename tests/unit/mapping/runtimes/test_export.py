@@ -18,6 +18,7 @@ from terraseg.cli import main
 from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.scene import Scene
 from terraseg.errors import CheckpointError, ConfigError, SceneError
+from terraseg.learn.models.load import load_model
 from terraseg.mapping.runtimes import choose as parity
 from terraseg.mapping.runtimes import export
 from terraseg.mapping.runtimes import onnx_openvino as exported
@@ -53,8 +54,12 @@ class Net(nn.Module):
 
 
 class NetBundle(Bundle):
-    def load_model(self) -> nn.Module:
-        return Net(self.info.experiment).eval()
+    """A bundle of `Net`."""
+
+
+@load_model.register
+def _(bundle: NetBundle) -> nn.Module:
+    return Net(bundle.info.experiment).eval()
 
 
 def net(root: Path, **changes: Any) -> NetBundle:
@@ -183,29 +188,6 @@ def test_a_model_that_openvino_can_not_run_is_one_line(tmp_path: Path) -> None:
         exported_predictor(net(tmp_path), "openvino-int8", tmp_path, {"model_int8.onnx": "123"})
 
 
-def test_a_library_that_can_not_be_loaded_is_one_line(tmp_path: Path) -> None:
-    (tmp_path / "model_123.so").write_bytes(b"garbage")
-    with pytest.raises(ConfigError, match=r"^model_123\.so can't be loaded \(.+\); to mend it: --runtime torch"):
-        exported_predictor(net(tmp_path), "torch-compile", tmp_path, {"model_123.so": "123"})
-
-
-def test_what_was_not_compiled_is_one_line(bundle: NetBundle) -> None:
-    with pytest.raises(ConfigError, match="nothing was compiled: the export has no .* terraseg export --compile"):
-        open_predictor(bundle, runtime="torch-compile", device="cpu", crop=32)
-
-
-def test_auto_never_takes_machine_code(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
-    speeds = {"torch": 10, "onnx": 20, "torch-compile": 30}
-    edit(
-        bundle,
-        runtimes={name: {"max_dp": 0, "class_changes": 0, "images_per_s": speed} for name, speed in speeds.items()},
-    )
-    with caplog.at_level(logging.INFO, "terraseg"):
-        predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
-    assert predictor.provenance["runtime"].startswith("onnxruntime")
-    assert "; faster but machine code, for --runtime alone: torch-compile" in caplog.text
-
-
 def test_auto_takes_the_fastest_that_passed(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
     rows = {"torch": (0, 10), "openvino": (0, 20), "onnx": (0.005, 30), "openvino-int8": (0.006, 40)}
     edit(
@@ -248,7 +230,7 @@ def test_without_an_export_auto_is_pytorch_and_others_are_refused(
         predictor = open_predictor(net(tmp_path), runtime="auto", device="cpu", crop=32)
     assert predictor.provenance["precision"] == "float32"
     assert "nothing is exported" in caplog.text
-    for runtime in ("torch-compile", "onnx", "openvino", "openvino-bf16", "openvino-int8"):
+    for runtime in ("onnx", "openvino", "openvino-bf16", "openvino-int8"):
         with pytest.raises(CheckpointError, match="has not been exported: .* terraseg export --bundle"):
             open_predictor(net(tmp_path), runtime=runtime, device="cpu", crop=32)
 

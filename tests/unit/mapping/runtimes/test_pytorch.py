@@ -12,6 +12,7 @@ from helpers.factories import make_info, make_scene
 from terraseg.api import mapping as run
 from terraseg.contracts.product import find_products
 from terraseg.errors import ConfigError
+from terraseg.learn.models.load import load_model
 from terraseg.mapping.runtimes.pytorch import TorchPredictor
 
 
@@ -26,7 +27,7 @@ def test_log_odds_are_those_of_the_calibrated_softmax(tmp_path: Path, classes: d
     odds = TorchPredictor(bundle, device="cpu")(pixels)
     means = np.asarray(bundle.info.means)[:, None, None]
     with torch.inference_mode():
-        logits = bundle.load_model()(torch.from_numpy(((pixels - means) / 300).astype(np.float32)))
+        logits = load_model(bundle)(torch.from_numpy(((pixels - means) / 300).astype(np.float32)))
         expected = logits.softmax(dim=1)[:, 1].numpy()
     assert odds.dtype == np.float32
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), expected, atol=1e-5)

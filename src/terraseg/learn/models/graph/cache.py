@@ -7,7 +7,6 @@ any time.
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
@@ -20,6 +19,7 @@ from rich.progress import track
 
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.core.files import atomic_folder, write_json
+from terraseg.core.tasks import processors
 from terraseg.errors import ConfigError
 from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
@@ -90,7 +90,7 @@ def _store(path: Path, pack: Pack, *, rule: SuperpixelRule, to_input: ToInput, s
     def store(position: int) -> None:
         kept[position] = rule.divide(to_input(pack.images[position]))
 
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ThreadPoolExecutor(max_workers=len(processors())) as pool:
         for _ in track(pool.map(store, range(count)), total=count, description=f"superpixels {split}"):
             pass
     kept.flush()
