@@ -21,7 +21,7 @@ class TerrasegError(Exception):
         if expected:
             parts.append(f"expected {expected.rstrip('.')}")
         if fix:
-            parts.append(f"to mend it: {fix.rstrip('.')}")
+            parts.append(f"to fix it: {fix.rstrip('.')}")
         super().__init__("; ".join(" ".join(part.split()) for part in parts) + ".")
 
 

@@ -58,9 +58,9 @@ def test_a_sound_model_has_no_findings(config):
     [
         (
             {"backbone": "prithvi_100M"},
-            "error: model.init_args.model_args.backbone: unknown name 'prithvi_100M'; to mend it: did you mean prithvi",
+            "error: model.init_args.model_args.backbone: unknown name 'prithvi_100M'; to fix it: did you mean prithvi",
         ),
-        ({"decoder": "UNetDecodr"}, "'UNetDecodr'; to mend it: did you mean UNetDecoder"),
+        ({"decoder": "UNetDecodr"}, "'UNetDecodr'; to fix it: did you mean UNetDecoder"),
         ({"necks": [{"name": "SelectIndexes"}]}, "error: model.init_args.model_args.necks.0.name: unknown name"),
         ({"img_size": 224, "decoder_chanels": 3}, "error: model.init_args.model_args: the model can't be built"),
         ({"backbone_in_chans": 7}, "error: model.init_args.model_args: the data gives the bands B02, B03, B04"),
@@ -79,7 +79,7 @@ def test_unknown_keys_and_classes_are_named(config):
     config["data"]["init_args"]["batchsize"] = 4
     config["model"]["class_path"] = "terraseg.learn.task.Nothing"
     assert _lines(config) == [
-        "error: data.init_args.batchsize: unknown name 'batchsize'; to mend it: did you mean batch_size?.",
+        "error: data.init_args.batchsize: unknown name 'batchsize'; to fix it: did you mean batch_size?.",
         "error: model.class_path: there is no class 'terraseg.learn.task.Nothing'; expected terraseg.learn.",
     ]
 

@@ -62,7 +62,7 @@ def test_jobs_run_one_at_a_time_in_their_order(root: Path) -> None:
     [
         (
             "end({'kind': 'ConfigError', 'found': '7 bands', 'expected': '6', 'fix': 'choose them'})", ConfigError,
-            "7 bands; expected 6; to mend it: choose them.",
+            "7 bands; expected 6; to fix it: choose them.",
         ),
         (
             "say('stage.json', {'stage': 'training'}); os.kill(os.getpid(), signal.SIGKILL)", ServiceError,

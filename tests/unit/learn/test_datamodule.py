@@ -202,7 +202,7 @@ def test_a_lack_of_memory_says_what_to_turn(prepared, fault, capsys):
     _module(prepared).on_exception(fault)
     runtime._hook(type(fault), fault, None)
     line = capsys.readouterr().err
-    assert line.startswith("error: out of memory with batch_size 4; to mend it: halve data.init_args.batch_size")
+    assert line.startswith("error: out of memory with batch_size 4; to fix it: halve data.init_args.batch_size")
     assert line.count("\n") == 1
 
 
@@ -352,7 +352,7 @@ def test_packed_copy_is_used_refused_when_corrupt_and_rebuilt_when_stale(root):
     data = bytearray((folder / "images.npy").read_bytes())
     data[-1] ^= 255
     (folder / "images.npy").write_bytes(data)
-    with pytest.raises(DatasetError, match="is corrupt; to mend it: delete"):
+    with pytest.raises(DatasetError, match="is corrupt; to fix it: delete"):
         open_pack(dataset, "val")
     index = json.loads((folder / "index.json").read_text())
     (folder / "index.json").write_text(json.dumps({**index, "format": 1}))

@@ -1,4 +1,4 @@
-"""What a check has to say about a config or a dataset: one line, where it is, and how to mend it."""
+"""What a check has to say about a config or a dataset: one line, where it is, and how to fix it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

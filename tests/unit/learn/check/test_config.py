@@ -174,7 +174,7 @@ def test_what_is_no_experiment_is_refused(tmp_path, text, message):
 
 def test_all_errors_are_refused_in_one_line_and_warnings_pass():
     refuse([warning("a", "b")])
-    with pytest.raises(ConfigError, match=r"^x\.y: is 1; expected 2; to mend it: do\. · z: is 3\.\.?$"):
+    with pytest.raises(ConfigError, match=r"^x\.y: is 1; expected 2; to fix it: do\. · z: is 3\.\.?$"):
         refuse([error("x.y", "is 1", expected="2", fix="do"), warning("a", "b"), error("z", "is 3")])
 
 
@@ -186,4 +186,4 @@ def test_the_command_says_all_and_ends_with_2(tmp_path, capsys):
     assert [line.split(":")[1].strip() for line in said.out.splitlines()] == [
         "data.init_args.root", "trainer.limit_val_batches",
     ]  # fmt: skip
-    assert said.err == f"terraseg: {tmp_path}/c.yaml has 2 errors; to mend it: see the lines above.\n"
+    assert said.err == f"terraseg: {tmp_path}/c.yaml has 2 errors; to fix it: see the lines above.\n"

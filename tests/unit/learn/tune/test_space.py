@@ -58,7 +58,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_key_that_the_experiment_lacks_is_refused_with_the_nearest_ones() -> None:
     search = _search(space={"model.init_args.optimizer_hparams.weight_decy": {"low": 0.0, "high": 1.0}})
-    with pytest.raises(ConfigError, match=r"has no key .*weight_decy; to mend it: did you mean .*weight_decay"):
+    with pytest.raises(ConfigError, match=r"has no key .*weight_decy; to fix it: did you mean .*weight_decay"):
         check_space(search, _config(), name="demo_unet.yaml")
 
 

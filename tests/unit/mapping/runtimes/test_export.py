@@ -184,7 +184,7 @@ def test_without_anything_to_quantise_that_runtime_is_left_out(
 
 def test_a_model_that_openvino_can_not_run_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "model_int8.onnx").write_bytes(b"garbage")
-    with pytest.raises(ConfigError, match=r"^OpenVINO can't run model_int8\.onnx \(.+\); to mend it: --runtime torch"):
+    with pytest.raises(ConfigError, match=r"^OpenVINO can't run model_int8\.onnx \(.+\); to fix it: --runtime torch"):
         exported_predictor(net(tmp_path), "openvino-int8", tmp_path, {"model_int8.onnx": "123"})
 
 
@@ -264,7 +264,7 @@ def test_an_export_of_an_older_terraseg_is_refused(bundle: NetBundle) -> None:
     path = record_path(runtimes_folder(bundle))
     old = {key: value for key, value in json.loads(path.read_text()).items() if key != "calibration_chips"}
     path.write_text(json.dumps(old | {"format": 1}))
-    with pytest.raises(CheckpointError, match="has format 1; expected format 2; to mend it: terraseg export --bundle"):
+    with pytest.raises(CheckpointError, match="has format 1; expected format 2; to fix it: terraseg export --bundle"):
         open_predictor(bundle, runtime="auto", device="cpu", crop=32)
 
 
