@@ -29,6 +29,9 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
+from terraseg.contracts.splits import IGNORE as IGNORE
+from terraseg.contracts.splits import SPLITS as SPLITS
+from terraseg.contracts.splits import Split as Split
 from terraseg.core.files import atomic_path, write_json
 from terraseg.core.settings import Strict
 from terraseg.errors import DatasetError, OutputError
@@ -36,16 +39,11 @@ from terraseg.errors import DatasetError, OutputError
 FORMAT = 1
 """Version of this contract; a reader refuses others."""
 
-IGNORE = -1
-"""Mask value of pixels that neither train nor test: nodata, cloud, unmapped."""
-
 COVERAGE_UNKNOWN = 255
 """Coverage value where the mask is `IGNORE` because nothing is known."""
 
 ChipKind = Literal["images", "masks", "coverage"]
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 _AGAIN = "run the preparation again"
 

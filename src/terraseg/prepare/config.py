@@ -1,12 +1,13 @@
 """The ``prepare`` section of data_config.yaml: every key is read, unknown ones are refused."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from terraseg.contracts.dataset import Split
+from terraseg.contracts.splits import IGNORE, Split
 from terraseg.core.bands import PRITHVI_BANDS, band
 from terraseg.core.settings import Strict
+from terraseg.errors import ConfigError
 
 
 class LabelRule(Strict):
@@ -152,3 +153,51 @@ class PrepareConfig(Strict):
         if self.train_stride is not None and self.train_stride > self.tile_size:
             raise ValueError(f"train_stride {self.train_stride} leaves gaps between chips of {self.tile_size} px")
         return self
+
+
+class FolderOptions(Strict):
+    """How given files are to be read, and split where they aren't.
+
+    Attributes:
+        image_suffix, mask_suffix: ends of the file names that are left out of the tiles' names.
+        bands: names in file order, where the files have no descriptions.
+        unit: of the values where the files have no tag UNIT; ``reflectance`` (0 to 1) becomes DN of 1e-4.
+        nodata: image value without an observation, where the files don't declare it.
+        label_nodata: mask value that means unknown, besides -1; the nodata tags of masks are not believed.
+        classes: names of the ids 0, 1, ...
+        attribution: credit that everything made from the dataset carries.
+        tile_size: side of a chip in pixels; larger images are cut. The images' own side where absent.
+        block_chips: side of a block in chips.
+        gap_m: least distance between splits made by location; one chip where absent.
+        gsd: pixel size in metres, of images without a CRS.
+        seed: of the splits.
+        assume_independent: take images without a place on earth; they are split by file.
+    """
+
+    image_suffix: str = ""
+    mask_suffix: str = ""
+    bands: tuple[str, ...] | None = None
+    unit: Literal["reflectance_1e-4", "reflectance"] | None = None
+    nodata: float | None = None
+    label_nodata: int = IGNORE
+    classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2, max_length=128)  # int8
+    attribution: str = "given images and masks"
+    tile_size: int | None = Field(default=None, ge=8)
+    block_chips: int = Field(default=4, ge=1)
+    gap_m: float | None = Field(default=None, ge=0)
+    gsd: float | None = Field(default=None, gt=0)
+    seed: int = 0
+    assume_independent: bool = False
+
+    @classmethod
+    def checked(cls, values: dict[str, Any]) -> "FolderOptions":
+        """Make options.
+
+        Raises:
+            ConfigError: values that can't be, each named.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            faults = (f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}" for fault in error.errors())
+            raise ConfigError("; ".join(faults)) from error

@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from pydantic import Field, ValidationError
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
-from terraseg.core.settings import Strict
-from terraseg.errors import ConfigError, DatasetError, LabelError, SceneError
+from terraseg.errors import DatasetError, LabelError, SceneError
+from terraseg.prepare.config import FolderOptions
 
 _SUFFIXES = (".tif", ".tiff")
 _FOREIGN_NODATA = -9999
@@ -26,54 +25,6 @@ _APART = 0.1
 
 _NAMED = 5
 """File names that an error lists at most."""
-
-
-class FolderOptions(Strict):
-    """How given files are to be read, and split where they aren't.
-
-    Attributes:
-        image_suffix, mask_suffix: ends of the file names that are left out of the tiles' names.
-        bands: names in file order, where the files have no descriptions.
-        unit: of the values where the files have no tag UNIT; ``reflectance`` (0 to 1) becomes DN of 1e-4.
-        nodata: image value without an observation, where the files don't declare it.
-        label_nodata: mask value that means unknown, besides -1; the nodata tags of masks are not believed.
-        classes: names of the ids 0, 1, ...
-        attribution: credit that everything made from the dataset carries.
-        tile_size: side of a chip in pixels; larger images are cut. The images' own side where absent.
-        block_chips: side of a block in chips.
-        gap_m: least distance between splits made by location; one chip where absent.
-        gsd: pixel size in metres, of images without a CRS.
-        seed: of the splits.
-        assume_independent: take images without a place on earth; they are split by file.
-    """
-
-    image_suffix: str = ""
-    mask_suffix: str = ""
-    bands: tuple[str, ...] | None = None
-    unit: Literal["reflectance_1e-4", "reflectance"] | None = None
-    nodata: float | None = None
-    label_nodata: int = IGNORE
-    classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2, max_length=128)  # int8
-    attribution: str = "given images and masks"
-    tile_size: int | None = Field(default=None, ge=8)
-    block_chips: int = Field(default=4, ge=1)
-    gap_m: float | None = Field(default=None, ge=0)
-    gsd: float | None = Field(default=None, gt=0)
-    seed: int = 0
-    assume_independent: bool = False
-
-    @classmethod
-    def checked(cls, values: dict[str, Any]) -> "FolderOptions":
-        """Make options.
-
-        Raises:
-            ConfigError: values that can't be, each named.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            faults = (f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}" for fault in error.errors())
-            raise ConfigError("; ".join(faults)) from error
 
 
 @dataclass(frozen=True)

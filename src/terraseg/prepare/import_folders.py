@@ -37,9 +37,8 @@ from terraseg.core.normalise import unobserved
 from terraseg.core.separation import closer_than
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
-from terraseg.prepare.config import SplitRule
+from terraseg.prepare.config import FolderOptions, SplitRule
 from terraseg.prepare.import_files import (
-    FolderOptions,
     Header,
     Pair,
     find_pairs,

@@ -12,7 +12,8 @@ from terraseg.contracts.dataset import IGNORE, SPLITS, chip_checksum, open_datas
 from terraseg.core.bands import UNIT
 from terraseg.errors import ConfigError, DatasetError, LabelError, OutputError, SceneError, SplitError
 from terraseg.learn.check.data import check_sample, check_splits, check_statistics
-from terraseg.prepare.import_files import FolderOptions, link
+from terraseg.prepare.config import FolderOptions
+from terraseg.prepare.import_files import link
 from terraseg.prepare.import_folders import import_folders
 
 _SIDE = 16
