@@ -26,12 +26,13 @@ import yaml
 from pydantic import ValidationError
 
 from terraseg.assess.evaluate import evaluate
-from terraseg.compare.matrix import Cell, Matrix, placed
+from terraseg.compare.matrix import Cell, Matrix
 from terraseg.contracts.result import FORMAT as METRICS_FORMAT
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import last_words, output_lock, write_json
 from terraseg.core.settings import Strict
 from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
+from terraseg.learn.check.config import placed
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeGuard
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError
@@ -18,7 +18,7 @@ from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import read_yaml, sha256_of_file
 from terraseg.core.settings import Strict
 from terraseg.errors import ConfigError, LabelError, SceneError
-from terraseg.learn.check.config import check_config, read_config
+from terraseg.learn.check.config import check_config, is_below, placed, read_config
 
 _BUDGET = (
     "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "accumulate_grad_batches", "limit_train_batches",
@@ -158,26 +158,6 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
     )
 
 
-def placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A config whose ``trainer.default_root_dir``, and each path below it, is moved to a folder."""
-    root = str(config["trainer"]["default_root_dir"]).rstrip("/")
-
-    def moved(value: object) -> object:
-        if isinstance(value, Mapping):
-            return {key: moved(each) for key, each in value.items()}
-        if isinstance(value, list):
-            return [moved(each) for each in value]
-        if _is_below(value, root):
-            return f"{folder}{value[len(root) :]}"
-        return value
-
-    return {**config, "trainer": moved(config["trainer"])}
-
-
-def _is_below(value: object, root: str) -> TypeGuard[str]:
-    return isinstance(value, str) and (value.rstrip("/") == root or value.startswith(f"{root}/"))
-
-
 def _read(path: Path) -> MatrixConfig:
     if not path.is_file():
         raise ConfigError(f"no comparison at {path}", fix="name a YAML such as configs/compare_demo.yaml")
@@ -233,7 +213,7 @@ def _experiment(name: str, entry: ExperimentEntry, *, changes: Iterable[Mapping[
         )
     root = str(trainer["default_root_dir"]).rstrip("/")
     for folder in _folders(trainer):
-        if not _is_below(folder, root):
+        if not is_below(folder, root):
             raise ConfigError(
                 f"experiment {name} writes to {folder}, where all its cells would overwrite each other",
                 expected=f"a folder in trainer.default_root_dir, {root}",

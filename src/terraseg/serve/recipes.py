@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from terraseg.compare.matrix import placed
 from terraseg.contracts.dataset import ChipDataset
 from terraseg.core.bands import band
 from terraseg.errors import ConfigError
-from terraseg.learn.check.config import declared_licence, read_config
+from terraseg.learn.check.config import declared_licence, placed, read_config
 from terraseg.serve.http_errors import NotThereError
 from terraseg.serve.schema import AskedTraining
 

@@ -11,9 +11,10 @@ from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.paths import ROOT
 from terraseg.cli import _parser
 from terraseg.compare.cells import CellResult, evaluation_of, finished, run_cells
-from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix, placed
+from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix
 from terraseg.core.files import output_lock, write_json
 from terraseg.errors import ConfigError, LabelError, SceneError, TerrasegError, TrainingError, WeightsError
+from terraseg.learn.check.config import placed
 
 _CONFIG = ROOT / "configs" / "demo_unet.yaml"
 

@@ -5,7 +5,7 @@ import importlib.util
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import yaml
 
@@ -59,6 +59,27 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
         )
         for token in aliases
     ]
+
+
+def placed(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A config with ``trainer.default_root_dir``, and each path below it, moved to a folder."""
+    root = str(config["trainer"]["default_root_dir"]).rstrip("/")
+
+    def moved(value: object) -> object:
+        if isinstance(value, Mapping):
+            return {key: moved(each) for key, each in value.items()}
+        if isinstance(value, list):
+            return [moved(each) for each in value]
+        if is_below(value, root):
+            return f"{folder}{value[len(root) :]}"
+        return value
+
+    return {**config, "trainer": moved(config["trainer"])}
+
+
+def is_below(value: object, root: str) -> TypeGuard[str]:
+    """Whether a value is the path of a folder, or of something in it."""
+    return isinstance(value, str) and (value.rstrip("/") == root or value.startswith(f"{root}/"))
 
 
 def _check_form(config: Mapping[str, Any], *, where: Path) -> None:
