@@ -14,12 +14,20 @@ from aiohttp import web
 from terraseg import __version__
 from terraseg.core.files import output_error
 from terraseg.errors import ConfigError, OutputError, TerrasegError
-from terraseg.serve.answers import dataset_answer, job_answer, metrics_file
 from terraseg.serve.http_errors import DeniedError, Fault, NotThereError, TooLargeError, WrongStateError, status_of
 from terraseg.serve.processes import Command, Workers, worker_command
 from terraseg.serve.queue import Queue
 from terraseg.serve.recipes import find_recipes, resolve
-from terraseg.serve.schema import AskedPrediction, AskedTraining, AskedUpload, checked, plain
+from terraseg.serve.schema import (
+    AskedPrediction,
+    AskedTraining,
+    AskedUpload,
+    checked,
+    dataset_answer,
+    job_answer,
+    metrics_file,
+    plain,
+)
 from terraseg.serve.store import Job, Store, training_folder
 from terraseg.serve.transfers import check_tiff, raster_path, receive, send_folder, too_large, unpack
 

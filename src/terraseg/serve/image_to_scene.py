@@ -14,7 +14,8 @@ from shapely.geometry import box, mapping
 
 from terraseg.contracts.scene import ATTRIBUTION, NODATA, is_true_to_scale, pixel_on_ground, scene_writer
 from terraseg.errors import SceneError
-from terraseg.prepare.import_files import FolderOptions, Header, Pair, header_of, read_image
+from terraseg.prepare.config import FolderOptions
+from terraseg.prepare.import_files import Header, Pair, header_of, read_image
 
 _LIKE_TRAINING = 0.1
 """Share by which pixels may be another size on the ground than those that the model knows."""

@@ -84,7 +84,7 @@ def _stage(folder: Path, name: str) -> None:
 
 
 def _import(folder: Path, request: Request) -> None:
-    from terraseg.prepare.import_files import FolderOptions
+    from terraseg.prepare.config import FolderOptions
     from terraseg.prepare.import_folders import import_folders
 
     _stage(folder, "importing")

@@ -5,7 +5,7 @@ from unittest.mock import create_autospec
 
 from helpers.paths import ROOT
 from helpers.services import CONFIGS
-from terraseg.prepare.import_files import FolderOptions
+from terraseg.prepare.config import FolderOptions
 from terraseg.serve.api import Service, Settings
 from terraseg.serve.client import Client
 
