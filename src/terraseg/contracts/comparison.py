@@ -3,15 +3,12 @@
 Each holds every comparison, told apart by the column ``comparison``; a comparison replaces its own rows alone.
 """
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from terraseg.core.files import atomic_path
+from terraseg.core.files import atomic_path, file_lock
 from terraseg.errors import DatasetError
 
 FILES = {
@@ -85,7 +82,7 @@ def write_tables(folder: Path, tables: Tables) -> None:
     Raises:
         DatasetError: a file is there that no comparison of this version wrote.
     """
-    with _only_writer(folder):
+    with file_lock(folder / ".comparison.lock", wait=True):
         for table, name in FILES.items():
             path, own = folder / name, getattr(tables, table)
             others = _read(path, table) if path.is_file() else own.iloc[:0]
@@ -138,12 +135,3 @@ def _read(path: Path, table: str) -> pd.DataFrame:
             fix="delete it and compare again; finished cells are kept",
         )
     return rows
-
-
-@contextmanager
-def _only_writer(folder: Path) -> Iterator[None]:
-    """Wait for other comparisons that write here; the kernel lets go of the lock however this ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".comparison.lock").open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield

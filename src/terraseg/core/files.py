@@ -1,4 +1,4 @@
-"""Atomic writes: a killed run leaves no half file under a final name, so that running again resumes."""
+"""Files: atomic writes, so that a killed run can resume; locks; hashes; what a failed write means."""
 
 import errno
 import fcntl
@@ -10,9 +10,9 @@ import platform
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -21,17 +21,18 @@ from terraseg.errors import BusyError, ConfigError, OutputError
 _HOST = re.sub(r"\W", "", platform.node()) or "host"
 
 _LEAST_FREE = 1 << 20
-"""Free bytes below which a disk counts as full when a write on it has failed."""
+"""Free bytes below which a disk counts as full once a write to it has failed."""
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends well.
+    """Yield a temporary path next to ``path``; rename it to ``path`` when the block succeeds.
 
-    The temporary name keeps the suffix (drivers choose the format by it) and begins with a dot. On any
-    exception, KeyboardInterrupt included, the temporary file is removed and ``path`` is as it was.
+    The temporary name starts with a dot and keeps the suffix, because drivers choose the format by it. On any
+    exception, including KeyboardInterrupt, the temporary file is removed and ``path`` stays as it was.
 
     Raises:
         OutputError: the disk is full or the folder can't be written.
@@ -39,11 +40,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     target = Path(path)
     temporary = target.with_name(f".{target.stem}.{_HOST}-{os.getpid()}.part{target.suffix}")
     try:
-        with _faults_named(target):
+        with _as_output_error(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target, temporary)
             yield temporary
-            with open(temporary, "rb") as handle:  # a full disk may show only here
+            with open(temporary, "rb") as handle:  # some file systems report a full disk only here
                 os.fsync(handle.fileno())
             temporary.replace(target)
     finally:
@@ -52,23 +53,23 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], *, keep_first: bool = False) -> Iterator[Path]:
-    """Like `atomic_path` for a folder: yields an empty one, which replaces ``path`` when the block ends well.
+    """Like `atomic_path` for a folder: yield an empty one, which replaces ``path`` when the block succeeds.
 
     Args:
         path: the folder.
-        keep_first: where another process made the same folder meanwhile, leave that one. For what is derived and named
-            by its content: others may have opened it.
+        keep_first: if another process has made the same folder in the meantime, keep that one. For folders named by
+            their content: other processes may already have opened it.
     """
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{_HOST}-{os.getpid()}.part")
     try:
-        with _faults_named(target):
+        with _as_output_error(target):
             target.parent.mkdir(parents=True, exist_ok=True)
             _sweep(target, temporary)
             temporary.mkdir()
             yield temporary
             if keep_first:
-                _rename_unless_there(temporary, target)
+                _rename_unless_exists(temporary, target)
             elif target.exists():
                 old = temporary.with_suffix(".old.part")
                 target.replace(old)
@@ -80,7 +81,7 @@ def atomic_folder(path: str | os.PathLike[str], *, keep_first: bool = False) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rename_unless_there(temporary: Path, target: Path) -> None:
+def _rename_unless_exists(temporary: Path, target: Path) -> None:
     try:
         temporary.replace(target)
     except OSError as error:
@@ -88,19 +89,8 @@ def _rename_unless_there(temporary: Path, target: Path) -> None:
             raise
 
 
-@contextmanager
-def _faults_named(target: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        failure = output_error(error, target)
-        if failure is error:
-            raise
-        raise failure from error
-
-
 def _sweep(target: Path, temporary: Path) -> None:
-    """Remove what killed runs of this machine left: temporary names hold the machine and the process."""
+    """Remove temporary files that killed runs left on this machine; their names hold machine and process id."""
     pattern = glob.escape(temporary.name).replace(f"{_HOST}-{os.getpid()}", f"{_HOST}-*")
     for path in target.parent.glob(pattern):
         found = re.search(rf"{re.escape(_HOST)}-(\d+)", path.name)
@@ -112,27 +102,38 @@ def _sweep(target: Path, temporary: Path) -> None:
 
 
 def is_alive(process: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process with this id is running on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # another user's
+    except PermissionError:  # it belongs to another user
         return True
     return True
 
 
+@contextmanager
+def _as_output_error(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        failure = output_error(error, target)
+        if failure is error:
+            raise
+        raise failure from error
+
+
 def output_error(error: OSError, target: Path) -> OSError | OutputError:
-    """The `OutputError` that says what a failed write of ``target`` means; other faults come back as they are."""
-    # GDAL reports a failed write without errno, often without a reason: then the disk itself has to say it.
+    """Translate a failed write of ``target`` into an `OutputError`; return any other fault unchanged."""
+    # GDAL reports a failed write without errno and often without a reason, so the disk itself is checked too.
     text = f"{error} {error.__cause__}".lower()
     full = error.errno in _DISK_FULL or "no space left" in text or "file too large" in text or _is_full(target)
     if full:
         return OutputError(
             f"no space left while writing {target}",
-            fix="free some space and run the same command again; what was finished is kept",
+            fix="free some space and run the same command again; finished parts are kept",
         )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+    if error.errno in _NOT_WRITABLE:
         return OutputError(f"{target} can't be written ({error.strerror})", fix="choose another --output")
     return error
 
@@ -140,25 +141,88 @@ def output_error(error: OSError, target: Path) -> OSError | OutputError:
 def _is_full(target: Path) -> bool:
     folder = next(folder for folder in target.absolute().parents if folder.is_dir())
     usage = shutil.disk_usage(folder)
-    return usage.total > 0 and usage.free < _LEAST_FREE  # /proc has no size at all
+    return usage.total > 0 and usage.free < _LEAST_FREE  # /proc has size 0
+
+
+@contextmanager
+def file_lock(path: Path, *, wait: bool) -> Iterator[None]:
+    """Hold a lock file, which is removed at the end. The kernel releases the lock however the run ends.
+
+    Args:
+        path: the lock file, in the folder that it protects.
+        wait: if another run holds the lock, wait for it instead of raising an error.
+
+    Raises:
+        BusyError: another run holds the lock.
+        OutputError: the folder can't be written.
+    """
+    while True:
+        with _open_lock(path) as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise BusyError(
+                    f"{path.parent} is being written by another run", fix="wait for it, or choose another --output"
+                ) from None
+            # The last holder may have removed the file after it was opened here; such a lock protects nothing.
+            if os.fstat(handle.fileno()).st_nlink == 0:
+                continue
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _open_lock(path: Path) -> TextIO:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
+    except OSError as error:
+        failure = output_error(error, path.parent)
+        if failure is error:  # any other fault also concerns the output: nothing else was touched
+            failure = OutputError(f"{path.parent} can't be written ({error.strerror})", fix="choose another --output")
+        raise failure from error
+
+
+@contextmanager
+def output_lock(root: Path) -> Iterator[None]:
+    """Hold an output folder for this run, and remove temporary files that killed runs left in it.
+
+    A folder that this run created is removed if it is still empty at the end.
+
+    Raises:
+        BusyError: another run holds it.
+        OutputError: the folder can't be written.
+    """
+    is_new = not root.exists()
+    try:
+        with file_lock(root / ".lock", wait=False):
+            for stale in root.glob(".*.part*"):
+                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+            yield
+    finally:
+        if is_new:
+            with suppress(OSError):  # it is not empty
+                root.rmdir()
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
-    """Write ``value`` as indented JSON, atomically. NaN is refused: it is no JSON."""
+    """Write ``value`` as indented JSON, atomically. NaN raises ValueError: JSON has no NaN."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_yaml(path: Path) -> Any:  # noqa: ANN401
-    """What a YAML file holds.
+    """The content of a YAML file.
 
     Raises:
-        ConfigError: it is no text, no YAML, or has a date that is none.
+        ConfigError: the file is not text, not YAML, or has an invalid date.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"{path} is no YAML ({error})") from error
+        raise ConfigError(f"{path} is not a YAML file ({error})") from error
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:
@@ -167,15 +231,8 @@ def sha256_of_file(path: str | os.PathLike[str]) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def last_words(log: Path) -> str:
-    """Why a program failed, by its log: the last line that speaks of an error, else the last one."""
-    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
-    said = [line for line in lines if line.strip()]
-    return next((line for line in reversed(said) if "error" in line.lower()), said[-1] if said else "nothing said")
-
-
 def fingerprint(settings: object) -> str:
-    """Hex SHA-256 of settings: equal settings give equal results.
+    """Hex SHA-256 of settings as JSON, independent of the order of keys: the same settings give the same results.
 
     Raises:
         TypeError: a value is not JSON.
@@ -183,40 +240,9 @@ def fingerprint(settings: object) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-@contextmanager
-def output_lock(root: Path) -> Iterator[None]:
-    """Hold a product's folder for this run; the kernel lets go of the lock however the run ends.
-
-    A folder that wasn't there and in which nothing was left goes again.
-
-    Raises:
-        BusyError: another run holds it.
-        OutputError: the folder can't be written.
-    """
-    path, is_new = root / ".lock", not root.exists()
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        handle = path.open("a")
-    except OSError as error:
-        failure = output_error(error, root)
-        if failure is error:  # whatever it is, only the output was touched
-            failure = OutputError(f"{root} can't be written ({error.strerror})", fix="choose another --output")
-        raise failure from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Whoever held it before removed the file: a lock on the removed one is worth nothing.
-            if os.fstat(handle.fileno()).st_nlink == 0:
-                raise BlockingIOError
-        except BlockingIOError:
-            raise BusyError(
-                f"{root} is being written by another run", fix="wait for it, or choose another --output"
-            ) from None
-        try:
-            for stale in root.glob(".*.part*"):  # of killed runs: nobody else writes here now
-                shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-            yield
-        finally:
-            path.unlink()
-            if is_new and not any(root.iterdir()):
-                root.rmdir()
+def last_words(log: Path) -> str:
+    """Why a program failed: the last line of its log that mentions an error, else the last line."""
+    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    return next(
+        (line for line in reversed(lines) if "error" in line.lower()), lines[-1] if lines else "its log is empty"
+    )

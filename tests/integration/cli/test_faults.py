@@ -95,7 +95,7 @@ def test_labels_of_another_place(city, tmp_path):
         ("prepare: {label_rule: {kind: all_touched}}", ["prepare.label_rule.kind"]),
         ("prepare: {split: {train: 0.9}}", ["add up to 1.3"]),
         ("prepare: {bands: [B02, B99]}", ["B99"]),
-        ("acquire: [", ["is no YAML"]),
+        ("acquire: [", ["YAML"]),
         ("- 1", ["expected"]),
     ],
 )
