@@ -11,12 +11,14 @@ from typing import Any, Protocol
 
 from rich.table import Table
 
+from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Place
 from terraseg.core.memory import reuse_freed_memory
 from terraseg.core.tasks import Workers
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.inputs.manifest import Entry
+from terraseg.mapping.runtimes.choose import open_predictor
 from terraseg.mapping.runtimes.predictor import Predictor
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.strip_work import StripWork, progress_of_rows, rasters_env
@@ -39,6 +41,27 @@ class ModelSource(Protocol):
 
     def open(self) -> Predictor:
         """The model, ready to run."""
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """A bundle and the runtime that runs it; see `terraseg.mapping.runtimes.choose.open_predictor`.
+
+    Attributes:
+        bundle: in a folder that all processes reach.
+        runtime: name of the runtime.
+        device: name of the device.
+        crop: side of the windows in pixels.
+    """
+
+    bundle: Bundle
+    runtime: str
+    device: str
+    crop: int
+
+    def open(self) -> Predictor:
+        """The predictor."""
+        return open_predictor(self.bundle, runtime=self.runtime, device=self.device, crop=self.crop)
 
 
 @dataclass(frozen=True)
