@@ -1,18 +1,18 @@
-"""The error tree.
+"""The errors of terraseg.
 
-Every message is one line that says what was found, what was expected and what to do about it. The
-command line prints it and exits with status 2; nothing else of terraseg catches these errors, but for a
-comparison, which goes on with its other cells, and the service, which hands them to its client.
+Every message is one line: what was found, what was expected, and how to fix it. The command line prints it and exits
+with status 2. Besides that, only a comparison (which continues with its other cells) and the service (which
+passes them to its client) catch these errors.
 """
 
 
 class TerrasegError(Exception):
-    """Root of all errors that the user can mend.
+    """Base of all errors that the user can fix.
 
     Args:
-        found: what was found, naming the file, key or value.
-        expected: what should have been there.
-        fix: what to do now, as a command or an edit.
+        found: what was found, with the file, key or value.
+        expected: what was expected instead.
+        fix: what to do now: a command or an edit.
     """
 
     def __init__(self, found: str, *, expected: str | None = None, fix: str | None = None) -> None:
@@ -26,59 +26,59 @@ class TerrasegError(Exception):
 
 
 class ConfigError(TerrasegError):
-    """A configuration file has an unknown key, a wrong type or a contradiction."""
+    """A configuration has an unknown key, a wrong type or a contradiction."""
 
 
 class AOIError(TerrasegError):
-    """The area of interest is missing, not polygonal, or outside of the data."""
+    """The area of interest is missing, not a polygon, or outside the data."""
 
 
 class CatalogueError(TerrasegError):
-    """A catalogue did not answer, answered with an error, or has no scene for the request."""
+    """A catalogue does not answer, answers with an error, or has no scene for the request."""
 
 
 class SceneError(TerrasegError):
-    """A scene breaks contract 1: bands, unit, CRS, nodata, or unlike scenes mixed."""
+    """A scene is missing or has the wrong bands, unit, CRS or nodata, or scenes of different kinds are mixed."""
 
 
 class LabelError(TerrasegError):
-    """Footprints are missing, empty, of another class, or break contract 2."""
+    """Footprints are missing, empty, invalid or of another class."""
 
 
 class DatasetError(TerrasegError):
-    """data/processed breaks contract 3: missing, incomplete, corrupt or changed since."""
+    """A dataset or a result is missing, incomplete, corrupt or changed by hand."""
 
 
 class SplitError(DatasetError):
-    """The splits leak, or a split has nothing to learn from or to test on."""
+    """The splits share ground, or a split has nothing to learn from or to test on."""
 
 
 class WeightsError(TerrasegError):
-    """Pretrained weights were asked for and can't be had, or don't fit the architecture."""
+    """Pretrained weights can't be loaded or don't fit the architecture."""
 
 
 class CheckpointError(TerrasegError):
-    """A checkpoint or bundle is missing, corrupt, or of another architecture."""
+    """A checkpoint or bundle is missing, corrupt or of another architecture."""
 
 
 class TrainingError(TerrasegError):
-    """Training can't go on: not-a-number loss, out of memory."""
+    """Training can't continue, for example because the loss is NaN or the memory is full."""
 
 
 class OutputError(TerrasegError):
-    """An output can't be written: disk full, not writable, or in use by another run."""
+    """An output can't be written: the disk is full, the folder is read-only, or another run is using it."""
 
 
 class BusyError(OutputError):
-    """An output is being written by another run right now."""
+    """Another run is writing the output right now."""
 
 
 class ServiceError(TerrasegError):
-    """The fine-tuning service can't be reached, or refuses a request; `terraseg.serve.http_errors` says which."""
+    """The fine-tuning service can't be reached or rejects a request; see `terraseg.serve.http_errors`."""
 
 
 def cause_of(error: BaseException) -> TerrasegError | None:
-    """The error of ours that an exception is or was raised from; None where there is none."""
+    """The `TerrasegError` that an exception is or was raised from; None if there is none."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, TerrasegError):
         cause = cause.__cause__

@@ -1,1 +1,1 @@
-"""What every room uses: bands, rasters, files, parallel tasks, memory."""
+"""Shared by all rooms: bands, rasters, files, settings, parallel tasks, memory."""

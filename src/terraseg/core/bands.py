@@ -1,7 +1,7 @@
-"""Sentinel-2 bands: their names in every dialect, and the one unit that terraseg keeps.
+"""Sentinel-2 bands: their names in every naming scheme, and the one unit that terraseg uses.
 
-Everything behind the download is ``reflectance = DN x REFLECTANCE_SCALE`` with the offset of processing
-baseline 04.00 (ESA, January 2022: DN = reflectance x 10000 + 1000) already removed.
+After the download, ``reflectance = DN x REFLECTANCE_SCALE`` holds everywhere: the offset of processing baseline
+04.00 (ESA, January 2022: DN = reflectance x 10000 + 1000) is already removed.
 """
 
 from collections.abc import Iterable
@@ -13,10 +13,10 @@ REFLECTANCE_SCALE = 1e-4
 """Reflectance of one digital number, unitless."""
 
 BASELINE_OFFSET = -1000
-"""What is added to the DN of products of processing baseline 04.00 and later, in DN."""
+"""Offset to add to the DN of products of processing baseline 04.00 and later, in DN."""
 
 UNIT = "reflectance_1e-4"
-"""Name of the unit in the contracts on disk."""
+"""Name of the unit in files."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,9 @@ class Band:
     """One spectral band of Sentinel-2 MSI.
 
     Attributes:
-        name: ESA's name with two digits, the only one used on disk (``B02``, ``B8A``).
-        terratorch: its name in TerraTorch (``HLSBands``), also the names of the Prithvi weights.
-        common: its asset key in Earth Search v1.
+        name: ESA's name with two digits, the only name used in files (``B02``, ``B8A``).
+        terratorch: name in TerraTorch (``HLSBands``) and in the Prithvi weights.
+        common: asset key in Earth Search v1.
         gsd: native ground sampling distance, in metres.
         wavelength: centre wavelength of Sentinel-2A, in nm (ESA, Sentinel-2 spectral responses).
     """
@@ -56,16 +56,16 @@ BANDS = (
 """All 13 bands in ESA's order. B10 exists in L1C only."""
 
 PRITHVI_BANDS = ("B02", "B03", "B04", "B8A", "B11", "B12")
-"""The six bands that Prithvi was trained on (HLS), and the default of every experiment that compares with it."""
+"""The six bands that Prithvi was trained on (HLS), and the default of every experiment compared with it."""
 
 _BY_NAME = {alias.upper(): band for band in BANDS for alias in (band.name, band.terratorch, band.common)}
 
 
 def band(name: str) -> Band:
-    """The band of a name in any dialect: ``B2``, ``B02``, ``BLUE``, ``blue``; case does not matter.
+    """Find a band by any of its names: ``B2``, ``B02``, ``BLUE``, ``blue``; case does not matter.
 
     Raises:
-        SceneError: no such band.
+        SceneError: there is no such band.
     """
     key = name.upper()
     if len(key) == 2 and key[0] == "B" and key[1].isdigit():
@@ -79,13 +79,13 @@ def band(name: str) -> Band:
 
 
 def band_indices(wanted: Iterable[str], available: Iterable[str], *, where: str) -> list[int]:
-    """Positions of the ``wanted`` bands in ``available`` (any dialect on either side).
+    """Positions of the ``wanted`` bands in ``available``, both in any naming scheme.
 
     Args:
-        where: what holds the available bands, for the message (a path).
+        where: the path of the available bands, for the error message.
 
     Raises:
-        SceneError: a band is missing; the message names all of them.
+        SceneError: bands are missing; the message names all of them.
     """
     have = [band(name).name for name in available]
     want = [band(name).name for name in wanted]

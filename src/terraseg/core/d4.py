@@ -1,4 +1,4 @@
-"""The eight symmetries of the square (D4), by OpenCV: numpy copies a turned view an element at a time."""
+"""The eight symmetries of the square (D4), by OpenCV: numpy would copy a turned view element by element."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ TURNS = 8
 
 
 def turned(pixels: npt.NDArray[Any], turn: int, *, out: npt.NDArray[Any] | None = None) -> npt.NDArray[Any]:
-    """Quarter turns as `numpy.rot90` makes them, ``turn % 4`` of them, then from turn 4 on a flip of the columns.
+    """Turn by ``turn % 4`` quarter turns like `numpy.rot90`; from turn 4 on, then also flip the columns.
 
     Args:
-        pixels: (..., side, side), of at most 16 bits or a float.
+        pixels: (..., side, side), integers of at most 16 bits or floats.
         turn: 0 to 7.
-        out: where to, of the same shape and type, contiguous.
+        out: contiguous array of the same shape and type for the result; by default a new one. Turn 0 leaves it alone.
 
     Returns:
-        ``out``; ``pixels`` itself where there is nothing to turn.
+        (..., side, side), contiguous: ``out`` or the new array; for turn 0 ``pixels`` itself.
     """
     if turn == 0:
         return pixels

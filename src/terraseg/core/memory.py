@@ -1,4 +1,4 @@
-"""How much memory this process used at its peak, and how the C library hands out what was freed."""
+"""Peak memory of this process, and how the C library reuses freed memory."""
 
 import ctypes
 import resource
@@ -6,13 +6,25 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+ONE_POOL = {"MALLOC_ARENA_MAX": "1"}
+"""Environment for a child process that has one memory pool (arena) from its start."""
+
 _STATUS = Path("/proc/self/status")
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
+"""Option numbers in glibc's malloc.h, see mallopt(3)."""
+
+_LARGEST_REUSED = 32 << 20
+"""Largest allocation that is reused, in bytes: the maximum of glibc. Larger ones always get new pages."""
+
+_KEPT_FREE = 128 << 20
+"""Bytes that may stay free before they are returned to the kernel."""
 
 
 def peak_memory() -> int:
-    """Bytes of main memory that this process held at its fullest.
+    """Largest main memory that this process has held, in bytes.
 
-    Linux hands the `ru_maxrss` of a parent on to its child, a fat parent's too; `VmHWM` is the process's own.
+    On Linux a child inherits the `ru_maxrss` of its parent, however large; `VmHWM` belongs to the process alone.
     """
     if _STATUS.is_file():
         return int(_STATUS.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) * 1024
@@ -20,39 +32,25 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
-"""Names of the options in glibc's malloc.h (mallopt(3))."""
-
-_LARGEST = 32 << 20
-"""Bytes of an allocation that is reused; glibc takes no more. Larger ones are mapped afresh."""
-
-_KEPT = 128 << 20
-"""Bytes that may lie free before they are given back."""
-
-
-ONE_POOL = {"MALLOC_ARENA_MAX": "1"}
-"""For the environment of a child process, so that it has no further pool either, from its very start."""
-
-
 def reuse_freed_memory() -> None:
-    """Let the process keep what one batch frees for the next one; without glibc this does nothing.
+    """Keep the memory that one batch frees for the next batch. Without glibc this does nothing.
 
-    By itself glibc gives a batch's arrays back to the kernel, which has to clear each page again for the next batch:
-    with a small model that costs more than the model. And no pool is made any more for a further thread: with more of
-    them, what the reading thread has freed would lie idle while rasters are written. Pools that threads have already
-    stay, so the earlier the better. It is for a program that maps scenes, not for an import.
+    By default glibc returns the arrays of a batch to the kernel, which must clear every page for the next batch: with
+    a small model this costs more than the model itself. All threads also share one pool (arena) from now on:
+    otherwise memory freed by the thread that reads would lie idle while rasters are written. Existing pools stay, so
+    call this early. It is meant for programs that map scenes; importing terraseg never calls it.
     """
     mallopt = _of_glibc("mallopt")
     if mallopt is not None:
-        mallopt(_MMAP_THRESHOLD, _LARGEST)
-        mallopt(_TRIM_THRESHOLD, _KEPT)
+        mallopt(_MMAP_THRESHOLD, _LARGEST_REUSED)
+        mallopt(_TRIM_THRESHOLD, _KEPT_FREE)
         mallopt(_ARENA_MAX, 1)
 
 
 def give_freed_memory_back() -> None:
-    """Let the kernel have what a stage has freed, also the pieces between what is still used.
+    """Return freed memory to the kernel, including pieces between blocks that are still in use.
 
-    Batches of several threads leave the pool in pieces, too small for the arrays of whole rows that come after them.
+    Batches of several threads fragment the pool: its pieces are too small for the arrays of whole rows that follow.
     """
     trim = _of_glibc("malloc_trim")
     if trim is not None:
@@ -60,7 +58,7 @@ def give_freed_memory_back() -> None:
 
 
 def _of_glibc(function: str) -> Callable[..., int] | None:
-    """A function of the C library, where that is glibc: musl has no such function."""
+    """A function of the C library; None if it does not exist there, as in musl."""
     found: Callable[..., int] | None = None
     if sys.platform.startswith("linux"):
         found = getattr(ctypes.CDLL(None), function, None)

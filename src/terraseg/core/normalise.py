@@ -1,4 +1,4 @@
-"""How raw pixels become model input: the one function that training and mapping share, so that they can't differ."""
+"""Raw pixels to model input. Training and mapping share this code, so that they can't differ."""
 
 from typing import TypeVar
 
@@ -16,21 +16,21 @@ def normalise(
     nodata: float | None,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """Standardise bands and put pixels without an observation at 0, the mean of what the model was trained on.
+    """Standardise bands. Pixels without an observation become 0, the mean of the training pixels.
 
     Args:
-        pixels: (..., bands, rows, columns), raw DN; any strides, so that a turned view needs no copy.
+        pixels: (..., bands, rows, columns), raw DN; any strides, so a turned view needs no copy.
         means: (bands,), in DN.
         stds: (bands,), in DN.
-        nodata: the DN that means no observation; None: each pixel is known to have one, which saves looking.
-        out: float32 of the same shape to write into.
+        nodata: DN of a pixel without an observation; None skips the search if every pixel has one.
+        out: float32 array of the same shape for the result; by default a new one.
 
     Returns:
-        float32 of the same shape; ``out`` where it is given.
+        float32 of the same shape.
     """
     normalised = np.empty(pixels.shape, dtype=np.float32) if out is None else out
     offsets, scales = means[:, None, None], np.reciprocal(stds)[:, None, None]  # a product is faster than a division
-    # A chip at a time stays in the processor's cache from pass to pass; only contiguous pixels are cast at full speed.
+    # One chip at a time fits into the processor's cache; only contiguous pixels are cast at full speed.
     for position in np.ndindex(pixels.shape[:-3]):
         chip = normalised[position]
         np.copyto(chip, np.ascontiguousarray(pixels[position]), casting="same_kind")
@@ -52,18 +52,18 @@ def model_input(
     nodata: float | None,
     out: npt.NDArray[np.float32] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """`normalise` the layers of a place: where a date has no observation, it alone is at the mean.
+    """`normalise` the layers of a place. If one date has no observation, only its values become 0.
 
     Args:
-        pixels: (..., frames x bands, rows, columns), raw DN, the first date first.
-        frames: dates.
-        means: see `normalise`; those of all dates.
-        stds: see `normalise`.
+        pixels: (..., frames x bands, rows, columns), raw DN, earliest date first.
+        frames: number of dates.
+        means: (bands,), in DN, the same for all dates.
+        stds: (bands,), in DN, the same for all dates.
         nodata: see `normalise`.
-        out: float32 of the shape of the answer to write into.
+        out: float32 array of the result's shape; by default a new one.
 
     Returns:
-        float32 (..., bands, rows, columns), of several dates (..., bands, frames, rows, columns) as Prithvi wants them.
+        float32 (..., bands, rows, columns); for several dates (..., bands, frames, rows, columns), as Prithvi expects.
     """
     if frames == 1:
         return normalise(pixels, means=means, stds=stds, nodata=nodata, out=out)
@@ -80,17 +80,17 @@ def by_date(pixels: npt.NDArray[_Value], *, frames: int) -> npt.NDArray[_Value]:
 
 
 def unobserved(pixels: npt.NDArray[np.generic], *, nodata: float) -> npt.NDArray[np.bool_]:
-    """Pixels without an observation: any band of them is ``nodata`` or NaN.
+    """Pixels without an observation: at least one band is ``nodata`` or NaN.
 
     Args:
         pixels: (..., bands, rows, columns), raw DN.
-        nodata: the DN that means no observation.
+        nodata: DN of a pixel without an observation.
 
     Returns:
         (..., rows, columns).
     """
     if np.issubdtype(pixels.dtype, np.integer):
-        # An integer is compared as it is, a float would first make a float64 copy of all pixels.
+        # Comparing with an integer avoids a float64 copy of all pixels.
         absent = pixels == (int(nodata) if float(nodata).is_integer() else nodata)
     else:
         absent = (pixels == nodata) | (pixels != pixels)
@@ -98,12 +98,12 @@ def unobserved(pixels: npt.NDArray[np.generic], *, nodata: float) -> npt.NDArray
 
 
 def never_observed(pixels: npt.NDArray[np.generic], *, frames: int, nodata: float) -> npt.NDArray[np.bool_]:
-    """Pixels of a place that no date shows.
+    """Pixels of a place without an observation on any date.
 
     Args:
         pixels: (..., frames x bands, rows, columns), raw DN.
-        frames: dates.
-        nodata: the DN that means no observation.
+        frames: number of dates.
+        nodata: DN of a pixel without an observation.
 
     Returns:
         (..., rows, columns).

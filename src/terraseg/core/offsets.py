@@ -1,7 +1,7 @@
-"""Which offset a Sentinel-2 L2A scene needs, and whether its dark pixels agree.
+"""The offset that a Sentinel-2 L2A scene needs, checked against its darkest pixels.
 
-Since processing baseline 04.00 (ESA, January 2022) the DN hold +1000, so that dark pixels may go below zero.
-Some catalogues have removed it already, and say so; some say so wrongly (Element84/earth-search #66, #71).
+Since processing baseline 04.00 (ESA, January 2022) 1000 is added to every DN, so that reflectance can be negative.
+Some catalogues have already removed it and say so; for some items this is wrong (Element84/earth-search #66, #71).
 """
 
 import re
@@ -15,10 +15,10 @@ from terraseg.core.bands import BASELINE_OFFSET
 from terraseg.errors import CatalogueError
 
 HISTOGRAM_STEP = 50
-"""Width in DN of a bin of the histogram of dark pixels."""
+"""Bin width of the histogram of dark pixels, in DN."""
 
 HISTOGRAM_START = -1000
-"""Lowest DN of the histogram; 60 bins reach up to 2000 DN, the first and the last one take what is beyond."""
+"""Lowest DN of the histogram; 60 bins reach up to 2000 DN, and the outer bins take all values beyond."""
 
 HISTOGRAM_BINS = 60
 
@@ -29,7 +29,7 @@ _FEWEST_PIXELS = 1000
 
 
 def processing_baseline(item_id: str, properties: Mapping[str, Any]) -> str | None:
-    """``05.10`` from the item's properties, else from the product's name (``_N0510_``), else None."""
+    """Such as ``05.10``, from the item's properties or the product's name (``_N0510_``); None if neither has it."""
     for key in ("s2:processing_baseline", "processing:version", "sentinel2:processing_baseline"):
         if re.fullmatch(r"\d\d\.\d\d", str(properties.get(key, ""))):
             return str(properties[key])
@@ -40,10 +40,10 @@ def processing_baseline(item_id: str, properties: Mapping[str, Any]) -> str | No
 
 
 def boa_offset(item_id: str, properties: Mapping[str, Any]) -> int:
-    """DN to add so that reflectance = DN x 1e-4. The date is never asked: reprocessed scenes of 2016 are shifted too.
+    """DN to add so that reflectance = DN x 1e-4. The date does not matter: reprocessed scenes of 2016 are shifted too.
 
     Raises:
-        CatalogueError: the item tells neither.
+        CatalogueError: the item states neither its baseline nor that the offset has been applied.
     """
     if properties.get("earthsearch:boa_offset_applied") is True:
         return 0
@@ -58,16 +58,20 @@ def boa_offset(item_id: str, properties: Mapping[str, Any]) -> int:
 
 
 def dark_histogram(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
-    """Counts of DN (any shape, offset already applied) in the bins of the dark-pixel check."""
+    """(bins,) counts of DN in the bins of the dark-pixel check.
+
+    Args:
+        values: DN of any shape, offset already applied.
+    """
     bins = np.clip((values - HISTOGRAM_START) // HISTOGRAM_STEP, 0, HISTOGRAM_BINS - 1)
     return np.bincount(bins.ravel(), minlength=HISTOGRAM_BINS)
 
 
 def dark_values(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | None:
-    """The DN below which 0.1 % of the clear pixels lie, a band; None when there are too few pixels to tell.
+    """(bands,) DN below which 0.1 % of the clear pixels lie; None if there are fewer than 1000 clear pixels.
 
     Args:
-        histograms: (band, bin) of one scene.
+        histograms: (bands, bins) of one scene.
     """
     counts = histograms.sum(axis=1)
     if counts.min() < _FEWEST_PIXELS:
@@ -78,15 +82,15 @@ def dark_values(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | No
 
 
 def offset_contradiction(dark: npt.NDArray[np.int64]) -> str | None:
-    """Why the dark pixels (DN a band) contradict the offset, or None when they agree.
+    """Why the dark pixels, (bands,) DN, contradict the offset; None if they agree.
 
-    Shadows and water bring some band of nearly every scene below 0.08; in a scene that is still shifted none is.
-    After one subtraction too many, the dark pixels of most bands lie far below zero, which no atmosphere does.
+    Nearly every scene has shadow or water below a reflectance of 0.08 in some band; if the offset is still in the DN,
+    no band has. If it was removed twice, the dark pixels of most bands lie far below zero, which no atmosphere causes.
     """
     if dark.min() >= _TOO_BRIGHT:
         return (
-            f"its darkest pixels have DN {dark.min()} in every band or more, as if {BASELINE_OFFSET} were still to add"
+            f"its darkest pixels have DN {dark.min()} or more in every band, as if {BASELINE_OFFSET} were still to add"
         )
     if np.median(dark) <= _TOO_DARK:
-        return f"its darkest pixels lie at DN {int(np.median(dark))}, as if {BASELINE_OFFSET} had been added twice"
+        return f"its darkest pixels have DN {int(np.median(dark))}, as if {BASELINE_OFFSET} had been added twice"
     return None

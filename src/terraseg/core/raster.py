@@ -21,7 +21,7 @@ COG_BLOCK = 512
 """Side of a block in pixels."""
 
 _DEFLATE = 5
-"""Level of compression: GDAL's own, 6, takes half as long again on masks and probabilities for 3 to 10 % less."""
+"""Compression level. GDAL's default, 6, takes 1.5 times as long on masks and probabilities and saves 3 to 10 %."""
 
 
 class CogOptions(TypedDict):
@@ -38,9 +38,9 @@ class CogOptions(TypedDict):
 
 @contextmanager
 def cog_writer(path: str | Path, **options: Unpack[CogOptions]) -> Iterator[DatasetWriter]:
-    """Yield a tiled raster to write windows into, in any order; it becomes the COG ``path`` when the block ends well.
+    """Yield a tiled raster to write windows into, in any order. It becomes the COG ``path`` when the block succeeds.
 
-    Arguments and errors are those of `cog_draft`.
+    Takes the arguments of `cog_draft` and raises the same errors.
     """
     with cog_draft(path, **options) as draft:
         with draft.writing() as target:
@@ -60,23 +60,23 @@ def cog_draft(
     scale: float = 1.0,
     tags: Mapping[str, Any] | None = None,
 ) -> Iterator["CogDraft"]:
-    """Yield a draft to be written and finished; it becomes the COG ``path`` when the block ends well.
+    """Yield a draft to write and finish. It becomes the COG ``path`` when the block succeeds.
 
-    Memory is bounded by GDAL's block cache. A block is compressed twice (once in the scratch file beside the
-    target, quickly, and once in the COG), which is what the COG layout costs.
+    GDAL's block cache bounds the memory. The COG layout needs two passes: each block is compressed quickly into a
+    scratch file next to the target, then again into the COG.
 
     Args:
         path: the COG.
         geobox: the pixel grid, north up.
-        dtype: a numpy name such as ``uint16``.
+        dtype: numpy name, such as ``uint16``.
         nodata: value of pixels without an observation.
-        bands: a description each band.
-        overviews: resampling of the overviews, ``nearest`` for classes, ``average`` for measurements.
-        scale: value of one DN, kept as the band's scale.
-        tags: written as the dataset's metadata.
+        bands: one description per band.
+        overviews: resampling of the overviews: ``nearest`` for classes, ``average`` for measurements.
+        scale: value of one DN, stored as the scale of each band.
+        tags: metadata of the dataset.
 
     Raises:
-        OutputError: the disk is full, or what was written can't be read back.
+        OutputError: the disk is full, or the written file can't be read back.
     """
     height, width = geobox.shape
     profile = {
@@ -121,7 +121,7 @@ class CogDraft:
 
     @property
     def _predictor(self) -> str:
-        """GDAL's name of how a pixel is foretold from its neighbour; classes would take a fifth more bytes with it."""
+        """The GDAL predictor. Classes get none: with one they would need a fifth more bytes."""
         dtype = np.dtype(self._profile["dtype"])
         if dtype.kind == "f":
             return "FLOATING_POINT"
@@ -130,7 +130,7 @@ class CogDraft:
 
     @contextmanager
     def writing(self) -> Iterator[DatasetWriter]:
-        """Yield the scratch raster; the draft is written when the block ends."""
+        """Yield the scratch raster to write into. Its blocks are checked when the block ends."""
         with rasterio.open(self._scratch, "w", **self._profile) as target:
             for index, description in enumerate(self._bands, start=1):
                 target.set_band_description(index, description)
@@ -140,13 +140,13 @@ class CogDraft:
         _check_complete(self._scratch, final=self.path)
 
     def finish(self) -> None:
-        """Make the COG of what was written, with all cores; Python's lock is free meanwhile.
+        """Copy the scratch raster to the COG, on all cores. Other Python threads run in the meantime.
 
         Raises:
-            OutputError: the disk is full, or what was written can't be read back.
+            OutputError: the disk is full, or the written file can't be read back.
         """
         try:
-            with rasterio.Env(COG_TMP_COMPRESSION="NONE"):  # overviews in a file that lasts as long as the copy
+            with rasterio.Env(COG_TMP_COMPRESSION="NONE"):  # the temporary file of the overviews
                 rasterio.shutil.copy(
                     self._scratch,
                     self._final,
@@ -159,21 +159,21 @@ class CogDraft:
                     bigtiff="IF_SAFER",
                     num_threads="ALL_CPUS",
                 )
-        except (CPLE_BaseError, SystemError) as error:  # what rasterio lets through when a write fails
+        except (CPLE_BaseError, SystemError) as error:  # raised by rasterio when a write fails
             raise OutputError(
-                f"{self.path} can't be written, the disk may be full ({error})",
+                f"{self.path} can't be written; the disk may be full ({error})",
                 fix="free some space and run the same command again",
             ) from error
         _check_complete(self._final, final=self.path)
 
 
 def _check_complete(path: Path, *, final: str | Path) -> None:
-    """GDAL may only log a failed write of the last blocks (full disk): each block must lie inside the file."""
+    """Check that each block lies inside the file: on a full disk GDAL may only log that it lost the last ones."""
     size = path.stat().st_size
     full = OutputError(f"no space left while writing {final}", fix="free some space and run the same command again")
     try:
         source = rasterio.open(path)
-    except RasterioIOError as error:  # the directory itself is cut off
+    except RasterioIOError as error:  # the table of blocks itself is cut off
         raise full from error
     with source:
         for band in range(1, source.count + 1):

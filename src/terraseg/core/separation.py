@@ -1,7 +1,7 @@
-"""How far two sets of chips are apart and what ground they share: the one measure of preparation, folds and check.
+"""Distance between two sets of chips and the ground they share, for the preparation, the folds and the data check.
 
-A table of chips has one CRS, and off its zone that CRS stretches the ground by metres in a kilometre. So each chip is
-measured in the CRS of its own pixels, in which the gaps were planned: a promise is held to the millimetre.
+A table of chips has one CRS, which outside its own zone stretches the ground by metres per kilometre. So each chip is
+measured in the CRS of its own pixels, in which the gaps were planned: gaps hold to the millimetre.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,23 +14,23 @@ import shapely
 from pyproj import CRS
 
 _MILLIMETRE = 1e-3
-"""Nothing shorter is told from the noise of projected coordinates."""
+"""Tolerance in metres: shorter lengths are lost in the noise of projected coordinates."""
 
 
 @dataclass(frozen=True)
 class Separation:
-    """Of two sets of chips.
+    """Distance and shared ground of two sets of chips.
 
     Attributes:
-        least_m: metres between the nearest two; 0 where they touch, infinite where a set is empty.
-        shared_m2: ground that both show.
+        least_m: metres between the nearest two chips; 0 if they touch, infinite if a set is empty.
+        shared_m2: square metres of ground that both sets show.
     """
 
     least_m: float
     shared_m2: float
 
     def holds(self, gap_m: float) -> bool:
-        """Whether no ground is shared and the gap in metres is there."""
+        """Whether the sets share no ground and are at least ``gap_m`` metres apart."""
         return self.shared_m2 == 0 and self.least_m > gap_m - _MILLIMETRE
 
 
@@ -39,7 +39,7 @@ def separation(first: gpd.GeoSeries, second: gpd.GeoSeries, *, zones: Sequence[s
 
     Args:
         first, second: footprints of chips, in one metric CRS.
-        zones: CRSs of the chips' pixels, in which those that stand upright in one are measured; all others are in the
+        zones: CRSs of the chips' pixels. A chip is measured in the first one in which it is axis-aligned, else in the
             CRS of the footprints.
     """
     least, shared = np.inf, 0.0
@@ -56,11 +56,11 @@ def separation(first: gpd.GeoSeries, second: gpd.GeoSeries, *, zones: Sequence[s
 def closer_than(
     first: gpd.GeoSeries, second: gpd.GeoSeries, *, gap_m: float, zones: Sequence[str] = ()
 ) -> npt.NDArray[np.bool_]:
-    """Whether each chip of ``first`` breaks a gap to ``second``: without them, `Separation.holds`.
+    """Whether each chip of ``first`` is too close to ``second``: without those chips, `Separation.holds`.
 
     Args:
         first, second, zones: see `separation`.
-        gap_m: metres; with 0, chips may touch.
+        gap_m: the gap in metres; with 0, chips may touch.
 
     Returns:
         (chips of ``first``,)
@@ -73,14 +73,14 @@ def closer_than(
 
 
 def in_metres(distance: float) -> str:
-    """A distance to the millimetre, as short as can be."""
+    """A distance to the millimetre, without trailing zeros."""
     return f"{distance:.3f}".rstrip("0").rstrip(".")
 
 
 def _by_zone(
     first: gpd.GeoSeries, second: gpd.GeoSeries, zones: Sequence[str]
 ) -> Iterator[tuple[npt.NDArray[np.intp], npt.NDArray[np.object_], npt.NDArray[np.object_]]]:
-    """For each zone: positions of the chips of ``first`` in it, they and all of ``second`` in its CRS."""
+    """For each zone: positions of the chips of ``first`` in it, their shapes and those of ``second`` in its CRS."""
     left = np.ones(len(first), dtype=bool)
     for zone in (zone for zone in zones if CRS.from_user_input(zone).is_projected):
         shapes = first.to_crs(zone).to_numpy()
@@ -88,19 +88,19 @@ def _by_zone(
         left[own] = False
         if len(own):
             there = second.to_crs(zone).to_numpy()
-            # What lies on the other side of the earth has no place in a zone.
+            # Chips on the other side of the Earth have no finite coordinates in a zone.
             yield own, shapes[own], there[np.isfinite(shapely.bounds(there)).all(axis=1)]
     if left.any():
         yield np.flatnonzero(left), first.to_numpy()[left], second.to_numpy()
 
 
 def _upright(shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.bool_]:
-    """Whether chips are rectangles along the axes, to a millimetre: those of another zone are turned."""
+    """Whether chips are axis-aligned rectangles, to a millimetre: chips of another zone are turned."""
     with np.errstate(invalid="ignore"):
         spare = shapely.area(shapely.envelope(shapes)) - shapely.area(shapes)
         return np.asarray(spare < _MILLIMETRE * shapely.length(shapes) / 4)
 
 
 def _inner(shapes: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """Chips a millimetre smaller on each side, which touch no neighbour."""
+    """Chips shrunk by a millimetre on each side, so that they don't touch their neighbours."""
     return np.asarray(shapely.buffer(shapes, -_MILLIMETRE, join_style="mitre"))

@@ -1,20 +1,16 @@
-"""Settings that are checked: unknown keys are errors, and every fault of a file is named in one message."""
+"""Checked settings: unknown keys are errors, and one message names every fault of a file."""
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class Strict(BaseModel):
-    """Base of every settings and metadata class: no unknown keys, no changes after reading."""
+    """Base of every settings and metadata class: it allows no unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
 
 def faults_of(error: ValidationError) -> str:
-    """Every fault as ``key: what is wrong``, joined by semicolons.
-
-    Args:
-        error: of a `Strict` model.
-    """
+    """All faults of a `Strict` model as ``key: message``, joined by semicolons."""
     return "; ".join(
         ": ".join(
             [

@@ -1,4 +1,4 @@
-"""Where tasks run: threads or processes of this machine, or the workers of a Dask cluster."""
+"""Run tasks in threads or processes of this machine, or on the workers of a Dask cluster."""
 
 import concurrent.futures
 import itertools
@@ -20,55 +20,220 @@ _CONNECT_TIMEOUT = "10s"
 _RETRIES_AFTER_A_LOST_WORKER = 3
 
 
+def processors() -> list[int]:
+    """Ids of the CPU cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(os.cpu_count() or 1))
+
+
+def core_shares(workers: int) -> list[list[int]]:
+    """Core ids for each worker: even shares of this process's cores, at least one core each."""
+    cores = processors()
+    if workers > len(cores):
+        return [[cores[index % len(cores)]] for index in range(workers)]
+    return [cores[index * len(cores) // workers : (index + 1) * len(cores) // workers] for index in range(workers)]
+
+
 def run_tasks(
     function: Callable[[Task], Result], tasks: Sequence[Task], *, workers: int, scheduler: str | None
 ) -> Iterator[Result]:
-    """Yield the results in the order in which they are ready; only a few are under way or waiting at a time.
+    """Yield results as they become ready, in threads or on a cluster. Only a few tasks run or wait at a time.
 
     Args:
-        function: pure, at module level and picklable, as a cluster needs it.
+        function: pure; for a cluster also picklable and at module level.
         workers: threads on this machine.
-        scheduler: address of a Dask scheduler such as ``tcp://10.0.0.1:8786``; its workers need terraseg.
+        scheduler: address of a Dask scheduler, such as ``tcp://10.0.0.1:8786``, whose workers have terraseg installed;
+            None: threads of this machine.
 
     Raises:
-        ConfigError: no scheduler at the address.
+        ConfigError: no scheduler answers at the address.
         OutputError: the cluster lost a task several times.
     """
     if not tasks:
         return
     if scheduler is None:
-        yield from _run_local(function, tasks, workers)
+        yield from _run_in_threads(function, tasks, workers)
     else:
-        with connected(scheduler) as client:
+        with _connected(scheduler) as client:
             at_a_time = max(2 * sum(client.nthreads().values()), 2)
             retries = _RETRIES_AFTER_A_LOST_WORKER
-            yield from run_on_cluster(client, function, tasks, at_a_time=at_a_time, lost=_lost_block, retries=retries)
+            yield from _run_on_cluster(client, function, tasks, at_a_time=at_a_time, lost=_lost_block, retries=retries)
 
 
-def _run_local(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
+def _run_in_threads(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     waiting = iter(tasks)
     with concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="block") as pool:
         running = {pool.submit(function, task) for task in itertools.islice(waiting, workers)}
         try:
             while running:
                 done, running = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
-                while done:  # no result is held on to once it is taken
+                while done:  # popped, so that a result can be freed once it is used
                     yield done.pop().result()
                     running |= {pool.submit(function, task) for task in itertools.islice(waiting, 1)}
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
+def _lost_block(_: object, error: Exception) -> NoReturn:
+    raise OutputError(
+        f"the cluster lost its workers ({error})", fix="give them more memory, or choose a smaller acquire.block"
+    ) from error
+
+
+class Workers(Protocol):
+    """Processes that each run one task at a time. `open_workers` starts them."""
+
+    @property
+    def count(self) -> int:
+        """Number of processes."""
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, lost: Callable[[Task], Result]
+    ) -> Iterator[Result]:
+        """Yield results as they become ready.
+
+        Args:
+            function: picklable and at module level.
+            lost: gives the result of a task whose process died.
+        """
+
+
+class ThisProcess:
+    """No other process: each task runs here when its result is asked for."""
+
+    count = 1
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, lost: Callable[[Task], Result]
+    ) -> Iterator[Result]:
+        """See `Workers`. ``lost`` is never called: if this process dies, everything ends."""
+        del lost
+        return map(function, tasks)
+
+
+@dataclass(frozen=True)
+class DaskWorkers:
+    """Workers of a Dask cluster.
+
+    Attributes:
+        client: connected to the cluster's scheduler.
+        count: number of workers at the start.
+    """
+
+    client: Any
+    count: int
+
+    def run(
+        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, lost: Callable[[Task], Result]
+    ) -> Iterator[Result]:
+        """See `Workers`."""
+        return _run_on_cluster(self.client, function, tasks, at_a_time=self.count, lost=lambda task, _error: lost(task))
+
+
 @contextmanager
-def connected(scheduler: str) -> Iterator[Any]:
-    """A ``distributed.Client`` of a running scheduler.
+def open_workers(*, workers: int | None, scheduler: str | None, device: str = "cpu") -> Iterator[Workers]:
+    """Yield processes that live until the block ends.
+
+    On this machine each process gets an even share of the CPU cores and, if there are several GPUs to use, one GPU.
+    A process that dies is started again.
+
+    Args:
+        workers: processes on this machine; by default one per GPU, or this process alone.
+        scheduler: address of a running Dask scheduler to use instead; its workers need terraseg and the same folders.
+        device: see `terraseg.mapping.runtimes.pytorch.TorchPredictor`.
 
     Raises:
-        ConfigError: none answers at the address.
+        ConfigError: fewer than one worker, both ``workers`` and ``scheduler``, no scheduler at the address, or a
+            scheduler without workers.
     """
+    if workers is not None and workers < 1:
+        raise ConfigError(f"{workers} workers", expected="1 or more")
+    if scheduler is not None:
+        if workers is not None:
+            raise ConfigError("--workers and --scheduler", expected="one of them: the cluster has its own workers")
+        with _connected(scheduler) as client:
+            count = len(client.nthreads())
+            if not count:
+                raise ConfigError(f"the scheduler at {scheduler} has no worker", fix=f"dask worker {scheduler}")
+            yield DaskWorkers(client, count)
+        return
+    gpus = _gpus(device)
+    if workers is None:
+        workers = max(len(gpus), 1)
+    if workers == 1:
+        yield ThisProcess()
+    else:
+        with _local_cluster(workers, gpus) as client:
+            yield DaskWorkers(client, workers)
+
+
+def _gpus(device: str) -> list[str]:
+    """CUDA's ids of the GPUs, if the device leaves a choice between several; else empty."""
+    if device not in ("auto", "cuda"):
+        return []
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(count)]
+
+
+@contextmanager
+def _local_cluster(workers: int, gpus: list[str]) -> Iterator[Any]:
+    import dask
     import distributed
 
-    connect = cast(Any, distributed.Client)  # its types are there in parts only
+    shares = core_shares(workers)
+    spec = {
+        index: {
+            "cls": distributed.Nanny,
+            "options": {
+                "nthreads": 1,
+                "memory_limit": 0,  # no limit
+                "dashboard": False,
+                "silence_logs": logging.CRITICAL,
+                "env": _environment(shares[index], gpus[index % len(gpus)] if gpus else None),
+            },
+        }
+        for index in range(workers)
+    }
+    scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
+    # The caller counts the attempts, so a task whose process died is returned to it at once.
+    settings = {"distributed.scheduler.allowed-failures": 0, "distributed.nanny.pre-spawn-environ": ONE_POOL}
+    connect, spec_cluster = cast(Any, distributed.Client), cast(Any, distributed.SpecCluster)
+    with (
+        dask.config.set(settings),
+        spec_cluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
+        connect(cluster) as client,
+    ):
+        client.register_plugin(_own_cores(shares))
+        yield client
+
+
+def _environment(cores: list[int], gpu: str | None) -> dict[str, str]:
+    threads = {f"{library}_NUM_THREADS": str(len(cores)) for library in ("OMP", "MKL", "OPENBLAS")}
+    return threads if gpu is None else {**threads, "CUDA_VISIBLE_DEVICES": gpu}
+
+
+def _own_cores(shares: list[list[int]]) -> Any:  # noqa: ANN401
+    """A plugin that binds each worker to its cores: ONNX Runtime and OpenVINO ignore the environment's counts."""
+    import distributed
+
+    class OwnCores(distributed.WorkerPlugin):
+        def setup(self, worker: Any) -> None:  # noqa: ANN401
+            if sys.platform == "linux":
+                os.sched_setaffinity(0, shares[worker.name])
+
+    return OwnCores()
+
+
+@contextmanager
+def _connected(scheduler: str) -> Iterator[Any]:
+    """A ``distributed.Client`` of a running scheduler."""
+    import distributed
+
+    connect = cast(Any, distributed.Client)  # distributed is only partly typed
     try:
         client = connect(scheduler, timeout=_CONNECT_TIMEOUT)
     except (OSError, TimeoutError, ValueError) as error:
@@ -80,8 +245,8 @@ def connected(scheduler: str) -> Iterator[Any]:
         yield client
 
 
-def run_on_cluster(
-    client: Any,  # noqa: ANN401 -- the types of distributed are there in parts only
+def _run_on_cluster(
+    client: Any,  # noqa: ANN401 -- distributed is only partly typed
     function: Callable[[Task], Result],
     tasks: Iterable[Task],
     *,
@@ -89,14 +254,14 @@ def run_on_cluster(
     lost: Callable[[Task, Exception], Result],
     retries: int = 0,
 ) -> Iterator[Result]:
-    """Yield the results in the order in which they are ready.
+    """Yield results as they become ready.
 
     Args:
-        client: a ``distributed.Client``, see `connected`.
-        function: at module level and picklable.
-        at_a_time: tasks that are under way or waiting.
-        lost: what a task comes to whose worker died, as often as the scheduler bears.
-        retries: of a task that raises.
+        client: a ``distributed.Client``.
+        function: picklable and at module level.
+        at_a_time: tasks that run or wait at a time.
+        lost: gives the result of a task whose workers died more often than the scheduler allows.
+        retries: for a task that raises.
     """
     import distributed
 
@@ -122,170 +287,3 @@ def run_on_cluster(
         for more in submit(1):
             ready.add(more)
         yield result
-
-
-def _lost_block(_: object, error: Exception) -> NoReturn:
-    raise OutputError(
-        f"the cluster lost its workers ({error})", fix="give them more memory or a smaller acquire.block"
-    ) from error
-
-
-class Workers(Protocol):
-    """Processes that do tasks, each one at a time."""
-
-    @property
-    def count(self) -> int:
-        """How many there are."""
-
-    def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, lost: Callable[[Task], Result]
-    ) -> Iterator[Result]:
-        """Yield the results in the order in which they are ready.
-
-        Args:
-            function: at module level and picklable.
-            lost: what a task comes to whose process died.
-        """
-
-
-class ThisProcess:
-    """No others: each task is done when its result is asked for."""
-
-    count = 1
-
-    def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, lost: Callable[[Task], Result]
-    ) -> Iterator[Result]:
-        """See `Workers`; what kills this process, kills all."""
-        del lost
-        return map(function, tasks)
-
-
-@dataclass(frozen=True)
-class DaskWorkers:
-    """Workers of a Dask cluster.
-
-    Attributes:
-        client: connected to its scheduler.
-        count: how many there are at the start.
-    """
-
-    client: Any
-    count: int
-
-    def run(
-        self, function: Callable[[Task], Result], tasks: Iterable[Task], *, lost: Callable[[Task], Result]
-    ) -> Iterator[Result]:
-        """See `Workers`."""
-        return run_on_cluster(self.client, function, tasks, at_a_time=self.count, lost=lambda task, _error: lost(task))
-
-
-@contextmanager
-def open_workers(*, workers: int | None, scheduler: str | None, device: str = "cpu") -> Iterator[Workers]:
-    """Processes that last as long as the block.
-
-    On this machine each gets an even share of the processor's cores and, where the device is the GPU and there are
-    several, one of them. One that dies is started anew.
-
-    Args:
-        workers: processes on this machine; one for each GPU, or this process alone, unless given.
-        scheduler: address of a running Dask scheduler instead; its workers need terraseg and the same folders.
-        device: as `terraseg.mapping.runtimes.pytorch.TorchPredictor` takes it.
-
-    Raises:
-        ConfigError: less than one worker, both given, or no scheduler or no worker there.
-    """
-    if workers is not None and workers < 1:
-        raise ConfigError(f"{workers} workers", expected="1 or more")
-    if scheduler is not None:
-        if workers is not None:
-            raise ConfigError("--workers and --scheduler", expected="one of them: the cluster has its own workers")
-        with connected(scheduler) as client:
-            count = len(client.nthreads())
-            if not count:
-                raise ConfigError(f"the scheduler at {scheduler} has no worker", fix=f"dask worker {scheduler}")
-            yield DaskWorkers(client, count)
-        return
-    gpus = _gpus(device)
-    if workers is None:
-        workers = max(len(gpus), 1)
-    if workers == 1:
-        yield ThisProcess()
-    else:
-        with _local_cluster(workers, gpus) as client:
-            yield DaskWorkers(client, workers)
-
-
-def _gpus(device: str) -> list[str]:
-    """What CUDA calls the GPUs, where it is to choose one and has several."""
-    if device not in ("auto", "cuda"):
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < 2:
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(index) for index in range(count)]
-
-
-@contextmanager
-def _local_cluster(workers: int, gpus: list[str]) -> Iterator[Any]:
-    import dask
-    import distributed
-
-    shares = core_shares(workers)
-    spec = {
-        index: {
-            "cls": distributed.Nanny,
-            "options": {
-                "nthreads": 1,
-                "memory_limit": 0,  # none
-                "dashboard": False,
-                "silence_logs": logging.CRITICAL,
-                "env": _environment(shares[index], gpus[index % len(gpus)] if gpus else None),
-            },
-        }
-        for index in range(workers)
-    }
-    scheduler = {"cls": distributed.Scheduler, "options": {"host": "127.0.0.1", "dashboard": False}}
-    # A task whose process died comes back at once: who gave it counts how often it is tried.
-    settings = {"distributed.scheduler.allowed-failures": 0, "distributed.nanny.pre-spawn-environ": ONE_POOL}
-    connect, spec_cluster = cast(Any, distributed.Client), cast(Any, distributed.SpecCluster)
-    with (
-        dask.config.set(settings),
-        spec_cluster(workers=spec, scheduler=scheduler, silence_logs=logging.CRITICAL) as cluster,
-        connect(cluster) as client,
-    ):
-        client.register_plugin(_own_cores(shares))
-        yield client
-
-
-def processors() -> list[int]:
-    """Numbers of the processor cores that this process may use."""
-    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(os.cpu_count() or 1))
-
-
-def core_shares(workers: int) -> list[list[int]]:
-    """The cores that each worker may use: even shares of those of this process, one at least."""
-    cores = processors()
-    if workers > len(cores):
-        return [[cores[index % len(cores)]] for index in range(workers)]
-    return [cores[index * len(cores) // workers : (index + 1) * len(cores) // workers] for index in range(workers)]
-
-
-def _environment(cores: list[int], gpu: str | None) -> dict[str, str]:
-    threads = {f"{library}_NUM_THREADS": str(len(cores)) for library in ("OMP", "MKL", "OPENBLAS")}
-    return threads if gpu is None else {**threads, "CUDA_VISIBLE_DEVICES": gpu}
-
-
-def _own_cores(shares: list[list[int]]) -> Any:  # noqa: ANN401
-    """A plugin that binds each worker to its cores: ONNX Runtime and OpenVINO count those and no environment."""
-    import distributed
-
-    class OwnCores(distributed.WorkerPlugin):
-        def setup(self, worker: Any) -> None:  # noqa: ANN401
-            if sys.platform == "linux":
-                os.sched_setaffinity(0, shares[worker.name])
-
-    return OwnCores()
