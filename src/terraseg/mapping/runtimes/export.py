@@ -24,7 +24,6 @@ from terraseg.core.normalise import never_observed
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.learn.models.load import load_model
 from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
-from terraseg.mapping.runtimes.attention import attention
 from terraseg.mapping.runtimes.choose import (
     CLASS_CHANGES,
     MODEL,
@@ -38,8 +37,7 @@ from terraseg.mapping.runtimes.choose import (
     this_machine,
 )
 from terraseg.mapping.runtimes.onnx_openvino import filled
-from terraseg.mapping.runtimes.onnx_rewrites import rewrite_model
-from terraseg.mapping.runtimes.pooling import adaptive_average
+from terraseg.mapping.runtimes.onnx_rewrites import TRANSLATIONS, rewrite_model
 from terraseg.mapping.runtimes.predictor import check_fit, readable
 from terraseg.mapping.runtimes.pytorch import BundlePredictor, TorchPredictor
 from terraseg.mapping.runtimes.quantise import quantise_model
@@ -135,11 +133,7 @@ def _exported(model: nn.Module, example: torch.Tensor, path: Path, *, dynamic: b
     try:
         program = torch.onnx.export(
             model, (example,), dynamo=True, dynamic_shapes=shapes, input_names=["image"], output_names=["logits"],
-            verbose=False,
-            custom_translation_table={
-                torch.ops.aten._adaptive_avg_pool2d.default: adaptive_average,
-                torch.ops.aten.scaled_dot_product_attention.default: attention,
-            },
+            verbose=False, custom_translation_table=TRANSLATIONS,
         )  # fmt: skip
     except torch.onnx.OnnxExporterError as error:
         if dynamic:

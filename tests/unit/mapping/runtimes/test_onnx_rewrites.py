@@ -1,26 +1,32 @@
+import logging
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
 
-from terraseg.mapping.runtimes.onnx_rewrites import rewrite_model
+from terraseg.mapping.runtimes.onnx_rewrites import TRANSLATIONS, rewrite_model
 
 
 def operations(
     kind: str, shape: tuple[int, ...], *weights: np.ndarray, after: tuple[int | None, ...], **attributes: Any
 ) -> list[str]:
-    """Those that one becomes, after it was seen that the answers are the same, whatever the batch.
+    """Rewrite one operation, check that its results stay the same for any batch, and return the new operations.
 
     Args:
         kind: of the operation.
-        shape: its input's, without the batch.
-        weights: what else it is given, an empty one for what it isn't.
-        after: sizes of its answer.
+        shape: of its input, without the batch.
+        weights: its other inputs; an empty array leaves one out.
+        after: sizes of its result.
         attributes: its attributes.
     """
     names = [f"weights_{index}" if values.size else "" for index, values in enumerate(weights)]
@@ -117,7 +123,7 @@ def test_other_enlargements_stay(kernel: tuple[int, int], attributes: dict[str, 
 
 
 def resized(before: tuple[int, ...], after: tuple[int, ...], **attributes: Any) -> list[str]:
-    """What an interpolation to given sizes becomes."""
+    """The operations that replace an interpolation to given sizes."""
     empty, sizes = np.empty(0, np.float32), np.asarray(after[1:])
     return operations(
         "Resize", before, empty, empty, sizes, after=after, axes=[2, 3], **{"mode": "linear"} | attributes
@@ -157,3 +163,55 @@ def test_a_factor_that_does_not_lead_to_whole_pixels_is_another_interpolation(
 )
 def test_other_interpolations_stay(channels: int, rows: int, attributes: dict[str, Any]) -> None:
     assert resized((channels, rows, 4), (channels, 2 * rows, 8), **attributes) == ["Resize"]
+
+
+class Attention(nn.Module):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return functional.scaled_dot_product_attention(tokens, 2 * tokens, 3 * tokens, **self.options)
+
+
+class Pool(nn.Module):
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, image: Tensor) -> Tensor:
+        return functional.adaptive_avg_pool2d(image, self.size)
+
+
+def exported(model: nn.Module, path: Path, *shape: int, tolerance: float) -> list[str]:
+    """Export a model, check it against PyTorch on three inputs of a shape, and return its operations."""
+    model.eval()
+    program = torch.onnx.export(
+        model, (torch.zeros(2, *shape),), dynamo=True, verbose=False, input_names=["input"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},), custom_translation_table=TRANSLATIONS,
+    )  # fmt: skip
+    assert program is not None
+    program.save(path)
+    values = normal(3, *shape)
+    answer = onnxruntime.InferenceSession(path).run(None, {"input": values})[0]
+    np.testing.assert_allclose(answer, model(torch.from_numpy(values)).numpy(), atol=tolerance)
+    return sorted(node.op_type for node in onnx.load(path).graph.node)
+
+
+@pytest.mark.parametrize(
+    ("options", "simple"),
+    [({}, True), ({"scale": 0.3}, True), ({"is_causal": True}, False), ({"attn_mask": torch.eye(5)}, False)],
+    ids=["plain", "scaled", "causal", "masked"],
+)
+def test_attention_is_exported_in_few_operations(tmp_path: Path, options: dict[str, Any], *, simple: bool) -> None:
+    found = exported(Attention(**options), tmp_path / "attention.onnx", 2, 5, 8, tolerance=1e-5)
+    assert not simple or found == ["MatMul", "MatMul", "Mul", "Mul", "Mul", "Softmax", "Transpose"]
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 3), (5, 8), (7, 11)])
+def test_a_pooling_is_exported_in_simple_operations(
+    tmp_path: Path, size: tuple[int, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    found = exported(Pool(size), tmp_path / "pool.onnx", 4, 6, 8, tolerance=1e-6)
+    assert set(found) <= {"AveragePool", "Reshape", "MatMul", "Constant"}
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
