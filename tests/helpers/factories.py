@@ -162,7 +162,7 @@ def make_dataset(
                             "scene": scene.name,
                             "row": row,
                             "column": column,
-                            "building_fraction": float((mask == 1).mean()),
+                            "class_fraction": float((mask == 1).mean()),
                             "valid_fraction": float((mask >= 0).mean()),
                             "label_completeness": 1.0,
                             "checksum": chip_checksum(image, mask),

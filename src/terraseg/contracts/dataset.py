@@ -49,10 +49,13 @@ _AGAIN = "run the preparation again"
 
 TILE_COLUMNS = (
     "tile", "split", "block", "scene", "row", "column",
-    "building_fraction", "valid_fraction", "label_completeness", "checksum", "geometry",
+    "class_fraction", "valid_fraction", "label_completeness", "checksum", "geometry",
 )  # fmt: skip
 """Columns of tiles.parquet. ``row`` and ``column`` are the chip's upper left pixel in the scene; ``block`` is the
 unit of splitting and of the block bootstrap; the fractions are of pixels; ``checksum`` is `chip_checksum`."""
+
+_OLD_COLUMNS = {"building_fraction": "class_fraction"}
+"""Column names of datasets written before any class could be mapped."""
 
 
 class BandStats(Strict):
@@ -158,9 +161,10 @@ class ChipDataset:
         """
         path = self.root / "tiles.parquet"
         try:
-            return gpd.read_parquet(path).sort_values("tile", ignore_index=True)
+            tiles = gpd.read_parquet(path).sort_values("tile", ignore_index=True)
         except (ValueError, OSError, KeyError) as error:
             raise DatasetError(f"{path} can't be read ({error})", fix=_AGAIN) from error
+        return tiles.rename(columns=_OLD_COLUMNS)
 
     @cached_property
     def stats(self) -> Stats:

@@ -17,7 +17,7 @@ from terraseg.core.separation import closer_than
 from terraseg.errors import ConfigError, SplitError
 
 _STRATA = 10
-"""Groups of like building fraction, from each of which a label fraction takes its share."""
+"""Groups of like class fraction, from each of which a label fraction takes its share."""
 
 
 def chosen_chips(
@@ -80,7 +80,7 @@ def fold_chips(
     rest = learned[number != fold]
     train = rest[~closer_than(rest.geometry, val.geometry, gap_m=gap_m, zones=zones)]
     for name, part in (("train", train), ("val", val)):
-        held = (part["building_fraction"] > 0).any() and (part["building_fraction"] < 1).any()
+        held = (part["class_fraction"] > 0).any() and (part["class_fraction"] < 1).any()
         if not held:
             raise SplitError(
                 f"{name} of fold {fold} has {len(part)} chips and lacks the class or the background",
@@ -91,7 +91,7 @@ def fold_chips(
 
 
 def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_size: int) -> gpd.GeoDataFrame:
-    """A share of the train chips that shows a share of their ground, stratified by building fraction.
+    """A share of the train chips that shows a share of their ground, stratified by class fraction.
 
     Chips come in an order that depends on the seed alone, each stratum's evenly spread over it, and are taken until
     they show the wanted share of the ground, at least one. So a smaller fraction is part of a larger one, and
@@ -107,7 +107,7 @@ def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_
     """
     if fraction == 1:
         return train
-    order = _stratified_order(train["building_fraction"].to_numpy(), seed=seed)
+    order = _stratified_order(train["class_fraction"].to_numpy(), seed=seed)
     ground = {
         scene: np.zeros((rows["row"].max() + tile_size, rows["column"].max() + tile_size), dtype=bool)
         for scene, rows in train.groupby("scene")
@@ -141,7 +141,7 @@ def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float
             fix="choose fewer folds, or smaller blocks (block_chips)",
         )
     weights = chips["valid_fraction"].to_numpy()
-    covered = np.bincount(unit, weights=weights * chips["building_fraction"].to_numpy(), minlength=count)
+    covered = np.bincount(unit, weights=weights * chips["class_fraction"].to_numpy(), minlength=count)
     density = covered / np.bincount(unit, weights=weights, minlength=count)
     random = np.random.default_rng(seed)
     order = np.argsort(-density, kind="stable")

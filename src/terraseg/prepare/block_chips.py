@@ -116,7 +116,7 @@ def cut_block(job: BlockJob) -> BlockResult:
                 "scene": scene.name,
                 "row": row,
                 "column": column,
-                "building_fraction": float((mask[window] == 1).sum() / labelled.sum()),
+                "class_fraction": float((mask[window] == 1).sum() / labelled.sum()),
                 "valid_fraction": float(labelled.mean()),
                 "label_completeness": float(completeness[window].mean()),
                 "checksum": chip_checksum(image[:, *window], mask[window]),

@@ -357,7 +357,7 @@ def _write_chips(
                 "scene": chip.pair.name,
                 "row": chip.row,
                 "column": chip.column,
-                "building_fraction": float((labels > 0).sum() / labelled.sum()),
+                "class_fraction": float((labels > 0).sum() / labelled.sum()),
                 "valid_fraction": float(labelled.mean()),
                 "label_completeness": 1.0,
                 "checksum": chip_checksum(pixels, labels),

@@ -78,7 +78,7 @@ def richest_block(scene: Scene, dataset: ChipDataset, *, split: str) -> View:
     """The block of a split that holds most of the class, with all of its chips."""
     tiles = dataset.tiles
     tiles = tiles[(tiles["split"] == split) & (tiles["scene"] == scene.name)]
-    best = tiles.groupby("block")["building_fraction"].sum().idxmax()
+    best = tiles.groupby("block")["class_fraction"].sum().idxmax()
     tiles, size = tiles[tiles["block"] == best], dataset.info.tile_size
     top, left = int(tiles["row"].min()), int(tiles["column"].min())
     rows, columns = scene.geobox.shape

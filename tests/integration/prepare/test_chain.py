@@ -136,7 +136,7 @@ def check_chips(dataset: ChipDataset, ground: Ground, config: PrepareConfig) -> 
         known = ~unknown[window]
         assert np.abs(coverage[known] - 100 * share[window][known]).max(initial=0) <= 0.5 + 1e-3
         assert row.valid_fraction == pytest.approx((mask != IGNORE).mean())
-        assert row.building_fraction == pytest.approx((mask == 1).sum() / (mask != IGNORE).sum())
+        assert row.class_fraction == pytest.approx((mask == 1).sum() / (mask != IGNORE).sum())
 
 
 def direct_labels(ground: Ground, rule: LabelRule) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ def _tiles(*, blocks=6, chips=4, stride=32, scenes=("a",), seed=0):
                     box = shapely.box(column * GSD, -(row + SIZE) * GSD, (column + SIZE) * GSD, -row * GSD)
                     rows.append((f"{scene}_{row:05d}_{column:05d}", split, f"{scene}/{block:04d}", scene, row, column,
                                  random.beta(0.5, 2), 1.0, box))  # fmt: skip
-    columns = ["tile", "split", "block", "scene", "row", "column", "building_fraction", "valid_fraction", "geometry"]
+    columns = ["tile", "split", "block", "scene", "row", "column", "class_fraction", "valid_fraction", "geometry"]
     return gpd.GeoDataFrame(rows, columns=columns, crs=32631).sort_values("tile", ignore_index=True)
 
 
@@ -59,14 +59,14 @@ def test_every_fold_keeps_the_gap_and_leaves_the_test_alone(folds, seed, stride,
 
 def test_folds_depend_on_the_seed_and_balance_the_class():
     tiles = _tiles(blocks=10)
-    tiles["building_fraction"] = tiles["block"].map({b: i / 100 for i, b in enumerate(sorted(set(tiles["block"])))})
+    tiles["class_fraction"] = tiles["block"].map({b: i / 100 for i, b in enumerate(sorted(set(tiles["block"])))})
 
     def val(seed, fold):
         return fold_chips(tiles, fold=fold, folds=5, seed=seed, gap_m=320, gsd=GSD)[1]
 
     assert val(3, 1).equals(val(3, 1))
     assert not val(3, 1).equals(val(4, 1))
-    means = [val(0, fold)["building_fraction"].mean() for fold in range(5)]
+    means = [val(0, fold)["class_fraction"].mean() for fold in range(5)]
     assert np.ptp(means) < 0.05
 
 
@@ -84,7 +84,7 @@ def test_too_few_blocks_and_a_fold_without_the_class_are_refused():
     with pytest.raises(SplitError, match="train of fold 0 has 0 chips"):
         fold_chips(tiles, fold=0, folds=2, seed=0, gap_m=32_000, gsd=GSD)
     with pytest.raises(SplitError, match="lacks the class"):
-        fold_chips(tiles.assign(building_fraction=0.0), fold=0, folds=2, seed=0, gap_m=320, gsd=GSD)
+        fold_chips(tiles.assign(class_fraction=0.0), fold=0, folds=2, seed=0, gap_m=320, gsd=GSD)
 
 
 @pytest.mark.parametrize("stride", [32, 16])
@@ -104,9 +104,9 @@ def test_fractions_are_nested_and_show_their_share_of_the_ground(stride):
 def test_fractions_are_stratified_and_depend_on_the_seed():
     train = _tiles(blocks=8)
     means = [
-        label_fraction(train, fraction=0.1, seed=seed, tile_size=SIZE)["building_fraction"].mean() for seed in range(8)
+        label_fraction(train, fraction=0.1, seed=seed, tile_size=SIZE)["class_fraction"].mean() for seed in range(8)
     ]
-    assert np.abs(np.array(means) - train["building_fraction"].mean()).max() < 0.02
+    assert np.abs(np.array(means) - train["class_fraction"].mean()).max() < 0.02
     assert len(set(means)) == 8
-    again = label_fraction(train, fraction=0.1, seed=0, tile_size=SIZE)["building_fraction"].mean()
+    again = label_fraction(train, fraction=0.1, seed=0, tile_size=SIZE)["class_fraction"].mean()
     assert again == means[0]

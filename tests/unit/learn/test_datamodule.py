@@ -21,8 +21,10 @@ from terraseg.core.d4 import turned
 from terraseg.core.normalise import normalise
 from terraseg.core.separation import separation
 from terraseg.errors import ConfigError, DatasetError, SceneError
+from terraseg.learn.chips.jitter import jittered
 from terraseg.learn.chips.pack import open_pack
-from terraseg.learn.datamodule import ChipDataModule, ChipSampler, OrderedSampler, jittered
+from terraseg.learn.chips.samplers import ChipSampler, OrderedSampler
+from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.specs import SPECS
 from terraseg.learn.training import one_line_errors as runtime
 from terraseg.prepare.config import PrepareConfig, SplitRule
@@ -271,7 +273,7 @@ def test_swapped_masks_are_found(root):
     ids=["nan", "nodata-only", "band-missing", "ignore-only", "unknown-class"],
 )
 def test_chips_that_would_poison_training_are_named(root, kind, change, message):
-    tile = open_dataset(root).split("train").sort_values("building_fraction")["tile"].iloc[0]
+    tile = open_dataset(root).split("train").sort_values("class_fraction")["tile"].iloc[0]
     _rewrite(root / "train" / kind / f"{tile}.tif", change)
     with pytest.raises(DatasetError, match=f"chip {tile} of train.*{message}"):
         _module(root)

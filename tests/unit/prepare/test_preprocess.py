@@ -62,7 +62,7 @@ def test_masks_are_the_footprints_by_the_centre_rule(dataset, city):
     footprints, _ = find_footprints(city[1])
     union = shapely.union_all(footprints.geometry.to_crs(str(scene.geobox.crs)).to_numpy())
     shapely.prepare(union)
-    row = dataset.split("test").sort_values("building_fraction").iloc[-1]
+    row = dataset.split("test").sort_values("class_fraction").iloc[-1]
     with rasterio.open(dataset.mask("test", row["tile"])) as source:
         mask, transform = source.read(1), source.transform
     rows, columns = np.mgrid[:32, :32]

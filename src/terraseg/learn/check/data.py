@@ -149,7 +149,7 @@ def check_labels(dataset: ChipDataset) -> list[Finding]:
         chips = dataset.split(split)
         if chips.empty:
             findings.append(error(where, f"no chip in {split}", expected="some in each split", fix=_PREPARE))
-        elif not chips["building_fraction"].gt(0).any():
+        elif not chips["class_fraction"].gt(0).any():
             findings.append(error(where, f"no pixel of a class in {split}", expected="some", fix=_PREPARE))
     return findings
 
@@ -222,7 +222,7 @@ def check_batches(chips: gpd.GeoDataFrame, batch_size: int, *, class_share: floa
             )
         )
     if class_share is not None:
-        with_class = int(chips["building_fraction"].gt(0).sum())
+        with_class = int(chips["class_fraction"].gt(0).sum())
         if not 0 < class_share < 1:
             findings.append(error(f"{_DATA}.class_share", f"{class_share}", expected="between 0 and 1"))
         elif with_class in (0, len(chips)):

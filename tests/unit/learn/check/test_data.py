@@ -231,7 +231,7 @@ def _move(tiles: gpd.GeoDataFrame, split: str, **by: float) -> None:
         (lambda tiles: _set(tiles, "block", "val", "test"), "1 blocks in two splits, such as test"),
         (lambda tiles: _set(tiles, "split", "val", "dev"), "splits ['dev']; expected train, val, test"),
         (lambda tiles: _set(tiles, "tile", "train", "scene_0_0"), "23 tiles twice, such as scene_0_0"),
-        (lambda tiles: _set(tiles, "building_fraction", "val", 0), "a class in val"),
+        (lambda tiles: _set(tiles, "class_fraction", "val", 0), "a class in val"),
     ],
 )
 def test_leaks_are_measured_and_not_believed(root, change, line):
