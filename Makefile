@@ -1,4 +1,4 @@
-# Two commands do all: `make demo` runs the main job on a real scene, `make test` checks everything.
+# Two commands are enough: `make demo` runs the main job on a real scene, `make test` checks everything.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,8 +17,8 @@ lint: .venv/installed
 unit: .venv/installed
 	$(BIN)/pytest tests/unit
 
-# Two files at a time, a thread each: most of them wait for processes of their own. Unit tests fork, which xdist's
-# workers do not always survive.
+# Two test files in parallel, one thread each: most of them wait for their own processes. Unit tests fork, and xdist's
+# workers do not always survive a fork.
 integration: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/integration
 
