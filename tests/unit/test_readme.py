@@ -9,7 +9,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from helpers.paths import ROOT
-from terraseg.cli import _parser
+from terraseg.cli import parse_arguments
 from terraseg.sample.demo import steps
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,7 +42,7 @@ def test_command(command):
         assert "--config" in words
     else:
         verb = words[1:] if words[0] == "terraseg" else [Path(words[1]).stem, *words[2:]]
-        options = _parser().parse_args(verb)
+        options = parse_arguments([str(word) for word in verb])
         for name in ("aoi", "config"):
             path = getattr(options, name, None)
             assert path is None or str(path).startswith(("data/", "my")) or (ROOT / path).is_file()

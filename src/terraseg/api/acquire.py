@@ -1,55 +1,94 @@
-"""The two verbs of this room: `download` scenes and `labels`."""
+"""Getting data: `download` scenes and `labels`."""
 
 import logging
 from pathlib import Path
 
-from terraseg.acquire.aoi import read_aoi
 from terraseg.acquire.config import AcquireConfig, LabelsConfig
-from terraseg.acquire.footprints.completeness import COMPLETENESS_FOLDER, write_completeness
-from terraseg.acquire.footprints.sources import write_labels
-from terraseg.acquire.imagery.catalogues import search
-from terraseg.acquire.imagery.composite import write_composite
+from terraseg.api.config import DATA_CONFIG, load_data_config
+from terraseg.api.options import StrPath
+from terraseg.errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
 
-def download(*, aoi: Path, output: Path, config: AcquireConfig, scheduler: str | None = None) -> list[Path]:
-    """Composite the scenes over an area into ``output/<aoi>.tif``, or ``<aoi>_<period>.tif`` where there are several.
+def download(
+    *,
+    aoi: StrPath,
+    output: StrPath = "data/raw",
+    config: StrPath | AcquireConfig = DATA_CONFIG,
+    scheduler: str | None = None,
+) -> list[Path]:
+    """Download Sentinel-2 for an area of interest: a clean composite with its provenance.
 
     Args:
-        aoi: vector file of the area.
-        output: folder of scenes (contract 1).
-        scheduler: address of a Dask scheduler; None: this machine.
+        aoi: polygon file of the area of interest.
+        output: folder of the scenes; a scene is called ``<aoi>.tif``, or ``<aoi>_<period>.tif`` if there are several
+            periods.
+        config: data config; its section ``acquire`` is read.
+        scheduler: address of a running Dask scheduler, ``tcp://HOST:PORT``; by default this machine does the work.
 
     Returns:
-        The scenes, one a period, in the order of the config.
+        The scenes, one for each period, in the order of the config.
 
     Raises:
-        AOIError, CatalogueError, ConfigError, SceneError, OutputError: as the parts say.
+        AOIError: the area can't be read, or is not a polygon.
+        ConfigError: the config can't be read, or has no section ``acquire``.
+        CatalogueError: the catalogue does not answer, or has no scene.
+        SceneError: a scene can't be read.
+        OutputError: the disk is full or the folder can't be written.
     """
-    area = read_aoi(aoi)
-    # All periods are searched before the first pixel is read, so that an empty one is told at once.
-    found = {name: search(config, area=area.footprint, period=period) for name, period in config.periods.items()}
+    from terraseg.acquire.aoi import read_aoi
+    from terraseg.acquire.imagery.catalogues import search
+    from terraseg.acquire.imagery.composite import write_composite
+
+    settings = config if isinstance(config, AcquireConfig) else load_data_config(config).acquire
+    if settings is None:
+        raise ConfigError(f"{config} has no section acquire", fix="docs/data.md lists its keys")
+    area = read_aoi(Path(aoi))
+    # All periods are searched before the first pixel is read, so that an empty one is an error at once.
+    found = {name: search(settings, area=area.footprint, period=period) for name, period in settings.periods.items()}
     scenes = []
     for name, sources in found.items():
         stem = area.name if len(found) == 1 else f"{area.name}_{name}"
-        path = output / f"{stem}.tif"
-        scenes.append(write_composite(path, geobox=area.geobox, scenes=sources, config=config, scheduler=scheduler))
+        path = Path(output) / f"{stem}.tif"
+        scenes.append(write_composite(path, geobox=area.geobox, scenes=sources, config=settings, scheduler=scheduler))
         _log.info("wrote %s from %d scenes", path, len(sources))
     return scenes
 
 
-def labels(*, aoi: Path, output: Path, config: LabelsConfig) -> Path:
-    """Write the footprints of an area to ``output/<aoi>.parquet`` (contract 2), and their completeness if configured.
+def labels(
+    *, aoi: StrPath, output: StrPath = "data/osm_buildings", config: StrPath | LabelsConfig = DATA_CONFIG
+) -> Path:
+    """Get footprints for an area of interest, cleaned, from OpenStreetMap or files.
+
+    Args:
+        aoi: polygon file of the area of interest.
+        output: folder of the footprints; they are called ``<aoi>.parquet``.
+        config: data config; its section ``labels`` is read.
+
+    Returns:
+        The file of the footprints; their completeness, if configured, lies in a folder beside it.
 
     Raises:
-        AOIError, LabelError, CatalogueError, OutputError: as the parts say.
+        AOIError: the area can't be read, or is not a polygon.
+        ConfigError: the config can't be read.
+        LabelError: a source has no footprint here, or can't be read.
+        CatalogueError: the Overpass server does not answer.
+        OutputError: the disk is full or the folder can't be written.
     """
-    area = read_aoi(aoi)
-    path = output / f"{area.name}.parquet"
-    footprints = write_labels(path, area=area.geometry, config=config)
-    if config.completeness is not None:
+    from terraseg.acquire.aoi import read_aoi
+    from terraseg.acquire.footprints.completeness import COMPLETENESS_FOLDER, write_completeness
+    from terraseg.acquire.footprints.sources import write_labels
+
+    settings = config if isinstance(config, LabelsConfig) else load_data_config(config).labels
+    area = read_aoi(Path(aoi))
+    path = Path(output) / f"{area.name}.parquet"
+    footprints = write_labels(path, area=area.geometry, config=settings)
+    if settings.completeness is not None:
         write_completeness(
-            output / COMPLETENESS_FOLDER / path.name, area=area, footprints=footprints, config=config.completeness
+            path.parent / COMPLETENESS_FOLDER / path.name,
+            area=area,
+            footprints=footprints,
+            config=settings.completeness,
         )
     return path

@@ -1,34 +1,50 @@
-"""The step as the command line calls it: a comparison's YAML in, its cells run, its tables out."""
+"""Comparing experiments: over label fractions and seeds, on the same ground."""
 
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cells
-from terraseg.compare.matrix import load_matrix
-from terraseg.compare.tables import make_tables
-from terraseg.contracts.comparison import Tables, check_tables, write_tables
-from terraseg.contracts.result import read_metrics
+from terraseg.api.options import Option, StrPath
 from terraseg.errors import TrainingError
+
+if TYPE_CHECKING:
+    from terraseg.contracts.comparison import Tables
 
 _log = logging.getLogger(__name__)
 
 
-def compare(config: Path, *, cells: Path, output: Path, overrides: Sequence[str] = ()) -> Tables:
-    """Run the cells that are not finished, and write what they say.
+def compare(
+    config: Annotated[StrPath, Option(metavar="CONFIG")] = "configs/compare_demo.yaml",
+    *,
+    cells: StrPath = "outputs/compare",
+    output: StrPath = "results",
+    overrides: Annotated[Sequence[str], Option(name="set", metavar="[EXPERIMENT:]KEY=VALUE", repeated=True)] = (),
+) -> "Tables":
+    """Train, predict and score experiments x label fractions x seeds; run it again to continue.
 
     Args:
-        config: the YAML.
-        cells: folder of all comparisons' cells; runs of several machines may share it.
-        output: folder of `record.FILES`; the rows of other comparisons there stay.
-        overrides: ``[EXPERIMENT:]KEY=VALUE`` each.
+        config: YAML of the comparison, see docs/comparison.md.
+        cells: folder of the cells of all comparisons; several machines may share it.
+        output: folder of comparison.csv; rows of other comparisons there are kept.
+        overrides: changes a value in the config of one or of all experiments.
+
+    Returns:
+        The tables, as they were written.
 
     Raises:
-        TrainingError: cells failed, or all of them are other runs' still.
-        TerrasegError: what `load_matrix`, `make_tables` and `write_tables` raise.
+        ConfigError: the comparison or one of its experiments is invalid.
+        TrainingError: cells failed, or other runs hold all of them.
+        OutputError: a folder can't be written.
     """
-    matrix = load_matrix(config, output=cells, overrides=overrides)
-    check_tables(output)
+    from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cells
+    from terraseg.compare.matrix import load_matrix
+    from terraseg.compare.tables import make_tables
+    from terraseg.contracts.comparison import check_tables, write_tables
+    from terraseg.contracts.result import read_metrics
+
+    matrix = load_matrix(Path(config), output=Path(cells), overrides=overrides)
+    check_tables(Path(output))
     run_cells(matrix)
     evaluation = evaluation_of(matrix)
     results = [
@@ -40,7 +56,7 @@ def compare(config: Path, *, cells: Path, output: Path, overrides: Sequence[str]
         raise TrainingError("no cell is finished: other runs hold all of them", fix="run this again after them")
     unfinished = len(matrix.cells) - len(results)
     tables = make_tables(matrix.config, results, budget=matrix.budget, unfinished=unfinished)
-    write_tables(output, tables)
+    write_tables(Path(output), tables)
     if unfinished:
-        _log.warning("%d of %d cells are other runs' still: run this again after them", unfinished, len(matrix.cells))
+        _log.warning("other runs hold %d of %d cells: run this again after them", unfinished, len(matrix.cells))
     return tables

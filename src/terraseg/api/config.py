@@ -1,4 +1,4 @@
-"""configs/data_config.yaml: what to download and how to prepare it. Unknown keys are refused, in one clear line."""
+"""The data config, configs/data_config.yaml: what to download and how to prepare it. Unknown keys are errors."""
 
 from pathlib import Path
 from typing import Any
@@ -7,18 +7,20 @@ from pydantic import ValidationError
 
 from terraseg.acquire.config import AcquireConfig, LabelsConfig
 from terraseg.core.files import read_yaml
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError
 from terraseg.prepare.config import PrepareConfig
 
+DATA_CONFIG = "configs/data_config.yaml"
+
 
 class DataConfig(Strict):
-    """The file's three sections; a verb reads the one it needs.
+    """The file's three sections; a step reads the one it needs.
 
     Attributes:
-        acquire: for ``data download``.
-        labels: for ``data labels``.
-        prepare: for ``data preprocess``.
+        acquire: for `download`.
+        labels: for `labels`.
+        prepare: for `preprocess`.
     """
 
     acquire: AcquireConfig | None = None
@@ -30,10 +32,11 @@ def load_data_config(path: str | Path, *, overrides: dict[str, dict[str, Any]] |
     """Read a data config.
 
     Args:
-        overrides: section -> key -> value, what the command line says; it goes before the file.
+        path: the file.
+        overrides: section -> key -> value; they replace the file's values.
 
     Raises:
-        ConfigError: missing file, no YAML, unknown keys or values that can't be; the line names each key.
+        ConfigError: the file is missing or not YAML, or has unknown keys or invalid values; the message names each key.
     """
     path = Path(path)
     if not path.is_file():
@@ -47,13 +50,4 @@ def load_data_config(path: str | Path, *, overrides: dict[str, dict[str, Any]] |
     try:
         return DataConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {_in_one_line(error)}", fix="docs/data.md lists the keys") from error
-
-
-def _in_one_line(error: ValidationError) -> str:
-    lines = []
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"])
-        what = "unknown key" if fault["type"] == "extra_forbidden" else fault["msg"].removeprefix("Value error, ")
-        lines.append(f"{where}: {what}")
-    return "; ".join(lines)
+        raise ConfigError(f"{path}: {faults_of(error)}", fix="docs/data.md lists the keys") from error

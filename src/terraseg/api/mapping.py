@@ -1,116 +1,113 @@
-"""The step as the command line calls it: a bundle and scenes in, products out."""
+"""Making maps: `predict` whole scenes with a bundle, `export` its model for faster runtimes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from terraseg.contracts.bundle import Bundle, open_bundle
-from terraseg.contracts.product import Product
-from terraseg.core.memory import reuse_freed_memory
-from terraseg.core.tasks import open_workers
+from terraseg.api.options import Option, StrPath
 from terraseg.errors import ConfigError
-from terraseg.mapping.inputs.manifest import read_manifest
-from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
-from terraseg.mapping.mosaic import Rule, mosaic_products
-from terraseg.mapping.runtimes.choose import open_predictor
-from terraseg.mapping.runtimes.predictor import Predictor
-from terraseg.mapping.runtimes.pytorch import torch_device
-from terraseg.mapping.scene import predict_scene
-from terraseg.mapping.scenes import FailedScenesError, Outcome, map_places, open_places, opened, refuse_one_name
 
+if TYPE_CHECKING:
+    from terraseg.contracts.bundle import Bundle
+    from terraseg.contracts.product import Product
+    from terraseg.mapping.runtimes.choose import ExportRecord
 
-@dataclass(frozen=True)
-class BundleSource:
-    """A bundle on a runtime; see `terraseg.mapping.runtimes.choose.open_predictor`.
-
-    Attributes:
-        bundle: in a folder that all processes reach.
-        runtime: what runs it.
-        device: where.
-        crop: side of the windows.
-    """
-
-    bundle: Bundle
-    runtime: str
-    device: str
-    crop: int
-
-    def open(self) -> Predictor:
-        """The predictor."""
-        return open_predictor(self.bundle, runtime=self.runtime, device=self.device, crop=self.crop)
+_MODEL, _INPUT, _WINDOWS, _OUTPUT, _MACHINE = "model", "input", "windows", "output", "machine"
 
 
 def predict(
     *,
-    bundle: Path | None = None,
-    config: Path | None = None,
-    ckpt_path: Path | None = None,
-    input: str | Path | Sequence[str | Path],  # noqa: A002 -- the name of the option
-    manifest: Path | None = None,
-    output: Path,
-    crop: int | None = None,
-    overlap: int | None = None,
-    batch_size: int = 16,
-    threshold: float | None = None,
-    tta: bool = False,
-    logits: bool = False,
-    uncertainty: bool = False,
-    device: str = "auto",
-    runtime: str = "auto",
-    simplify_m: float | None = None,
-    min_area_m2: float = 0.0,
-    workers: int | None = None,
-    scheduler: str | None = None,
-    retries: int = 2,
-    mosaic: Rule | None = None,
-) -> list[Product]:
-    """Map places, of one date each or as many as the model takes.
+    bundle: Annotated[StrPath | None, Option(_MODEL, one_of=_MODEL, required=True)] = None,
+    config: Annotated[StrPath | None, Option(_MODEL, one_of=_MODEL, required=True)] = None,
+    ckpt_path: Annotated[StrPath | None, Option(_MODEL)] = None,
+    input: Annotated[  # noqa: A002 -- the name of the option
+        StrPath | Sequence[StrPath], Option(_INPUT, one_of=_INPUT, also="predict_data_root", metavar="SCENE")
+    ] = "data/raw",
+    manifest: Annotated[StrPath | None, Option(_INPUT, one_of=_INPUT)] = None,
+    output: Annotated[StrPath, Option(_OUTPUT)] = "results/predictions",
+    crop: Annotated[int | None, Option(_WINDOWS, metavar="PX")] = None,
+    overlap: Annotated[int | None, Option(_WINDOWS, metavar="PX")] = None,
+    batch_size: Annotated[int, Option(_WINDOWS)] = 8,
+    tta: Annotated[bool, Option(_WINDOWS)] = False,
+    threshold: Annotated[float | None, Option(_OUTPUT, metavar="P")] = None,
+    logits: Annotated[bool, Option(_OUTPUT)] = False,
+    uncertainty: Annotated[bool, Option(_OUTPUT)] = False,
+    simplify: Annotated[float | None, Option(_OUTPUT, metavar="M")] = None,
+    min_area: Annotated[float, Option(_OUTPUT, metavar="M2")] = 0.0,
+    mosaic: Annotated[Literal["date", "confidence"] | None, Option(_OUTPUT)] = None,
+    device: Annotated[str, Option(_MACHINE, metavar="DEVICE")] = "auto",
+    runtime: Annotated[str, Option(_MACHINE, metavar="RUNTIME")] = "auto",
+    workers: Annotated[int | None, Option(_MACHINE, one_of="workers")] = None,
+    scheduler: Annotated[str | None, Option(_MACHINE, one_of="workers", metavar="ADDRESS")] = None,
+    retries: Annotated[int, Option(_MACHINE)] = 2,
+) -> "list[Product]":
+    """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each.
 
     Args:
-        bundle: folder of the bundle; or else
-        config: YAML of the experiment: its own bundle.
-        ckpt_path: with ``config``, a checkpoint of the experiment instead of its bundle.
-        input: a scene of contract 1, a folder of scenes of one kind, a VRT, a STAC item, or an http(s) address; or
-            several of them. For a model of several dates those on one pixel grid are the dates of a place, see
-            `terraseg.contracts.scene.group_places`.
-        manifest: a list of these instead of ``input``, see `read_manifest`.
-        output: folder of the products; each lies in a folder of its scene's name, that of the first date.
-        crop: side of a window in pixels; what the model was trained with unless given.
-        overlap: overlap of windows in pixels; a quarter of the crop unless given.
-        batch_size: windows of one forward.
-        threshold: of the probability; the bundle's unless given.
-        tta: average over rotations and flips.
-        logits: write the log-odds, too.
-        uncertainty: write the entropy, too.
-        device: ``auto``, ``cpu``, ``cuda``, ...
-        runtime: what runs the model, see `open_predictor`.
-        simplify_m: tolerance of the polygons in metres; half a pixel unless given.
-        min_area_m2: least area of a polygon.
-        workers: processes on this machine; one for each GPU unless given.
-        scheduler: address of a Dask scheduler whose workers predict instead, see `open_workers`.
-        retries: how often a place that failed is tried again, where there are several.
-        mosaic: once all places are mapped, one map of them for each CRS, see `mosaic_products`.
+        bundle: folder of the bundle, outputs/<experiment>/bundle.
+        config: YAML of an experiment instead: its own bundle is used.
+        ckpt_path: with ``config``: a checkpoint of the experiment instead of its bundle.
+        input: a scene, a folder of scenes, a VRT, a STAC item, or the http(s) address of a COG or an item. Give several
+            for the dates of a place: a model of several dates takes those on one pixel grid together.
+        manifest: a list of scenes instead: .txt, .csv or .json.
+        output: folder of the products; each has its own folder, named after the scene (the first date).
+        crop: side of a window in pixels; by default the bundle's chip size.
+        overlap: overlap of windows in pixels; by default a quarter of the crop.
+        batch_size: windows in one forward pass.
+        tta: average over the eight rotations and flips.
+        threshold: probability from which a pixel belongs to the class; by default the bundle's.
+        logits: also write the log-odds.
+        uncertainty: also write the entropy of the probability.
+        simplify: tolerance of the polygons in metres; by default half a pixel.
+        min_area: smallest area of a polygon in square metres.
+        mosaic: also write one map of all scenes for each CRS, of the latest pixel (date) or the surest (confidence).
+        device: auto, cpu, cuda, cuda:1 or mps.
+        runtime: torch, torch-bf16, onnx, openvino, openvino-bf16, openvino-int8 or openvino-int8-bf16; auto: on a CPU
+            the fastest one that `terraseg export` found within parity.
+        workers: processes on this machine; by default one for each GPU.
+        scheduler: address of a running Dask scheduler instead, ``tcp://HOST:PORT``.
+        retries: how often a scene that failed is tried again, after all others.
 
     Returns:
-        The finished products in the order of the places, and the mosaics.
+        The finished products in the order of the scenes, then the mosaics.
 
     Raises:
-        FailedScenesError: some of several places failed; all others are finished.
-        ConfigError: neither bundle nor config, or both.
-        TerrasegError: what `predict_scene`, `open_bundle`, `bundle_of_checkpoint`, `open_predictor` and `places_at`
-            raise.
+        FailedScenesError: some of several scenes failed; all others are finished.
+        ConfigError: neither bundle nor config, or both; or options that contradict each other.
+        CheckpointError: the bundle or checkpoint is missing, damaged or foreign.
+        SceneError: a scene can't be read or does not fit the model.
+        OutputError: the disk is full, or the folder can't be written.
+        BusyError: another run writes the same product.
     """
-    reuse_freed_memory()
-    model = _model(bundle, config, ckpt_path, device=device)
+    from terraseg.core.memory import reuse_freed_memory
+
+    reuse_freed_memory()  # before the next imports: the threads that they start would get memory pools of their own
+    from dataclasses import replace
+    from functools import partial
+
+    from terraseg.core.tasks import open_workers
+    from terraseg.mapping.inputs.manifest import read_manifest
+    from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
+    from terraseg.mapping.mosaic import mosaic_products
+    from terraseg.mapping.scene import predict_scene
+    from terraseg.mapping.scenes import (
+        BundleSource,
+        FailedScenesError,
+        Outcome,
+        map_places,
+        open_places,
+        opened,
+        refuse_one_name,
+    )
+
+    model, output = _model(bundle, config, ckpt_path, device=device), Path(output)
     with room_for_inputs(output if scheduler else None) as folder:
         open_entry = partial(places_at, folder=folder, frames=model.info.frames)
         outcomes: list[Outcome] = []
         if manifest is None:
             places = open_entry([input] if isinstance(input, str | Path) else input)
         else:
-            places, outcomes = open_places(read_manifest(manifest), open_entry, retries=retries)
+            places, outcomes = open_places(read_manifest(Path(manifest)), open_entry, retries=retries)
         refuse_one_name(places)
         crop = crop or model.info.tile_size
         source = BundleSource(model, runtime=runtime, device=device, crop=crop)
@@ -122,14 +119,14 @@ def predict(
             "tta": tta,
             "logits": logits,
             "uncertainty": uncertainty,
-            "simplify_m": simplify_m,
-            "min_area_m2": min_area_m2,
+            "simplify_m": simplify,
+            "min_area_m2": min_area,
         }
         if scheduler is not None:  # its workers may run in other folders
             places = [tuple(replace(scene, path=scene.path.absolute()) for scene in place) for place in places]
             source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
         with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
-            if manifest is None and len(places) == 1 and crew.count == 1:  # whose error is told as it is
+            if manifest is None and len(places) == 1 and crew.count == 1:  # its error is raised as it is
                 outcomes = [Outcome(places[0][0].name, predict_scene(places[0], opened(source), output, **options))]
             else:
                 outcomes += map_places(places, source, output, workers=crew, retries=retries, options=options)
@@ -143,24 +140,56 @@ def predict(
             output,
             rule=mosaic,
             threshold=options["threshold"],
-            simplify_m=simplify_m,
-            min_area_m2=min_area_m2,
+            simplify_m=simplify,
+            min_area_m2=min_area,
         )
     return products
 
 
-def _model(bundle: Path | None, config: Path | None, ckpt_path: Path | None, *, device: str) -> Bundle:
+def export(
+    *,
+    bundle: StrPath,
+    input: Annotated[StrPath | Sequence[StrPath], Option(metavar="SCENE")] = "data/raw",  # noqa: A002
+    chips: int = 64,
+    batch_size: int = 8,
+) -> "ExportRecord":
+    """Export a bundle's model for other runtimes; measure on real chips how exact and how fast each is.
+
+    Args:
+        bundle: folder of the bundle, outputs/<experiment>/bundle; the exported files go into its folder runtimes.
+        input: scenes like those that the model was trained on, as for predict.
+        chips: chips to cut, evenly over the scenes: half to compare on, half to calibrate the quantised model.
+        batch_size: chips in one forward pass.
+
+    Returns:
+        Parity and speed of each runtime that this processor has.
+
+    Raises:
+        ConfigError: less than one chip.
+        CheckpointError: the bundle is damaged, or PyTorch can't export the model.
+        SceneError: no pixel of the scenes has an observation, or they do not fit the model.
+        OutputError: the bundle can't be written.
+    """
+    from terraseg.mapping.runtimes.export import export as run
+
+    return run(bundle=Path(bundle), input=input, chips=chips, batch_size=batch_size)
+
+
+def _model(bundle: StrPath | None, config: StrPath | None, ckpt_path: StrPath | None, *, device: str) -> "Bundle":
     if (bundle is None) == (config is None) or (ckpt_path is not None and config is None):
         given = {"--bundle": bundle, "--config": config, "--ckpt_path": ckpt_path}
         raise ConfigError(
             f"the model is given by {', '.join(name for name, value in given.items() if value) or 'nothing'}",
             expected="--bundle, or --config, or --config and --ckpt_path",
         )
-    if bundle is not None:
+    if config is None:
+        from terraseg.contracts.bundle import open_bundle
+
+        assert bundle is not None  # noqa: S101  # as was checked
         return open_bundle(bundle)
-    assert config is not None  # noqa: S101  # as was checked
-    from terraseg.learn.training.make_bundle import bundle_of_checkpoint, bundle_of_config  # imports TerraTorch: 15 s
+    from terraseg.learn.checkpoint_bundle import bundle_of_checkpoint, bundle_of_config
+    from terraseg.mapping.runtimes.pytorch import torch_device
 
     if ckpt_path is None:
-        return bundle_of_config(config)
-    return bundle_of_checkpoint(config, ckpt_path, device=torch_device(device))
+        return bundle_of_config(Path(config))
+    return bundle_of_checkpoint(Path(config), Path(ckpt_path), device=torch_device(device))

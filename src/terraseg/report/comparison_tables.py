@@ -1,5 +1,7 @@
 """A comparison on the screen: its tables, which model to use with few labels, and how many labels are enough."""
 
+from collections.abc import Iterator
+
 import pandas as pd
 from rich import box
 from rich.table import Table
@@ -7,6 +9,13 @@ from rich.table import Table
 from terraseg.contracts.comparison import Tables
 from terraseg.report.summary import PERFORMANCE, efficiency, performance
 from terraseg.report.which_model import answer, duration
+
+
+def everything(tables: Tables) -> Iterator[Table | str]:
+    """All tables, then the sentences."""
+    for table in (performance_table, efficiency_table, by_fraction_table):
+        yield table(tables)
+    yield from (*answers(tables), "", *which_model(tables))
 
 
 def by_fraction_table(tables: Tables) -> Table:

@@ -19,9 +19,10 @@ from typing import Any
 
 import yaml
 
+import terraseg
+from terraseg.contracts.splits import SPLITS
 from terraseg.core.files import output_lock, write_json
 from terraseg.errors import BusyError, ConfigError, cause_of
-from terraseg.learn.check.finding import Finding
 from terraseg.serve.http_errors import Fault
 from terraseg.serve.store import read_json, training_folder
 
@@ -84,17 +85,14 @@ def _stage(folder: Path, name: str) -> None:
 
 
 def _import(folder: Path, request: Request) -> None:
-    from terraseg.prepare.config import FolderOptions
-    from terraseg.prepare.import_folders import import_folders
-
     _stage(folder, "importing")
     files, output = folder / "files", Path(request["output"])
     masks = request["masks"]
-    import_folders(
+    terraseg.import_folders(
         images=files / request["images"],
         masks=None if masks is None else files / masks,
         output=output,
-        options=FolderOptions.checked(request["options"]),
+        options=terraseg.FolderOptions.checked(request["options"]),
     )
     write_json(output / "import.json", request["options"])
     # Chips that keep the contract are second names of the files; where the disk has no hard links, they need them.
@@ -106,13 +104,10 @@ def _import(folder: Path, request: Request) -> None:
 
 
 def _train(folder: Path, request: Request) -> None:
-    from terraseg.api.assess import score_bundle
-    from terraseg.contracts.dataset import SPLITS, open_dataset
-
     config = folder / "config.yaml"
     values: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
     outputs = Path(values["trainer"]["default_root_dir"])
-    dataset = open_dataset(values["data"]["init_args"]["root"])
+    dataset = terraseg.open_dataset(values["data"]["init_args"]["root"])
     if not (outputs / "bundle" / "bundle.json").is_file():  # the last thing that a training writes
         _stage(folder, "checking")
         _check(folder, config)
@@ -120,7 +115,7 @@ def _train(folder: Path, request: Request) -> None:
         _fit(config, outputs / "checkpoints" / "last.ckpt")
     _stage(folder, "scoring")
     for split in SPLITS[1:]:
-        score_bundle(
+        terraseg.evaluate(
             bundle=outputs / "bundle",
             ground_truth=dataset.root,
             output=folder / "metrics" / f"{split}.json",
@@ -132,17 +127,15 @@ def _train(folder: Path, request: Request) -> None:
 
 def _check(folder: Path, config: Path) -> None:
     """What `terraseg check` says: errors end the job, warnings are kept for its answer."""
-    from terraseg.learn.check.run import check
-
-    _refuse(check(config, model=False))  # in a second: TerraTorch's import need not be waited for
-    findings = check(config)
+    _refuse(terraseg.check(config, model=False))  # in a second: TerraTorch's import need not be waited for
+    findings = terraseg.check(config)
     for finding in findings:
         _log.log(logging.ERROR if finding.severity == "error" else logging.WARNING, "%s", finding)
     _refuse(findings)
     write_json(folder / "warnings.json", {"warnings": [str(finding) for finding in findings]})
 
 
-def _refuse(findings: Sequence[Finding]) -> None:
+def _refuse(findings: "Sequence[terraseg.Finding]") -> None:
     if errors := [finding for finding in findings if finding.severity == "error"]:
         first, others = errors[0], "; ".join(str(error) for error in errors[1:])
         found = f"{first.key}: {first.found}" + (f" (and also: {others})" if others else "")
@@ -163,12 +156,10 @@ def _fit(config: Path, last: Path) -> None:
 
 
 def _predict(folder: Path, request: Request) -> None:
-    from terraseg.api.mapping import predict
-    from terraseg.contracts.bundle import open_bundle
     from terraseg.serve.image_to_scene import scene_of
 
     _stage(folder, "reading")
-    bundle = open_bundle(training_folder(folder.parent / request["job"]) / "bundle")
+    bundle = terraseg.open_bundle(training_folder(folder.parent / request["job"]) / "bundle")
     scene = folder / "input" / request["image"]
     if request["item"] is not None:
         write_json(scene.with_suffix(".json"), request["item"])
@@ -184,7 +175,7 @@ def _predict(folder: Path, request: Request) -> None:
             gsd=bundle.info.gsd,
         )
     _stage(folder, "mapping")
-    predict(bundle=bundle.root, input=scene, output=folder / "outputs", threshold=request["threshold"])
+    terraseg.predict(bundle=bundle.root, input=scene, output=folder / "outputs", threshold=request["threshold"])
 
 
 _WORK: dict[str, Callable[[Path, Request], None]] = {"import": _import, "train": _train, "predict": _predict}

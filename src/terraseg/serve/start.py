@@ -1,15 +1,17 @@
-"""The service as the command line starts it."""
+"""Starting the service. Light to import: the command line reads its options from here."""
 
 import errno
 import logging
 import stat
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from aiohttp import web
-
+from terraseg.api.options import StrPath
 from terraseg.core.files import output_lock
 from terraseg.errors import BusyError, ConfigError
-from terraseg.serve.api import LOOPBACK, Service, Settings
+
+if TYPE_CHECKING:
+    from terraseg.serve.api import Settings
 
 _log = logging.getLogger(__name__)
 
@@ -19,35 +21,38 @@ _LEAST_TOKEN = 16
 
 def serve(
     *,
-    root: Path,
-    host: str,
-    port: int,
-    token_file: Path | None,
-    recipes: Path,
-    weights: Path,
-    max_upload_gb: float,
+    root: StrPath,
+    host: str = "127.0.0.1",
+    port: int = 8765,
+    token_file: StrPath | None = None,
+    recipes: StrPath = "configs",
+    weights: StrPath = "data/weights",
+    max_upload_gb: float = 20.0,
 ) -> None:
-    """Serve until the process is told to stop.
+    """Fine-tune for others: upload labelled GeoTIFFs, train, get metrics, bundle and maps, over HTTP.
 
     Args:
-        root: folder of datasets and jobs.
-        host: address to listen at.
-        port: to listen at.
-        token_file: its one line is what requests must carry.
-        recipes: folder of the configs.
-        weights: folder of the weights' files.
-        max_upload_gb: of one upload, 10^9 bytes.
+        root: folder of the datasets and jobs.
+        host: address to listen at; any other than the default needs a token.
+        port: port to listen at.
+        token_file: file with one line, the token that requests must carry.
+        recipes: folder of the configs to train with.
+        weights: folder of the weights that a job may name.
+        max_upload_gb: largest size of one upload in GB.
 
     Raises:
-        ConfigError: another address than this machine's own without a token, a token that is none, no recipes, or a
-            port that is taken.
+        ConfigError: another address than this machine's own without a token, an invalid token, no recipes, or a port
+            that is taken.
         BusyError: another service works in ``root``.
     """
+    from terraseg.serve.api import LOOPBACK, Settings
+
+    root, recipes, weights = Path(root), Path(recipes), Path(weights)
     if token_file is None and host not in LOOPBACK:
         raise ConfigError(
-            f"--host {host} without a token: whoever reaches it could train and read all datasets",
+            f"--host {host} without a token: anyone who reaches it could train and read all datasets",
             expected="a token for other machines",
-            fix="write one into a file and add --token-file, or leave --host out and reach it by `ssh -L`",
+            fix="write one into a file and add --token-file, or drop --host and reach the service with `ssh -L`",
         )
     if not recipes.is_dir():
         raise ConfigError(f"no folder of recipes at {recipes}", fix="start it in the repository, or correct --recipes")
@@ -55,7 +60,7 @@ def serve(
         root=root,
         recipes=recipes.absolute(),
         weights=weights.absolute(),
-        token=None if token_file is None else read_token(token_file),
+        token=None if token_file is None else read_token(Path(token_file)),
         max_upload=round(max_upload_gb * 1e9),
     )
     try:
@@ -65,7 +70,11 @@ def serve(
         raise BusyError(f"another service works in {root}", fix="stop it, or choose another --root") from error
 
 
-def _listen(settings: Settings, *, host: str, port: int) -> None:
+def _listen(settings: "Settings", *, host: str, port: int) -> None:
+    from aiohttp import web
+
+    from terraseg.serve.api import Service
+
     application = Service(settings).application()
     _log.info(
         "terraseg serves %s at http://%s:%d; Ctrl-C stops it, the same command goes on", settings.root, host, port

@@ -9,7 +9,7 @@ import yaml
 
 from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.paths import ROOT
-from terraseg.cli import _parser
+from terraseg.cli import parse_arguments
 from terraseg.compare.cells import CellResult, evaluation_of, finished, run_cells
 from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix
 from terraseg.core.files import output_lock, write_json
@@ -291,5 +291,5 @@ def test_the_manual_lists_every_key_and_its_commands_are_understood() -> None:
     commands = [line for line in text.splitlines() if line.startswith("python src/compare.py")]
     assert len(commands) == 4
     for command in commands:
-        options = _parser().parse_args(["compare", *shlex.split(command)[2:]])
+        options = parse_arguments(["compare", *shlex.split(command)[2:]])
         assert (ROOT / options.comparison).is_file()

@@ -26,7 +26,6 @@ from helpers.bad_scenes import change_item, complaint, rewrite
 from helpers.convolution import ConvBundle
 from helpers.factories import make_info, make_scene
 from helpers.predictors import NumpyPredictor
-from terraseg.api import mapping as run
 from terraseg.cli import main
 from terraseg.contracts.scene import Scene
 from terraseg.core.bands import PRITHVI_BANDS
@@ -42,7 +41,7 @@ def scene(tmp_path: Path) -> Scene:
 
 
 def predict(scene: Path, output: Path, monkeypatch: pytest.MonkeyPatch, **facts: Any) -> int:
-    monkeypatch.setattr(run, "open_bundle", lambda root: ConvBundle(root, make_info(**facts)))
+    monkeypatch.setattr("terraseg.contracts.bundle.open_bundle", lambda root: ConvBundle(root, make_info(**facts)))
     return main(["predict", "--bundle", "b", "--input", str(scene), "--output", str(output), "--device", "cpu"])
 
 

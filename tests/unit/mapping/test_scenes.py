@@ -88,7 +88,7 @@ def test_a_model_that_can_not_be_opened_ends_the_run_at_once(tmp_path: Path) -> 
 def test_two_scenes_of_one_name_are_refused_before_one_overwrites_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("terraseg.api.mapping.open_bundle", lambda root: ConvBundle(root, make_info()))
+    monkeypatch.setattr("terraseg.contracts.bundle.open_bundle", lambda root: ConvBundle(root, make_info()))
     paths = [str(make_scene(tmp_path / folder, (40, 40)).path) for folder in ("may", "june")]
     (tmp_path / "both.json").write_text(json.dumps(paths))
     for what in ({"input": paths}, {"input": "", "manifest": tmp_path / "both.json"}):
@@ -227,7 +227,7 @@ def test_a_manifest_by_the_command_line(
     for name in "ab":
         make_scene(tmp_path / "raw", (60, 50), name=name)
     (tmp_path / "scenes.txt").write_text("raw/a.tif\nraw/gone.tif\nraw/b.tif\n")
-    monkeypatch.setattr("terraseg.api.mapping.open_bundle", lambda root: ConvBundle(root, make_info()))
+    monkeypatch.setattr("terraseg.contracts.bundle.open_bundle", lambda root: ConvBundle(root, make_info()))
     words = ["--manifest", tmp_path / "scenes.txt", "--output", tmp_path / "out", "--device", "cpu", "--retries", 0]
     command = ["predict", "--bundle", str(tmp_path), *map(str, words)]
     assert main(command) == 2

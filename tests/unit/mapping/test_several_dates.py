@@ -22,7 +22,6 @@ from helpers.bad_scenes import change_item, complaint, rewrite
 from helpers.convolution import Fakes
 from helpers.factories import layers_of, make_dates, make_info, make_scene
 from helpers.predictors import NumpyPredictor, NumpySource, from_first_band, from_neighbours
-from terraseg.api import mapping as run
 from terraseg.api.mapping import predict
 from terraseg.cli import main
 from terraseg.contracts.bundle import Bundle
@@ -92,7 +91,7 @@ def dates_bundle(root: Path) -> DatesBundle:
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A bundle of three dates, as `terraseg predict` opens it."""
-    monkeypatch.setattr(run, "open_bundle", dates_bundle)
+    monkeypatch.setattr("terraseg.contracts.bundle.open_bundle", dates_bundle)
     return tmp_path / "bundle"
 
 
@@ -327,7 +326,7 @@ def test_the_latest_of_the_last_dates_is_on_top_of_a_mosaic(tmp_path: Path) -> N
 
 
 def test_an_export_of_several_dates_agrees_with_pytorch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("terraseg.mapping.runtimes.export._SECONDS", 0.0)
+    monkeypatch.setattr("terraseg.mapping.runtimes.measure._SECONDS", 0.0)
     bundle, place = dates_bundle(tmp_path), rough(tmp_path / "raw")
     record = export_bundle(bundle, [place], chips=4, batch_size=2)
     assert record.scenes == ("z", "y", "x")

