@@ -6,44 +6,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from terraseg.contracts.splits import IGNORE, Split
 from terraseg.core.bands import PRITHVI_BANDS, band
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError
-
-
-class LabelRule(Strict):
-    """How a pixel gets its class from the footprints.
-
-    Attributes:
-        kind: ``centre``: the class where the pixel's centre lies in a footprint. ``coverage``: the class where at
-            least ``threshold`` of the pixel is covered. There is no all-touched rule: at 10 m it shows buildings at
-            more than three times their area.
-        threshold: least share of the pixel for the class, rule ``coverage`` only.
-        ignore_from: pixels covered by this share or more, but less than ``threshold``, are ignored instead of
-            background, rule ``coverage`` only.
-    """
-
-    kind: Literal["centre", "coverage"] = "centre"
-    threshold: float | None = Field(default=None, gt=0, le=1)
-    ignore_from: float | None = Field(default=None, gt=0, le=1)
-
-    @model_validator(mode="after")
-    def _keys_fit_kind(self) -> "LabelRule":
-        if self.kind == "centre" and (self.threshold is not None or self.ignore_from is not None):
-            raise ValueError(
-                "label_rule centre knows no threshold and no ignore_from: choose kind coverage, or drop them"
-            )
-        if self.kind == "coverage" and self.threshold is None:
-            raise ValueError("label_rule coverage needs a threshold, such as 0.5")
-        if self.threshold is not None and self.ignore_from is not None and self.ignore_from >= self.threshold:
-            raise ValueError("label_rule ignore_from must be less than threshold")
-        return self
-
-    def in_words(self) -> str:
-        """What reports print beside each score."""
-        if self.kind == "centre":
-            return "pixel centre inside a footprint"
-        words = f"at least {self.threshold:.0%} of the pixel covered"
-        return words + (f", ignored from {self.ignore_from:.0%}" if self.ignore_from else "")
+from terraseg.prepare.labels.rules import LabelRule
 
 
 class SplitRule(Strict):
@@ -199,5 +164,4 @@ class FolderOptions(Strict):
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            faults = (f"--{str(fault['loc'][0]).replace('_', '-')}: {fault['msg']}" for fault in error.errors())
-            raise ConfigError("; ".join(faults)) from error
+            raise ConfigError(faults_of(error)) from error

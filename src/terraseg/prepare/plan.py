@@ -11,7 +11,7 @@ from terraseg.contracts.dataset import Split
 from terraseg.contracts.scene import Scene
 from terraseg.prepare.chip_grid import chip_origins
 from terraseg.prepare.config import PrepareConfig
-from terraseg.prepare.rasterize import inside_area
+from terraseg.prepare.labels.rasterize import inside_area
 from terraseg.prepare.split_blocks import Rect, assign, keep_out, make_blocks, neighbours
 from terraseg.prepare.split_regions import read_regions
 

@@ -30,7 +30,7 @@ from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cut_block
 from terraseg.prepare.config import PrepareConfig
-from terraseg.prepare.label_shift import LabelShift, measure_shift
+from terraseg.prepare.labels.shift import LabelShift, measure_shift
 from terraseg.prepare.plan import ground_of, plan_scene
 from terraseg.prepare.statistics import TrainHistogram
 

@@ -25,7 +25,8 @@ from terraseg.contracts.footprints import FootprintSource, write_footprints
 from terraseg.contracts.scene import NODATA, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.errors import SplitError
-from terraseg.prepare.config import LabelRule, PrepareConfig, SplitRule
+from terraseg.prepare.config import PrepareConfig, SplitRule
+from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.preprocess import preprocess
 
 GSD = 10

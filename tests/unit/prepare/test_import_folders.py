@@ -301,9 +301,9 @@ def test_bad_folders_are_refused_by_name(tmp_path, change, options, error, messa
 
 
 def test_options_that_can_not_be_are_named():
-    with pytest.raises(ConfigError, match=r"--classes: .*--tile-size: "):
+    with pytest.raises(ConfigError, match=r"classes: .*tile_size: "):
         FolderOptions.checked({"tile_size": 2, "classes": ["one"]})
-    with pytest.raises(ConfigError, match=r"--classes: .*at most 128"):  # a mask is of int8
+    with pytest.raises(ConfigError, match=r"classes: .*at most 128"):  # a mask is of int8
         FolderOptions.checked({"classes": [f"class {number}" for number in range(129)]})
 
 

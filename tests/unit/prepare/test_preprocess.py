@@ -14,7 +14,8 @@ from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE, SPLITS, open_da
 from terraseg.contracts.footprints import FootprintSource, find_footprints, read_footprints, write_footprints
 from terraseg.contracts.scene import find_scenes, open_scene, scene_writer
 from terraseg.errors import DatasetError, LabelError, OutputError, SceneError, SplitError
-from terraseg.prepare.config import Completeness, LabelRule, PrepareConfig, SplitRule
+from terraseg.prepare.config import Completeness, PrepareConfig, SplitRule
+from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.preprocess import preprocess
 from terraseg.sample.city.make import make_city_scene
 

@@ -13,7 +13,7 @@ from terraseg.contracts.footprints import find_footprints, write_footprints
 from terraseg.contracts.scene import find_scenes, scene_writer
 from terraseg.errors import LabelError, SceneError
 from terraseg.prepare.config import PrepareConfig, SplitRule
-from terraseg.prepare.label_shift import measure_shift
+from terraseg.prepare.labels.shift import measure_shift
 from terraseg.prepare.preprocess import preprocess
 from terraseg.sample.city.make import make_city_scene
 

@@ -18,8 +18,8 @@ from rasterio.windows import Window
 from terraseg.contracts.scene import NODATA, Scene
 from terraseg.core.bands import band_indices
 from terraseg.errors import LabelError
+from terraseg.prepare.labels.rasterize import coverage
 from terraseg.prepare.plan import ground_of
-from terraseg.prepare.rasterize import coverage
 from terraseg.prepare.split_blocks import Rect
 
 _SIDE = 512  # pixels of a window: large against the shift

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rasterio.features import rasterize
 
-from terraseg.prepare.config import LabelRule
-from terraseg.prepare.rasterize import centres, coverage, inside_area, make_mask
+from terraseg.prepare.labels.rasterize import centres, coverage, inside_area, make_mask
+from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.split_blocks import Rect
 
 GRID = Affine(10, 0, 500_000, 0, -10, 4_000_000)

@@ -19,7 +19,7 @@ from exactextract.feature import FeatureSource, JSONFeature
 from exactextract.raster import NumPyRasterSource
 
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE
-from terraseg.prepare.config import LabelRule
+from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.split_blocks import Rect
 
 _SLIVER = 1e-6
@@ -101,13 +101,7 @@ def make_mask(
     Returns:
         int8 mask (0 background, 1 class, -1 ignore) and uint8 coverage in percent (255 unknown), (rows, columns).
     """
-    if rule.threshold is None:
-        mask = inside.astype(np.int8)
-    else:
-        # Stored coverage has a step of one percent; the mask is made before rounding.
-        mask = (share >= rule.threshold).astype(np.int8)
-        if rule.ignore_from is not None:
-            mask[(share >= rule.ignore_from) & (share < rule.threshold)] = IGNORE
+    mask = rule.mask(share, inside)  # before the stored coverage is rounded to one percent
     mask[~known] = IGNORE
     percent = np.rint(share * 100).astype(np.uint8)
     percent[~known] = COVERAGE_UNKNOWN
