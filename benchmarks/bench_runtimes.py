@@ -17,7 +17,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from terraseg.mapping.runtimes.export import export, parity_table
+from terraseg.mapping.runtimes.export import export
+from terraseg.mapping.runtimes.parity import parity_table
 
 GOAL = 3.0
 

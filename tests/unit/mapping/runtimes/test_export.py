@@ -311,4 +311,4 @@ def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.Capt
     assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path), "--chips", "0"]) == 2
     assert "0 chips in batches of 8; expected 1 or more" in capsys.readouterr().err
     assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path)]) == 2
-    assert "is no bundle" in capsys.readouterr().err
+    assert "bundle.json" in capsys.readouterr().err
