@@ -1,1 +1,1 @@
-"""The files that rooms hand to each other, one module for each kind."""
+"""The files that rooms pass to each other, one module per kind."""

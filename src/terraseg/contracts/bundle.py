@@ -1,10 +1,10 @@
-"""Contract 4's bundle: everything that prediction needs, without pickle.
+"""A bundle: everything that prediction needs, without pickle. Neither reading nor writing one needs torch.
 
 ::
 
-    weights.safetensors   the whole model
+    weights.safetensors   all parameters and buffers of the model
     bundle.json           `BundleInfo`
-    config.yaml           the config that the training ran with, for the record
+    config.yaml           the config of the training, for the record
 """
 
 import hashlib
@@ -18,11 +18,11 @@ from pydantic import BaseModel, ValidationError
 from safetensors.numpy import save_file
 
 from terraseg.core.files import atomic_folder, sha256_of_file
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import CheckpointError
 
 FORMAT = 1
-"""Version of the bundle; a reader refuses others."""
+"""Version of the bundle; other versions raise an error."""
 
 _INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
 
@@ -32,29 +32,28 @@ class BundleInfo(Strict):
 
     Attributes:
         format: version of the bundle.
-        experiment: its name, that of the folder in outputs/.
-        model_factory: TerraTorch's factory that builds the architecture.
-        model_args: the factory's arguments.
-        bands: ESA names, in the order of the input channels, of one frame.
-        frames: dates of one place that the input shows, the first one first; with several the model takes
-            (B, bands, frames, H, W).
+        experiment: name of the experiment and of its folder in outputs/.
+        model_factory: TerraTorch factory that builds the architecture.
+        model_args: arguments of the factory.
+        bands: ESA names of one frame, in the order of the input channels.
+        frames: number of dates in the input, earliest first; with several the model takes (B, bands, frames, H, W).
         unit: unit of the raw pixels (`terraseg.core.bands.UNIT`).
-        nodata: raw value without an observation.
-        means: of each band, in DN; with ``stds`` what `terraseg.core.normalise.normalise` needs.
-        stds: of each band, in DN.
-        classes: names by class id.
-        positive_class: id of the class that is mapped.
-        threshold: probability from which a pixel belongs to that class, best IoU on the validation split.
-        temperature: what the logits are divided by before softmax, best likelihood on the validation split.
-        tile_size: side of the chips that it was trained on, in pixels.
-        gsd: size of their pixels, in metres.
-        weights: where the training started from.
+        nodata: raw value of a pixel without an observation.
+        means: per band, in DN, for `terraseg.core.normalise.normalise`.
+        stds: per band, in DN, likewise.
+        classes: class names by id.
+        positive_class: id of the mapped class.
+        threshold: lowest probability of the mapped class; the one with the best IoU on the validation split.
+        temperature: divides the logits before softmax; the one with the best likelihood on the validation split.
+        tile_size: side of the training chips, in pixels.
+        gsd: pixel size of the training chips, in metres.
+        weights: the weights that the training started from.
         weights_hash: SHA-256 of weights.safetensors.
         dataset_hash: content hash of the dataset.
         config_hash: SHA-256 of config.yaml.
-        licence: of the backbone and its weights.
-        attribution: the line that every map made with it carries.
-        versions: of the packages that trained it.
+        licence: licence of the backbone and its weights.
+        attribution: credit line for every map made with the model.
+        versions: versions of the packages that trained the model.
     """
 
     format: int = FORMAT
@@ -84,11 +83,11 @@ class BundleInfo(Strict):
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk. Make one with `open_bundle`.
+    """A bundle on disk, see `open_bundle`.
 
     Attributes:
-        root: its folder.
-        info: bundle.json.
+        root: folder of the bundle.
+        info: content of bundle.json.
     """
 
     root: Path
@@ -96,7 +95,7 @@ class Bundle:
 
     @property
     def weights(self) -> Path:
-        """The file of the weights; `terraseg.learn.models.load.load_model` makes a model of them."""
+        """Path of the weights; `terraseg.learn.models.load.load_model` loads the model from them."""
         return self.root / _WEIGHTS
 
 
@@ -104,7 +103,7 @@ def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, np
     """Write a bundle, replacing an older one in one step.
 
     Args:
-        info: all but the two hashes of files, which are filled in.
+        info: everything except ``weights_hash`` and ``config_hash``, which are computed here.
         weights: parameters and buffers by name, see `terraseg.learn.models.load.weights_of`.
         config: text of the config.
 
@@ -126,17 +125,17 @@ def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, np
 
 
 def open_bundle(root: str | Path) -> Bundle:
-    """Open a bundle and check that it is whole. The weights are hashed, not loaded.
+    """Open a bundle and check that it is complete. The weights are hashed, not loaded.
 
     Raises:
-        CheckpointError: it is missing, of another version, foreign, or its weights were changed.
+        CheckpointError: the bundle is missing, invalid or of another version, or its weights have changed.
     """
     root = Path(root)
     for name in (_INFO, _WEIGHTS):
         if not (root / name).is_file():
             raise CheckpointError(
-                f"{root} is no bundle: {name} is missing",
-                fix="train with `terratorch fit --config ...`, or name the folder outputs/<experiment>/bundle",
+                f"{root} is not a bundle: {name} is missing",
+                fix="train with `terratorch fit --config ...`, or give the folder outputs/<experiment>/bundle",
             )
     text = (root / _INFO).read_bytes()
     try:
@@ -147,10 +146,10 @@ def open_bundle(root: str | Path) -> Bundle:
             )
         info = BundleInfo.model_validate_json(text)
     except ValidationError as error:
-        raise CheckpointError(f"{root / _INFO} can't be read ({error})", fix="train again") from error
+        raise CheckpointError(f"{root / _INFO} can't be read ({faults_of(error)})", fix="train again") from error
     if sha256_of_file(root / _WEIGHTS) != info.weights_hash:
         raise CheckpointError(
-            f"{root / _WEIGHTS} is not the file that {_INFO} was written with", fix="copy the whole bundle again"
+            f"{root / _WEIGHTS} does not match the hash in {_INFO}", fix="copy the whole bundle again"
         )
     return Bundle(root, info)
 

@@ -58,7 +58,7 @@ def test_writing_again_replaces_the_bundle_in_one_step(root: Path, model: torch.
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no bundle: bundle\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"nowhere.*bundle\.json is missing"):
         open_bundle(tmp_path / "nowhere")
 
 
@@ -85,12 +85,12 @@ def test_changed_weights_are_refused(root: Path) -> None:
     with open(root / "weights.safetensors", "r+b") as handle:
         handle.seek(-1, 2)
         handle.write(b"\x7f")
-    with pytest.raises(CheckpointError, match="not the file"):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors"):
         open_bundle(root)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path, model: torch.nn.Module) -> None:
     other = _INFO.model_copy(update={"model_args": {**_MODEL_ARGS, "decoder_channels": [16] * 5}})
     bundle = write_bundle(tmp_path / "bundle", info=other, weights=weights_of(model), config="")
-    with pytest.raises(CheckpointError, match="doesn't load into the architecture"):
+    with pytest.raises(CheckpointError, match="architecture"):
         load_model(bundle)
