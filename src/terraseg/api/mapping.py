@@ -89,6 +89,7 @@ def predict(
     from terraseg.mapping.inputs.manifest import read_manifest
     from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
     from terraseg.mapping.mosaic import mosaic_products
+    from terraseg.mapping.runtimes.pytorch import gpus_of
     from terraseg.mapping.scene import predict_scene
     from terraseg.mapping.scenes import (
         BundleSource,
@@ -125,7 +126,7 @@ def predict(
         if scheduler is not None:  # its workers may run in other folders
             places = [tuple(replace(scene, path=scene.path.absolute()) for scene in place) for place in places]
             source, output = replace(source, bundle=replace(model, root=model.root.absolute())), output.absolute()
-        with open_workers(workers=workers, scheduler=scheduler, device=device) as crew:
+        with open_workers(workers=workers, scheduler=scheduler, gpus=gpus_of(device)) as crew:
             if manifest is None and len(places) == 1 and crew.count == 1:  # its error is raised as it is
                 outcomes = [Outcome(places[0][0].name, predict_scene(places[0], opened(source), output, **options))]
             else:

@@ -130,7 +130,7 @@ class DaskWorkers:
 
 
 @contextmanager
-def open_workers(*, workers: int | None, scheduler: str | None, device: str = "cpu") -> Iterator[Workers]:
+def open_workers(*, workers: int | None, scheduler: str | None, gpus: Sequence[str] = ()) -> Iterator[Workers]:
     """Yield processes that live until the block ends.
 
     On this machine each process gets an even share of the CPU cores and, if there are several GPUs to use, one GPU.
@@ -139,7 +139,7 @@ def open_workers(*, workers: int | None, scheduler: str | None, device: str = "c
     Args:
         workers: processes on this machine; by default one per GPU, or this process alone.
         scheduler: address of a running Dask scheduler to use instead; its workers need terraseg and the same folders.
-        device: see `terraseg.mapping.runtimes.pytorch.TorchPredictor`.
+        gpus: ids of the GPUs that the processes share.
 
     Raises:
         ConfigError: fewer than one worker, both ``workers`` and ``scheduler``, no scheduler at the address, or a
@@ -156,7 +156,6 @@ def open_workers(*, workers: int | None, scheduler: str | None, device: str = "c
                 raise ConfigError(f"the scheduler at {scheduler} has no worker", fix=f"dask worker {scheduler}")
             yield DaskWorkers(client, count)
         return
-    gpus = _gpus(device)
     if workers is None:
         workers = max(len(gpus), 1)
     if workers == 1:
@@ -166,21 +165,8 @@ def open_workers(*, workers: int | None, scheduler: str | None, device: str = "c
             yield DaskWorkers(client, workers)
 
 
-def _gpus(device: str) -> list[str]:
-    """CUDA's ids of the GPUs, if the device leaves a choice between several; else empty."""
-    if device not in ("auto", "cuda"):
-        return []
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < 2:
-        return []
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(index) for index in range(count)]
-
-
 @contextmanager
-def _local_cluster(workers: int, gpus: list[str]) -> Iterator[Any]:
+def _local_cluster(workers: int, gpus: Sequence[str]) -> Iterator[Any]:
     import dask
     import distributed
 

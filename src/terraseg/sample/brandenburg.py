@@ -14,8 +14,7 @@ from typing import Any
 
 import geopandas as gpd
 
-from terraseg.acquire.config import AcquireConfig, CatalogueConfig, LabelsConfig, MaskConfig, OverpassSource, Period
-from terraseg.api.acquire import download, labels
+import terraseg
 from terraseg.contracts.footprints import read_footprints, write_footprints
 from terraseg.contracts.scene import open_scene
 from terraseg.core.files import write_json
@@ -85,27 +84,27 @@ def download_sample(output_raw: Path, output_labels: Path) -> tuple[Path, Path]:
 
 def _download_footprints(path: Path, *, wheel: Path, aoi: Path) -> None:
     with overpass_server(read_landuse(wheel), timestamp=_MAP_WRITTEN) as server:
-        config = LabelsConfig(
+        config = terraseg.LabelsConfig(
             class_name=CLASS_NAME,
             tags={"landuse": ("residential",)},
-            source=OverpassSource(url=server.url, cache=aoi.parent / "overpass"),
+            source={"kind": "overpass", "url": server.url, "cache": aoi.parent / "overpass"},
         )
-        frame, source = read_footprints(labels(aoi=aoi, output=aoi.parent / "labels", config=config))
+        frame, source = read_footprints(terraseg.labels(aoi=aoi, output=aoi.parent / "labels", config=config))
     write_footprints(path, frame, source.model_copy(update={"extract_date": _MAP_DATE}))
     _log.info("%s: %d polygons of class %s (%s). %s", path, len(frame), CLASS_NAME, LABEL_CAVEAT, source.attribution)
 
 
 def _download_scene(path: Path, *, aoi: Path) -> None:
     with stac_server(aoi.parent / "stac", collection=COLLECTION) as server:
-        config = AcquireConfig(
-            catalogue=CatalogueConfig(name="custom", url=server.url, collection=COLLECTION, assets=ASSETS, offset=0),
-            periods={"scene": Period(start=_DAY, end=_DAY)},
+        config = terraseg.AcquireConfig(
+            catalogue={"name": "custom", "url": server.url, "collection": COLLECTION, "assets": ASSETS, "offset": 0},
+            periods={"scene": {"start": _DAY, "end": _DAY}},
             bands=_BANDS,
-            mask=MaskConfig(classes=(CLOUD_CLASS,), dilation=0),  # the rule has grown the cloud already
+            mask={"classes": (CLOUD_CLASS,), "dilation": 0},  # the rule has grown the cloud already
             composite="least-cloudy",
             resampling="nearest",
         )
-        (downloaded,) = download(aoi=aoi, output=aoi.parent / "scene", config=config)
+        (downloaded,) = terraseg.download(aoi=aoi, output=aoi.parent / "scene", config=config)
     item = json.loads(downloaded.with_suffix(".json").read_text(encoding="utf-8"))
     _complete(item)
     path.unlink(missing_ok=True)  # of another version: never beside an item that isn't its own

@@ -17,7 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
-from terraseg import __version__
+import terraseg
 from terraseg.core.files import write_json
 from terraseg.errors import ConfigError, TerrasegError
 
@@ -113,7 +113,7 @@ def run_demo(root: Path) -> None:
         raise ConfigError(f"{root} has no configs/demo_data.yaml", fix="run the demo in a checkout of the repository")
     console = Console()
     record = _read_record(root / _RECORD)
-    before = __version__
+    before = terraseg.__version__
     plan = steps()
     for number, step in enumerate(plan, start=1):
         before = _fingerprint(root, step, before)
@@ -168,11 +168,9 @@ def _read_record(path: Path) -> dict[str, str]:
 
 
 def _summary(console: Console, root: Path) -> None:
-    from terraseg.assess.evaluate import metrics_table
-
     metrics = sorted((root / _RESULTS / "metrics").glob("*.json"))
     console.print()
-    console.print(metrics_table(metrics))
+    console.print(terraseg.metrics_table(metrics))
     models = [json.loads((root / _RESULTS / "metrics" / f"{name}.json").read_text("utf-8")) for name in EXPERIMENTS]
     best = max(models, key=_iou)
     scene = _RESULTS / "predictions" / best["experiment"] / "brandenburg"

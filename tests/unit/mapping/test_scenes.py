@@ -26,6 +26,7 @@ from terraseg.core import tasks as workers_module
 from terraseg.core.tasks import ThisProcess, core_shares, open_workers
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.mapping.inputs.scenes import places_at
+from terraseg.mapping.runtimes.pytorch import gpus_of
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.scenes import FailedScenesError, Outcome, even_parts, map_places, open_places
 
@@ -205,11 +206,11 @@ def test_each_gpu_gets_a_process(
     if visible:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if gpus:
-        with pytest.raises(NotADirectoryError), open_workers(workers=None, scheduler=None, device=device):
+        with pytest.raises(NotADirectoryError), open_workers(workers=None, scheduler=None, gpus=gpus_of(device)):
             pass
         assert asked == [(3, gpus)]
     else:
-        with open_workers(workers=None, scheduler=None, device=device) as crew:
+        with open_workers(workers=None, scheduler=None, gpus=gpus_of(device)) as crew:
             assert crew.count == 1
     assert workers_module._environment([0, 1], "6")["CUDA_VISIBLE_DEVICES"] == "6"
     assert workers_module._environment([0, 1], None)["OMP_NUM_THREADS"] == "2"

@@ -1,5 +1,6 @@
 """What all runtimes share before and after the model, and PyTorch, the one that every bundle runs on."""
 
+import os
 from abc import ABC, abstractmethod
 from threading import Thread
 from typing import Any, Literal
@@ -108,6 +109,19 @@ class TorchPredictor(BundlePredictor):
         with torch.autocast(self._device.type, torch.bfloat16, enabled=half):
             logits: Tensor = self._model(torch.from_numpy(inputs).to(self._device))
         return logits
+
+
+def gpus_of(device: str) -> list[str]:
+    """CUDA's ids of the GPUs, if the device leaves a choice between several; else empty.
+
+    Args:
+        device: as for `TorchPredictor`.
+    """
+    count = torch.cuda.device_count() if device in ("auto", "cuda") else 0
+    if count < 2:
+        return []
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(index) for index in range(count)]
 
 
 def torch_device(name: str) -> torch.device:
