@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from terraseg.errors import CheckpointError, ConfigError, TrainingError
 from terraseg.learn.check.config import check_schedule
 from terraseg.learn.check.data import check_held
 from terraseg.learn.check.finding import Finding, refuse
+from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import (
     build_model,
     check_inputs,
@@ -30,22 +31,14 @@ from terraseg.learn.models.build import (
     set_statistics,
     superpixel_rule,
 )
-from terraseg.learn.models.graph.superpixels import SuperpixelRule
 from terraseg.learn.models.weights import load_weights
-from terraseg.learn.training.losses import SegmentationLoss, balanced_class_weights
-from terraseg.learn.training.make_bundle import RECORD, TrainedOn, check_record, record_of
+from terraseg.learn.training.criterion import SegmentationLoss, balanced_class_weights
+from terraseg.learn.training.make_bundle import RECORD, check_record, record_of
 from terraseg.learn.training.one_line_errors import one_line_errors
 from terraseg.learn.training.scores import SegmentationScores
 
 FROM_DATA = "from_data"
 """Value of ``class_weights``: those of `balanced_class_weights`."""
-
-
-@runtime_checkable
-class ChipSource(TrainedOn, Protocol):
-    """What the task needs of a datamodule after its setup; `terraseg.learn.datamodule.ChipDataModule` has it."""
-
-    superpixels: SuperpixelRule | None
 
 
 class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
@@ -176,14 +169,14 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     # --- what must hold before anything runs ---
 
     @property
-    def chips(self) -> ChipSource:
+    def chips(self) -> ChipDataModule:
         """The datamodule.
 
         Raises:
             ConfigError: it is another one than ours, or there is none.
         """
         data = getattr(self.trainer, "datamodule", None)
-        if not isinstance(data, ChipSource):
+        if not isinstance(data, ChipDataModule):
             raise ConfigError(
                 f"data is {type(data).__name__}", expected="class_path terraseg.learn.datamodule.ChipDataModule"
             )

@@ -10,13 +10,12 @@ from typing import Any
 from terraseg.contracts.dataset import ChipDataset
 from terraseg.core.bands import band
 from terraseg.errors import ConfigError
-from terraseg.learn.check.config import declared_licence, placed, read_config
+from terraseg.learn.check.config import CLASSES, declared_licence, placed, read_config
 from terraseg.serve.http_errors import NotThereError
 from terraseg.serve.schema import AskedTraining
 
 _log = logging.getLogger(__name__)
 
-_CLASSES = {"data": "terraseg.learn.datamodule.ChipDataModule", "model": "terraseg.learn.task.SegmentationTask"}
 _VALIDATIONS = 5
 """Of a training by steps: the best checkpoint is one of so many."""
 
@@ -100,10 +99,10 @@ def _recipe(path: Path) -> Recipe | None:
     except ConfigError as error:
         _log.debug("%s", error)  # a config of data or of a comparison
         return None
-    sections = {name: values[name].get("init_args") or {} for name in _CLASSES}
+    sections = {name: values[name].get("init_args") or {} for name in CLASSES}
     arguments = sections["model"].get("model_args") or {}
     fits = (
-        all(values[name].get("class_path") == path for name, path in _CLASSES.items())
+        all(values[name].get("class_path") == path for name, path in CLASSES.items())
         and "default_root_dir" in (values.get("trainer") or {})
         and sections["data"].get("overfit") is None
         and arguments.get("backbone_num_frames", 1) == 1

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
 from terraseg.learn.callbacks import BundleWriter, MetricsTable
+from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import build_model, check_inputs, encoder_of
 from terraseg.learn.task import SegmentationTask
 from terraseg.learn.training import one_line_errors as runtime
+from terraseg.learn.training.losses import LOSSES
 
 _ARGS: dict[str, Any] = {
     "backbone": "timm_tf_efficientnet_lite0",
@@ -38,7 +40,8 @@ def _batch(mask: Tensor) -> dict[str, Any]:
 
 def _attached(task: SegmentationTask, **chips: Any) -> SegmentationTask:
     """With a trainer that has data, without Lightning's loops."""
-    data = SimpleNamespace(
+    data = Mock(
+        spec=ChipDataModule,
         dataset=SimpleNamespace(info=SimpleNamespace(frames=1)),
         bands=("B03", "B04"), means=torch.ones(2).numpy(), stds=torch.ones(2).numpy(), nodata=0,
         class_names=("background", "building"), superpixels=None, **chips,
@@ -68,6 +71,12 @@ def test_the_losses_are_added_with_their_factors() -> None:
     logits, truth = torch.randn(1, 2, 8, 8), torch.randint(0, 2, (1, 8, 8))
     both = _task(loss={"ce": 2.0, "dice": 0.5}).criterion(logits, truth)
     torch.testing.assert_close(both["loss"], 2 * both["ce"] + 0.5 * both["dice"])
+
+
+def test_a_loss_that_was_added_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LOSSES, "toy", lambda logits, _: logits.sum() * 0 + 5)
+    task = _attached(_task(loss={"toy": 2.0}))
+    assert task.training_step(_batch(torch.zeros(2, 64, 64, dtype=torch.long)), 0) == 10
 
 
 @pytest.mark.parametrize("options", [{"ignore_index": 255}, {"loss": "jaccard"}, {"loss": "mse"}])

@@ -1,4 +1,4 @@
-"""The config part of the check, without torch: what the stock command would accept and then do something else."""
+"""The config part of the check, without torch: settings that the stock command accepts but does not follow."""
 
 import difflib
 import importlib.util
@@ -14,48 +14,48 @@ from terraseg.core.files import read_yaml
 from terraseg.errors import ConfigError
 from terraseg.learn.check.finding import Finding, error, warning
 from terraseg.learn.models.specs import SPECS
+from terraseg.learn.training.losses import LOSSES
+
+CLASSES = {"data": "terraseg.learn.datamodule.ChipDataModule", "model": "terraseg.learn.task.SegmentationTask"}
+"""Class paths of an experiment's data and model sections."""
 
 _MODEL = "model.init_args"
 _SOURCES = ("hub", "hub-or-random", "random")
-_LOSSES = ("ce", "dice", "focal", "lovasz", "focal_tversky", "boundary")
-"""Those of `terraseg.learn.training.losses`, which imports torch."""
-
 _LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
-"""How schedules call the number of steps (or epochs) that they span."""
+"""The argument of each schedule that sets its length, in steps or epochs."""
 
 _RESTARTS = {
     "CosineAnnealingLR": "the rate rises again",
     "OneCycleLR": "the training stops with an error",
     "PolynomialLR": "the rate is 0",
 }
-"""What they do after it."""
-
+"""What happens after the end of each schedule."""
 
 _LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
-"""Packages that Lightning's loggers want and terraseg alone does not bring."""
+"""Packages that Lightning's loggers need and that terraseg does not install."""
 
 
 def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
     """Parse an experiment's YAML.
 
     Raises:
-        ConfigError: no file, no YAML, or no sections data and model.
+        ConfigError: the file is missing, is not YAML, or lacks the sections data and model.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no config at {path}", fix="name one of configs/")
+        raise ConfigError(f"no config at {path}", fix="choose one of configs/")
     config = read_yaml(path)
     tokens = yaml.scan(path.read_text(encoding="utf-8"))
     aliases = [token for token in tokens if isinstance(token, yaml.AliasToken)]
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("data", "model")):
-        raise ConfigError(f"{path} is no experiment", expected="the sections trainer, data and model")
+        raise ConfigError(f"{path} is not an experiment", expected="the sections trainer, data and model")
     _check_form(config, where=path)
     return config, [
         warning(
             f"line {token.start_mark.line + 1}",
             f"the YAML alias *{token.value}",
             expected="plain lists",
-            fix="write the list out: stock classes convert a shared list in place, and then again",
+            fix="write the list out: stock classes convert a list in place, so a shared one is converted twice",
         )
         for token in aliases
     ]
@@ -83,10 +83,10 @@ def is_below(value: object, root: str) -> TypeGuard[str]:
 
 
 def _check_form(config: Mapping[str, Any], *, where: Path) -> None:
-    """That each part has the form that whoever reads the config takes for granted.
+    """Check that each section has the type that other code relies on.
 
     Raises:
-        ConfigError: naming the first that hasn't.
+        ConfigError: it names the first that has not.
     """
 
     def part(of: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
@@ -112,7 +112,7 @@ def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Findin
 
     Args:
         config: an experiment's YAML, parsed.
-        chips: number of train chips; None where the dataset can't be opened.
+        chips: number of train chips; None if the dataset can't be opened.
     """
     trainer, model = config.get("trainer") or {}, config["model"].get("init_args") or {}
     batch_size = (config["data"].get("init_args") or {}).get("batch_size", 8)
@@ -129,11 +129,11 @@ def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Findin
 
 
 def check_sections(config: Mapping[str, Any]) -> list[Finding]:
-    """No section that makes keys of the model section void, no output type that makes probabilities 0."""
+    """No section overrides keys of the model section; the output type can hold probabilities."""
     findings, model = [], config["model"].get("init_args") or {}
     for section in ("optimizer", "lr_scheduler"):
         if section in config:
-            found = f"a top-level section makes lr, scheduler and lr_overrides of {_MODEL} void"
+            found = f"a top-level section overrides lr, scheduler and lr_overrides of {_MODEL}"
             findings.append(error(section, found, fix=f"write optimizer, lr and scheduler under {_MODEL}"))
     dtype = str(config.get("out_dtype", "int16"))
     if model.get("output_on_inference", "prediction") != "prediction" and not dtype.startswith("float"):
@@ -146,7 +146,7 @@ def check_sections(config: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_limits(trainer: Mapping[str, Any]) -> list[Finding]:
-    """No limit of 1: Lightning reads it as 1.0, all batches."""
+    """No limit is 1: Lightning reads it as 1.0, all batches."""
     return [
         error(
             f"trainer.{key}",
@@ -172,18 +172,18 @@ def check_loggers(trainer: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_loss(model: Mapping[str, Any]) -> list[Finding]:
-    """A loss that knows the masks' ignored pixels."""
+    """The loss exists and leaves out the masks' ignored pixels."""
     findings, loss = [], model.get("loss", "ce")
     if not isinstance(loss, str | list | Mapping):
-        return [error(f"{_MODEL}.loss", f"{loss!r}", expected="one or several of " + ", ".join(_LOSSES))]
+        return [error(f"{_MODEL}.loss", f"{loss!r}", expected="one or several of " + ", ".join(LOSSES))]
     if (value := model.get("ignore_index", IGNORE)) != IGNORE:
         findings.append(error(f"{_MODEL}.ignore_index", f"{value}", expected=f"{IGNORE}, as in the masks"))
     for name in [loss] if isinstance(loss, str) else loss:
-        if name not in _LOSSES:
-            findings.append(error(f"{_MODEL}.loss", f"{name!r}", expected="one or several of " + ", ".join(_LOSSES)))
+        if name not in LOSSES:
+            findings.append(error(f"{_MODEL}.loss", f"{name!r}", expected="one or several of " + ", ".join(LOSSES)))
     weights = model.get("class_weights")
     if weights is not None and "ce" not in ([loss] if isinstance(loss, str) else loss):
-        findings.append(error(f"{_MODEL}.class_weights", "no ce in loss", expected="ce, in which alone they count"))
+        findings.append(error(f"{_MODEL}.class_weights", "loss has no ce", expected="ce: they affect no other loss"))
     if isinstance(weights, str) and weights != "from_data":
         findings.append(error(f"{_MODEL}.class_weights", repr(weights), expected="from_data, or a list"))
     return findings
@@ -192,12 +192,12 @@ def check_loss(model: Mapping[str, Any]) -> list[Finding]:
 def check_schedule(
     scheduler: str | None, options: Mapping[str, Any], *, epochs: float | None, steps: float | None
 ) -> list[Finding]:
-    """A schedule that spans the training.
+    """The schedule is as long as the training.
 
     Args:
         scheduler: a class of ``torch.optim.lr_scheduler``.
         options: its arguments, and ``interval``.
-        epochs, steps: length of the training; None where unknown.
+        epochs, steps: length of the training; None if unknown.
     """
     if scheduler not in _LENGTHS:
         return []
@@ -220,7 +220,7 @@ def check_schedule(
 
 
 def check_files(config: Mapping[str, Any]) -> list[Finding]:
-    """The weights' file and the checkpoint are there."""
+    """The weights file and the checkpoint exist."""
     findings, weights = [], (config["model"].get("init_args") or {}).get("weights", "hub")
     if weights not in _SOURCES and not Path(str(weights)).is_file():
         close = difflib.get_close_matches(str(weights), _SOURCES, n=1)
@@ -229,7 +229,7 @@ def check_files(config: Mapping[str, Any]) -> list[Finding]:
                 f"{_MODEL}.weights",
                 f"no file {weights}",
                 expected=f"a file or one of {', '.join(_SOURCES)}",
-                fix=f"did you mean {close[0]}?" if close else "correct the path; it counts from the working folder",
+                fix=f"did you mean {close[0]}?" if close else "correct the path; it is relative to the working folder",
             )
         )
     if (checkpoint := config.get("ckpt_path")) and not Path(str(checkpoint)).is_file():
@@ -238,24 +238,22 @@ def check_files(config: Mapping[str, Any]) -> list[Finding]:
 
 
 def check_licence(config: Mapping[str, Any]) -> list[Finding]:
-    """The bundle says under which licence its weights are."""
+    """The config states the licence of the weights, for the bundle."""
     licence = declared_licence(config)
     if licence is None:
         key = "trainer.callbacks"
-        return [warning(key, "no BundleWriter: the training leaves nothing to predict with", fix="add the callback")]
+        return [warning(key, "no BundleWriter: the training writes no bundle to predict with", fix="add the callback")]
     if not licence:
-        return [error("trainer.callbacks.BundleWriter.licence", "missing", expected="an SPDX name, as Apache-2.0")]
+        return [error("trainer.callbacks.BundleWriter.licence", "missing", expected="an SPDX name such as Apache-2.0")]
     forbidden = {spec.licence.lower() for spec in SPECS.values() if not spec.commercial}
     if "NC" in licence.upper().split("-") or licence.lower() in forbidden:
         found = f"{licence}: the weights are not for commercial use"
-        return [
-            warning("trainer.callbacks.BundleWriter.licence", found, fix="choose another backbone where that matters")
-        ]
+        return [warning("trainer.callbacks.BundleWriter.licence", found, fix="choose another backbone if that matters")]
     return []
 
 
 def declared_licence(config: Mapping[str, Any]) -> str | None:
-    """The licence that the config gives for the bundle; "" where the key is missing, None without a BundleWriter."""
+    """The licence in the config's BundleWriter; "" if the key is missing, None without a BundleWriter."""
     for callback in (config.get("trainer") or {}).get("callbacks") or []:
         if str(callback.get("class_path", "")).endswith("BundleWriter"):
             return str((callback.get("init_args") or {}).get("licence", ""))
@@ -263,7 +261,7 @@ def declared_licence(config: Mapping[str, Any]) -> str | None:
 
 
 def _length(trainer: Mapping[str, Any], *, chips: int | None, batch_size: int) -> tuple[float | None, float | None]:
-    """Epochs and optimizer steps of a training, None where they can't be known."""
+    """Epochs and optimizer steps of a training; None if unknown."""
     epochs, most = trainer.get("max_epochs"), trainer.get("max_steps", -1)
     batches = None
     if chips and isinstance(batch_size, int) and 1 <= batch_size <= chips:

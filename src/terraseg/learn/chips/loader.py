@@ -1,37 +1,27 @@
-"""A loader that goes on amid an epoch, where the checkpoint was made amid one."""
+"""A loader that can resume in the middle of an epoch."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from torch.utils.data import DataLoader
 
-
-class EpochSampler(Protocol):
-    """What the loader needs of its sampler.
-
-    Attributes:
-        epoch: all that an order depends on, set by Lightning before the epoch's first batch.
-        first: draw of the epoch's order at which to begin.
-    """
-
-    epoch: int
-    first: int
+from terraseg.learn.chips.samplers import ChipSampler
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A DataLoader with Lightning's ``state_dict`` protocol: epoch, and batches of it that were delivered.
+    """A DataLoader with Lightning's ``state_dict`` protocol: the epoch, and how many of its batches were delivered.
 
-    Its workers start with the first batch and not before: Lightning asks for the iterator of a resumed training before
-    it sets the sampler's epoch, and workers that run ahead would load that of another one.
+    Its workers start with the first batch, not earlier: Lightning asks for the iterator of a resumed training before
+    it sets the sampler's epoch, and workers that run ahead would load batches of the wrong epoch.
     """
 
-    sampler: EpochSampler  # type: ignore[assignment]
+    sampler: ChipSampler  # type: ignore[assignment]
     batch_size: int
     _delivered = 0
     _resumed: dict[str, int] | None = None
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Batches of the sampler's epoch; the rest of it where it is the one that is resumed."""
+        """Batches of the sampler's epoch; only the rest of them if this is the epoch to resume."""
         state, self._resumed = self._resumed, None
         self._delivered = state["batches"] if state and state["epoch"] == self.sampler.epoch else 0
         self.sampler.first = self._delivered * self.batch_size
@@ -40,9 +30,9 @@ class ResumableLoader(DataLoader[Any]):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the epoch is."""
+        """The position in the epoch."""
         return {"epoch": self.sampler.epoch, "batches": self._delivered}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from there with the next iteration."""
+        """Resume there with the next iteration."""
         self._resumed = state_dict

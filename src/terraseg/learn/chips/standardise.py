@@ -1,12 +1,15 @@
-"""What pixels are standardised with: the statistics of the dataset, or those that a backbone was pretrained with."""
+"""Standardised pixels: with the statistics of the dataset, or with those that a backbone was pretrained with."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from terraseg.contracts.dataset import ChipDataset
 from terraseg.core.bands import UNIT
+from terraseg.core.normalise import by_date, model_input
 from terraseg.errors import ConfigError, DatasetError
 from terraseg.learn.models.specs import SPECS
 
@@ -16,16 +19,60 @@ DATASET = "dataset"
 _Floats = npt.NDArray[np.float32]
 
 
+@dataclass(frozen=True)
+class Standardiser:
+    """Raw pixels to the model's input.
+
+    Attributes:
+        bands: ESA names, in the model's order.
+        available: the dataset's bands.
+        means, stds: (bands,), in DN.
+        nodata: value of pixels without observation.
+        frames: dates of one place.
+    """
+
+    bands: tuple[str, ...]
+    available: tuple[str, ...]
+    means: _Floats
+    stds: _Floats
+    nodata: float
+    frames: int
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What the result depends on, in plain values."""
+        return {
+            "bands": self.bands, "means": self.means.tolist(), "stds": self.stds.tolist(), "nodata": self.nodata,
+        }  # fmt: skip
+
+    def __call__(self, pixels: npt.NDArray[Any], *, observed: bool = False, out: _Floats | None = None) -> _Floats:
+        """Raw DN (..., the dataset's layers, rows, columns) to normalised float32 in the model's band order.
+
+        Args:
+            observed: all pixels are known to have an observation.
+            out: where to write.
+
+        Returns:
+            (..., bands, rows, columns), of several dates (..., bands, frames, rows, columns).
+        """
+        if self.bands != self.available:
+            indices = [self.available.index(name) for name in self.bands]
+            chosen = by_date(pixels, frames=self.frames)[..., indices, :, :]
+            pixels = chosen.reshape(*pixels.shape[:-3], self.frames * len(indices), *pixels.shape[-2:])
+        nodata = None if observed else self.nodata
+        return model_input(pixels, frames=self.frames, means=self.means, stds=self.stds, nodata=nodata, out=out)
+
+
 def standard_of(dataset: ChipDataset, bands: Sequence[str], *, statistics: str) -> tuple[_Floats, _Floats]:
-    """Mean and deviation of each band, in DN.
+    """Mean and standard deviation of each band, in DN.
 
     Args:
         bands: ESA names.
-        statistics: ``dataset``, or the name of a backbone whose own are published (`terraseg.learn.models.specs`).
+        statistics: ``dataset``, or a backbone with published statistics (`terraseg.learn.models.specs`).
 
     Raises:
-        DatasetError: the dataset lacks a band's, or a band is constant over train.
-        ConfigError: nobody knows such statistics, or not those of each band.
+        DatasetError: the dataset has no statistics of a band, or a band is constant over train.
+        ConfigError: the backbone has no published statistics, or none of one of the bands.
     """
     if statistics != DATASET:
         return _published(statistics, bands)
@@ -49,7 +96,7 @@ def _published(backbone: str, bands: Sequence[str]) -> tuple[_Floats, _Floats]:
     spec = known.get(backbone)
     if spec is None:
         raise ConfigError(f"statistics is {backbone!r}", expected=f"{DATASET}, or one of {', '.join(known)}")
-    assert spec.bands is not None  # noqa: S101  # as the known have them
+    assert spec.bands is not None  # noqa: S101  # `known` holds no others
     if unknown := [name for name in bands if name not in spec.bands]:
         raise ConfigError(
             f"{backbone} has no statistics of {', '.join(unknown)}",

@@ -86,8 +86,8 @@ def test_our_configs_are_sound(path, monkeypatch):
         ),  # 8
         ({"trainer": {"limit_train_batches": 1}}, "error: trainer.limit_train_batches: 1 is read as 1.0"),  # 10
         ({"trainer": {"limit_val_batches": 1.0}}, "error: trainer.limit_val_batches: 1.0 is read as 1.0"),
-        ({"optimizer": {"class_path": "SGD"}}, "error: optimizer: a top-level section makes lr"),
-        ({"lr_scheduler": {}}, "error: lr_scheduler: a top-level section makes lr"),
+        ({"optimizer": {"class_path": "SGD"}}, "error: optimizer: a top-level section overrides lr"),
+        ({"lr_scheduler": {}}, "error: lr_scheduler: a top-level section overrides lr"),
         ({"model": {"loss": {"ce": 1.0, "jaccard": 1.0}}}, "error: model.init_args.loss: 'jaccard'; expected one"),
         ({"model": {"weights": "hubb"}}, "error: model.init_args.weights: no file hubb; expected a file or one of"),
         ({"model": {"weights": "a/b.pt"}}, "error: model.init_args.weights: no file a/b.pt"),
@@ -164,7 +164,7 @@ def test_anchors_are_said_with_their_line(tmp_path):
     assert finding.key.startswith("line ")
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "YAML"), ("a: 1", "is no experiment"), (None, "no conf")])
+@pytest.mark.parametrize(("text", "message"), [("a: [", "YAML"), ("a: 1", "expected the sections"), (None, "no conf")])
 def test_what_is_no_experiment_is_refused(tmp_path, text, message):
     if text:
         (tmp_path / "c.yaml").write_text(text)

@@ -15,14 +15,9 @@ from torchvision.ops import sigmoid_focal_loss
 from helpers.factories import make_dataset, make_scene, make_truth
 from terraseg.contracts.dataset import ChipDataset, open_dataset, write_dataset
 from terraseg.errors import ConfigError, DatasetError
-from terraseg.learn.check import config as check_config
-from terraseg.learn.training.losses import (
-    LOSSES,
-    SegmentationLoss,
-    balanced_class_weights,
-    focal_tversky,
-    signed_distance,
-)
+from terraseg.learn.check.config import check_loss
+from terraseg.learn.training.criterion import SegmentationLoss, balanced_class_weights
+from terraseg.learn.training.losses import LOSSES, focal_tversky, signed_distance
 
 
 def _logits(classes: int = 2, size: int = 12) -> Tensor:
@@ -182,8 +177,13 @@ def test_what_can_not_be_computed_is_refused(factors: dict[str, float], class_we
         SegmentationLoss(factors, class_weights=class_weights)
 
 
-def test_the_check_knows_the_same_losses() -> None:
-    assert tuple(LOSSES) == check_config._LOSSES
+def test_a_loss_is_added_in_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [finding.key for finding in check_loss({"loss": "toy"})] == ["model.init_args.loss"]
+    monkeypatch.setitem(LOSSES, "toy", lambda logits, truth: (logits.argmax(1) != truth).float().mean())
+    assert check_loss({"loss": {"ce": 1.0, "toy": 2.0}}) == []
+    logits, truth = _logits(), _truth()
+    expected = (logits.argmax(1) != truth).float().mean()
+    torch.testing.assert_close(_one("toy", logits, truth), expected)
 
 
 # --- class weights from the data ---

@@ -1,0 +1,74 @@
+"""The criterion of a training: a weighted sum of losses, and class weights from the data."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from terraseg.contracts.dataset import ChipDataset
+from terraseg.errors import ConfigError, DatasetError
+from terraseg.learn.training.losses import LOSSES, cross_entropy
+
+
+class SegmentationLoss(nn.Module):
+    """The weighted sum of several losses.
+
+    Args:
+        factors: of each loss in `LOSSES`.
+        class_weights: factor of each class in ``ce``; None: all 1.
+
+    Raises:
+        ConfigError: an unknown loss, no loss at all, or class weights without ``ce``.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(self, factors: Mapping[str, float], *, class_weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        unknown = [name for name in factors if name not in LOSSES]
+        if unknown or not factors:
+            named = ", ".join(unknown) if unknown else "empty"
+            raise ConfigError(f"loss is {named}", expected="one or several of " + ", ".join(LOSSES))
+        if class_weights is not None and "ce" not in factors:
+            raise ConfigError(
+                f"class_weights affect ce alone, and loss is {', '.join(factors)}", fix="add ce, or leave them out"
+            )
+        self.factors = dict(factors)
+        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
+        # Not part of the state: a checkpoint holds the model alone, and loads whatever loss it was trained with.
+        self.register_buffer("class_weights", weights, persistent=False)
+
+    def forward(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """Each loss by its name, and their weighted sum as ``loss``.
+
+        Args:
+            logits: (B, C, H, W), of any precision.
+            truth: (B, H, W) class ids; `IGNORE` is left out.
+        """
+        logits = logits.float()  # a sum over pixels overflows half precision
+        losses = {
+            name: cross_entropy(logits, truth, class_weights=self.class_weights)
+            if name == "ce"
+            else LOSSES[name](logits, truth)
+            for name in self.factors
+        }
+        losses["loss"] = torch.stack([factor * losses[name] for name, factor in self.factors.items()]).sum()
+        return losses
+
+
+def balanced_class_weights(dataset: ChipDataset) -> list[float]:
+    """Pixels / (classes x pixels of the class), over train: inverse to a class's share, 1 if all are equal.
+
+    The rule of King and Zeng 2001, Political Analysis 9, as in scikit-learn's ``class_weight="balanced"``.
+
+    Raises:
+        DatasetError: a class has no pixel in train.
+    """
+    counts = {key: dataset.stats.class_pixels.get(key, 0) for key in sorted(dataset.info.classes)}
+    missing = [dataset.info.classes[key] for key, count in counts.items() if count == 0]
+    if missing:
+        raise DatasetError(
+            f"{dataset.root}/stats.json counts no pixel of {', '.join(missing)}: its weight would be infinite",
+            fix="give class_weights as a list, or prepare chips that hold the class",
+        )
+    return [sum(counts.values()) / (len(counts) * count) for count in counts.values()]
