@@ -1,1 +1,1 @@
-"""From data/raw and data/osm_buildings to data/processed: labels, chips, splits, statistics, audit."""
+"""From scenes and footprints to a dataset: labels, chips, splits, statistics, audit."""

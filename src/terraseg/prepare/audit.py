@@ -1,4 +1,4 @@
-"""The audit of the splits: measured on the chips as written, not on the plan that placed them."""
+"""Audit of the splits, measured on the chips as they are written, not on the plan."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,22 +22,23 @@ def audit_splits(
     gsd: float,
     zones: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Measure distances and shared ground between the splits, and what each split holds.
+    """Measure distances and overlap between the splits, and the content of each split.
 
     Args:
         tiles: tiles.parquet in a metric CRS.
-        pixels: for each split, ``chips``, ``class``, ``background`` and ``ignored``: pixels counted once each.
+        pixels: for each split the number of ``chips``, and of pixels of the ``class``, ``background`` and ``ignored``;
+            each pixel counts once.
         ground: pixels of all scenes.
-        gap_m: least distance that was promised, in metres.
+        gap_m: least distance required between splits, in metres.
         gsd: pixel size in metres.
-        zones: CRSs of the chips' pixels, in which the distances are measured (`separation`).
+        zones: CRSs of the images; distances are measured in them, see `separation`.
 
     Returns:
-        What goes to audit.json.
+        The content of audit.json.
 
     Raises:
-        SplitError: pixels are shared between splits, the gap is not held, or a split lacks the class or the
-            background, so that nothing could be learned or tested on it.
+        SplitError: splits share pixels or are closer than the gap, or a split has no pixel of the class or of the
+            background.
     """
     shapes = {split: tiles.geometry[tiles["split"] == split] for split in SPLITS}
     splits = audit_contents(tiles, pixels)
@@ -51,7 +52,7 @@ def audit_splits(
                 f"the splits {first}-{second} are {in_metres(measured.least_m)} m apart and share "
                 f"{pixels_shared} pixels",
                 expected=f"a gap of {in_metres(gap_m)} m and no shared pixel",
-                fix="scenes that overlap or touch must be one scene: mosaic them before the preparation",
+                fix="mosaic scenes that overlap or touch into one scene before the preparation",
             )
     used = sum(sum(pixels[split][kind] for kind in ("class", "background", "ignored")) for split in SPLITS)
     return {
@@ -63,14 +64,14 @@ def audit_splits(
 
 
 def audit_contents(tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
-    """What each split holds: pixels by kind, shares, blocks.
+    """Content of each split: pixels by kind, shares, blocks.
 
     Args:
         tiles: see `audit_splits`.
         pixels: see `audit_splits`.
 
     Raises:
-        SplitError: a split lacks the class or the background.
+        SplitError: a split has no pixel of the class or of the background.
     """
     for split in SPLITS:
         _check_content(split, pixels[split])
@@ -88,22 +89,22 @@ def audit_contents(tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, in
 def audit_folds(
     tiles: gpd.GeoDataFrame, *, folds: int, seed: int, gap_m: float, gsd: float, zones: Sequence[str] = ()
 ) -> list[dict[str, float]]:
-    """Measure each fold of the cross-validation as a training will read it.
+    """Measure each fold of the cross-validation, with the chips that a training reads.
 
     Args:
         tiles: tiles.parquet in a metric CRS.
-        folds: their number.
-        seed: that they are drawn with.
-        gap_m: least distance between train and val of a fold, and of both to the test, in metres.
+        folds: number of folds.
+        seed: for the folds.
+        gap_m: least distance in metres between train and val of a fold, and from both to test.
         gsd: pixel size in metres.
-        zones: CRSs of the chips' pixels, in which the distances are measured (`separation`).
+        zones: CRSs of the images; distances are measured in them, see `separation`.
 
     Returns:
-        For each fold the chips of train and val, those that the gap takes from train, and the least distance of train
-        to val and of both to the test, in metres.
+        For each fold: number of chips in train, in val, and left out because of the gap; least distance in metres
+        between train and val, and from both to test.
 
     Raises:
-        SplitError: the gap is not held, there are fewer blocks than folds, or a fold lacks the class.
+        SplitError: the gap is too small, there are fewer blocks than folds, or a fold lacks the class or background.
     """
     test = tiles.geometry[tiles["split"] == "test"]
     learned = int((tiles["split"] != "test").sum())
@@ -115,9 +116,9 @@ def audit_folds(
         if not all(measure.holds(gap_m) for measure in (between, *to_test)):
             raise SplitError(
                 f"fold {fold}: train and val are {in_metres(between.least_m)} m apart, and "
-                f"{in_metres(min(measure.least_m for measure in to_test))} m from the test",
+                f"{in_metres(min(measure.least_m for measure in to_test))} m from test",
                 expected=f"a gap of {in_metres(gap_m)} m",
-                fix="scenes that overlap or touch must be one scene: mosaic them before the preparation",
+                fix="mosaic scenes that overlap or touch into one scene before the preparation",
             )
         measured.append(
             {
@@ -135,8 +136,8 @@ def _check_content(split: str, counts: Mapping[str, int]) -> None:
     for kind in ("class", "background"):
         if counts[kind] == 0:
             raise SplitError(
-                f"the split {split} has {counts['chips']} chips and no pixel of {kind}",
-                expected="some of both in each split",
-                fix="choose another split seed, smaller blocks (block_chips, tile_size) or a larger area; "
-                "check that the labels lie in the scene",
+                f"the split {split} has {counts['chips']} chips without a pixel of {kind}",
+                expected="class and background in each split",
+                fix="check that the labels lie in the scene; choose another split seed, smaller blocks (block_chips, "
+                "tile_size) or a larger area",
             )

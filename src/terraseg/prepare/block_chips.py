@@ -1,4 +1,4 @@
-"""One block: read it, label it, cut its chips. A pure function of its job."""
+"""Make the chips of one block: read it, label it, cut it. The result depends on its job alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,23 +23,23 @@ from terraseg.prepare.statistics import TrainHistogram
 
 @dataclass(frozen=True)
 class BlockJob:
-    """What it takes to make the chips of one block.
+    """Input for the chips of one block.
 
     Attributes:
-        frames: scenes of one place, on one grid, the first date first; the first one names the chips.
-        indices: positions of the wanted bands in each of them.
-        block: pixels of the scene.
-        name: the block's id in tiles.parquet.
-        split: the block's split.
+        frames: scenes of one place on one grid, the first date first; chips are named after the first scene.
+        indices: positions of the chips' bands in each scene.
+        block: its pixels in the scene.
+        name: its id in tiles.parquet.
+        split: its split.
         origins: upper left pixels (row, column) of its chips, in the scene.
         tile_size: side of a chip.
-        footprints: those that touch the block, in the scene's CRS, valid.
+        footprints: valid geometries that touch the block, in the scene's CRS.
         extent: area in which the labels are known, in the scene's CRS.
-        completeness: cells that touch the block, with the share of the built-up area that the labels cover.
-        least_share: cells below it are unknown.
+        completeness: cells that touch the block, each with the share of the built-up area that the labels cover.
+        least_share: cells with a smaller share are unknown.
         rule: the label rule.
-        formats: of its files, see `chip_formats`.
-        folder: root of the dataset.
+        formats: see `chip_formats`.
+        folder: folder of the dataset.
     """
 
     frames: tuple[Scene, ...]
@@ -60,7 +60,7 @@ class BlockJob:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What a block adds to the dataset: its rows of tiles.parquet, its pixel counts, and for train its histogram."""
+    """Rows of tiles.parquet, pixel counts, and histogram (empty unless the split is train) of one block."""
 
     split: Split
     tiles: list[dict[str, Any]]
@@ -69,10 +69,10 @@ class BlockResult:
 
 
 def cut_block(job: BlockJob) -> BlockResult:
-    """Write the chips of one block. Chips without a single labelled pixel are left out.
+    """Write the chips of one block. Chips without any labelled pixel are left out.
 
-    A pixel counts where at least one frame has an observation: models are shown the others at the mean of their band,
-    in training as in prediction, and a cloud in one of several dates takes no label away.
+    A pixel keeps its label if at least one frame has an observation, so a cloud on one of several dates removes no
+    label. In training and in prediction, missing observations are filled with the mean of their band.
     """
     block, size, scene = job.block, job.tile_size, job.frames[0]
     frames = np.empty((len(job.frames), len(job.indices), block.height, block.width), dtype=np.uint16)
@@ -101,7 +101,7 @@ def cut_block(job: BlockJob) -> BlockResult:
         shown[window] = True
         tile = f"{scene.name}_{row:05d}_{column:05d}"
         moved = transform @ Affine.translation(column, row)
-        # The dataset's folder appears as a whole, so that its files need no temporary names.
+        # The dataset's folder is renamed as a whole at the end, so single files need no temporary names.
         layers: dict[ChipKind, npt.NDArray[Any]] = {
             "images": image[:, *window], "masks": mask[None, *window], "coverage": percent[None, *window],
         }  # fmt: skip
@@ -126,7 +126,7 @@ def cut_block(job: BlockJob) -> BlockResult:
     histogram = TrainHistogram(len(job.indices))
     if job.split == "train":
         for pixels, observed in zip(frames, seen, strict=True):
-            # By position: a boolean index would cost five times as long.
+            # By position: a boolean index takes five times as long.
             of_train = pixels.reshape(len(pixels), -1).take(np.flatnonzero(shown & observed), axis=1)
             histogram.add_pixels(of_train)
         histogram.add_labels(mask[shown & (mask != IGNORE)])
@@ -144,7 +144,7 @@ def cut_block(job: BlockJob) -> BlockResult:
 
 
 def chip_formats(frames: Sequence[Scene], indices: Sequence[int], *, tile_size: int) -> dict[ChipKind, ChipFormat]:
-    """The formats of a place's chips."""
+    """File formats of the chips of one place."""
     scene, days = frames[0], [str(frame.day) for frame in frames] if len(frames) > 1 else []
     crs = str(scene.geobox.crs)
     names = layer_names([scene.bands[index] for index in indices], days)

@@ -1,8 +1,8 @@
-"""The GeoTIFFs of chips: thousands that differ in their pixels and their place alone.
+"""Write chips as GeoTIFFs, thousands of them, which differ only in pixels and location.
 
-GDAL takes longer to set up and close such a small file than to compress it. So it makes one file without pixels, of
-which all tags are kept, and a chip is these tags with its own place and strips (TIFF 6.0, sections 2 and 14; OGC
-GeoTIFF 1.1, section 7.4).
+GDAL takes longer to open and close such a small file than to compress it. So GDAL makes one file without pixels, and
+each chip gets the tags of this file with its own location and strips (TIFF 6.0, sections 2 and 14; OGC GeoTIFF 1.1,
+section 7.4).
 """
 
 import struct
@@ -20,28 +20,28 @@ from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 _STRIP_OFFSETS, _STRIP_SIZES, _TIE_POINT = 273, 279, 33922
 _LONG, _DOUBLE = 4, 12
 _BYTES = {1: 1, 2: 1, 3: 2, _LONG: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, _DOUBLE: 8}
-"""Bytes of one value by a tag's type."""
+"""Bytes of one value, by type of the tag."""
 
 _Tag = tuple[int, int, bytes]
 """Type, number of values, and the values."""
 
 
 class ChipFormat:
-    """One kind of chip file, zstd-compressed, a strip a band.
+    """One kind of chip file, zstd-compressed, with one strip per band.
 
     Args:
-        crs: of the chips.
+        crs: CRS of the chips.
         gsd: pixel size in metres; north is up.
-        side: in pixels.
-        dtype: a numpy name, of integers.
-        nodata: of all bands.
-        bands: descriptions of the bands of reflectance, which get scale and unit as well; empty: one plain band.
+        side: side of a chip, in pixels.
+        dtype: numpy name of an integer type.
+        nodata: nodata value of all bands.
+        bands: descriptions of reflectance bands, which also get scale and unit; empty for one plain band.
     """
 
     def __init__(
         self, *, crs: str, gsd: float, side: int, dtype: str, nodata: float, bands: Sequence[str] = ()
     ) -> None:
-        self.differences = bool(bands)  # neighbours in an image are alike; in a mask they are the same
+        self.differences = bool(bands)  # helps images, whose neighbours are similar; in masks they are equal
         with MemoryFile() as file:
             with file.open(
                 driver="GTiff", width=side, height=side, count=len(bands) or 1, dtype=dtype, nodata=nodata, crs=crs,
@@ -59,7 +59,7 @@ class ChipFormat:
         """Write a file, not atomically.
 
         Args:
-            pixels: (bands, side, side) of the format's type.
+            pixels: (bands, side, side), of the type ``dtype``.
             left, top: upper left corner in the CRS.
         """
         if pixels.shape != self._shape or pixels.dtype != self._dtype:
@@ -75,9 +75,9 @@ class ChipFormat:
 
 
 def _read_tags(file: bytes) -> dict[int, _Tag]:
-    """The tags of a little-endian TIFF's first directory."""
+    """Tags in the first directory of a little-endian TIFF."""
     if file[:4] != b"II*\0":
-        raise ValueError(f"{file[:4]!r} doesn't begin a little-endian TIFF")
+        raise ValueError(f"{file[:4]!r} is not the start of a little-endian TIFF")
     (start,) = struct.unpack_from("<I", file, 4)
     (count,) = struct.unpack_from("<H", file, start)
     tags = {}
@@ -90,7 +90,7 @@ def _read_tags(file: bytes) -> dict[int, _Tag]:
 
 
 def _head(tags: dict[int, _Tag], sizes: Sequence[int]) -> bytes:
-    """All of a TIFF before its strips, which follow it in order."""
+    """The part of a TIFF before its strips, which follow in order."""
     held = {**tags, _STRIP_SIZES: (_LONG, len(sizes), struct.pack(f"<{len(sizes)}I", *sizes))}
     held[_STRIP_OFFSETS] = _LONG, len(sizes), bytes(4 * len(sizes))
     begin = 8 + 2 + 12 * len(held) + 4
@@ -104,5 +104,5 @@ def _head(tags: dict[int, _Tag], sizes: Sequence[int]) -> bytes:
             entries += values.ljust(4, b"\0")
         else:
             entries += struct.pack("<I", begin + len(rest))
-            rest += values + b"\0" * (len(values) % 2)  # values begin at even bytes
+            rest += values + b"\0" * (len(values) % 2)  # values start at even bytes
     return b"II*\0" + struct.pack("<IH", 8, len(held)) + entries + bytes(4) + rest

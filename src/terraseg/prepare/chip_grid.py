@@ -1,4 +1,4 @@
-"""Where chips lie within a block."""
+"""Positions of the chips in a block."""
 
 from collections.abc import Sequence
 
@@ -18,17 +18,17 @@ def chip_origins(
 ) -> list[tuple[int, int]]:
     """Upper left pixels of the chips of one block, sorted.
 
-    Chips lie wholly within the block and outside of ``keep_out``. A regular grid comes first; then chips that touch
-    the right and bottom edge of the free ground are added wherever they show pixels that the grid left out, so that
-    each pixel that a chip can reach is in one. With ``area``, whose outline may be any, this holds for the grid and for
-    the edges of the block only.
+    Chips lie completely inside the block and outside ``keep_out``. First comes a regular grid. Then chips along the
+    right and bottom edges of the free ground are added if they show pixels that the grid leaves out, so that each
+    pixel that fits into a chip is in one. With ``area``, which can have any outline, this is true only for the grid
+    and the edges of the block.
 
     Args:
         block: in pixels of the scene.
         tile_size: side of a chip, in pixels.
-        stride: step of the grid, in pixels; less than ``tile_size`` means overlapping chips.
-        keep_out: ground that another split's gap takes.
-        area: (rows, columns) of the block; chips lie wholly within it.
+        stride: step of the grid, in pixels; if it is less than ``tile_size``, chips overlap.
+        keep_out: ground in the gap of another split.
+        area: (rows, columns) of the block, True where chips may lie.
 
     Returns:
         (row, column) pairs in pixels of the scene.
@@ -40,7 +40,7 @@ def chip_origins(
     if not free.any() or min(free.shape) < tile_size:
         return []
     rows, columns = (np.flatnonzero(free.any(axis=axis)) for axis in (1, 0))
-    top, left = int(rows[0]), int(columns[0])  # the grid begins where the free ground begins
+    top, left = int(rows[0]), int(columns[0])  # the grid starts where the free ground starts
     chosen: list[tuple[int, int]] = []
     shown = np.zeros_like(free)
     for regular in (True, False):
@@ -63,7 +63,7 @@ def _edges(block: Rect, keep_out: Sequence[Rect]) -> tuple[list[int], list[int]]
 
 
 def _starts(first: int, length: int, size: int, stride: int, edges: Sequence[int] | None) -> list[int]:
-    """Starts along one axis: the grid's, and with ``edges`` those in whole chips from one of them."""
+    """Starts along one axis: those of the grid, and with ``edges`` those at multiples of the chip size from an edge."""
     starts = set(range(first, length - size + 1, stride))
     for edge in edges or ():
         starts |= set(range(edge % size, length - size + 1, size)) | {edge, edge - size}

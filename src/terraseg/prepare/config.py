@@ -1,4 +1,4 @@
-"""The ``prepare`` section of data_config.yaml: every key is read, unknown ones are refused."""
+"""Settings of the preparation: the section ``prepare`` of data_config.yaml, and the options of the import."""
 
 from typing import Any, Literal
 
@@ -15,18 +15,18 @@ class SplitRule(Strict):
     """How the ground is divided into train, val and test.
 
     Attributes:
-        kind: ``blocks``: squares of ``block_chips`` chips, assigned by chance, stratified by the density of the class.
-            ``columns`` or ``rows``: three strips, train first, then val, then test. ``polygons``: areas that a file
-            gives, such as cities, so that no city is in two splits; what lies in none of them is not used.
+        kind: ``blocks``: squares of ``block_chips`` chips, assigned at random, stratified by the density of the class.
+            ``columns`` or ``rows``: three strips in the order train, val, test. ``polygons``: areas from a file, such
+            as cities, so that no city is in two splits. Ground outside the polygons is not used.
         block_chips: side of a block, in chips.
-        gap_m: least distance between pixels of two splits, in metres; one chip where absent, never less.
-        train, val, test: shares of the blocks (of the extent for strips); they add up to 1.
-        seed: of the assignment, and of the folds.
-        folds: number of folds for a cross-validation over the blocks of train and val, kind ``blocks`` only; which one
-            a training uses is the datamodule's ``fold``. The test stays as it is.
-        path: file of polygons with a CRS (GeoPackage, GeoJSON, GeoParquet), kind ``polygons`` only.
-        column: its column that names the split, or with ``assign`` the city.
-        assign: the split of each name in ``column``; ``{train: [Algiers, Oran], val: [Blida], test: [Setif]}``.
+        gap_m: least distance between pixels of two splits, in metres; at least one chip, which is the default.
+        train, val, test: shares of the blocks, or of the extent for strips; they add up to 1.
+        seed: for the assignment and the folds.
+        folds: number of folds for a cross-validation over the blocks of train and val; kind ``blocks`` only. The
+            datamodule's ``fold`` selects one for a training. The test split stays the same.
+        path: file of polygons with a CRS (GeoPackage, GeoJSON, GeoParquet); kind ``polygons`` only.
+        column: column of this file with the split, or with the city if ``assign`` is set.
+        assign: names in ``column`` for each split, as in ``{train: [Algiers, Oran], val: [Blida], test: [Setif]}``.
     """
 
     kind: Literal["blocks", "columns", "rows", "polygons"] = "blocks"
@@ -45,14 +45,14 @@ class SplitRule(Strict):
     def _keys_fit_kind(self) -> "SplitRule":
         given = [key for key in ("path", "column", "assign") if getattr(self, key) is not None]
         if self.kind != "polygons" and given:
-            raise ValueError(f"split {self.kind} knows no {', '.join(given)}: choose kind polygons, or drop them")
+            raise ValueError(f"split {self.kind} has no {', '.join(given)}: choose kind polygons, or remove the keys")
         if self.kind == "polygons" and (self.path is None or self.column is None):
             raise ValueError("split polygons needs path and column")
         if self.kind != "blocks" and self.folds is not None:
-            raise ValueError(f"split {self.kind} can't make folds: choose kind blocks, or drop folds")
+            raise ValueError(f"split {self.kind} has no folds: choose kind blocks, or remove folds")
         names = [name for names in (self.assign or {}).values() for name in names]
         if len(set(names)) != len(names):
-            raise ValueError("split assign gives a name to two splits")
+            raise ValueError("split assign has the same name in two splits")
         return self
 
     @model_validator(mode="after")
@@ -67,7 +67,7 @@ class Completeness(Strict):
 
     Attributes:
         path: GeoParquet of cells with the column ``covered_share`` (written by `data labels`).
-        least_share: cells of which the labels cover less than this share of the built-up area become ignore.
+        least_share: pixels are ignored in cells where labels cover less than this share of the built-up area.
     """
 
     path: str
@@ -78,17 +78,17 @@ class PrepareConfig(Strict):
     """The section ``prepare``.
 
     Attributes:
-        bands: bands of the chips, names in any dialect; kept in this order.
-        frames: dates of one place that a chip shows, for models of several dates: scenes on one pixel grid are the
-            frames of a place, the first date first, and there must be so many. With 1 each scene gives its own chips.
+        bands: bands of the chips in this order; names in any dialect.
+        frames: dates per chip, for models of several dates. Scenes on one pixel grid are the frames of a place, the
+            first date first; each place needs exactly this many. With 1, each scene gives its own chips.
         tile_size: side of a chip, in pixels.
-        train_stride: step between train chips in pixels; ``tile_size`` where absent. Smaller means overlapping train
-            chips. Chips of val and test overlap only where a block is no multiple of the chip.
+        train_stride: step between train chips in pixels, by default ``tile_size``. A smaller step makes train chips
+            overlap. Chips of val and test overlap only if the side of a block is not a multiple of the chip's.
         label_rule: see `LabelRule`.
         split: see `SplitRule`.
-        label_shift: ``measure``: report how far the footprints lie off the imagery. ``apply``: move them back by that
-            as well, or stop where it can't be told. Absent: not measured.
-        completeness: see `Completeness`; absent: the labels are taken as complete within their extent.
+        label_shift: ``measure``: report the offset between footprints and imagery. ``apply``: also move the footprints
+            back, or raise an error if the offset is not clear. By default it is not measured.
+        completeness: see `Completeness`; by default labels count as complete within their extent.
     """
 
     bands: tuple[str, ...] = PRITHVI_BANDS
@@ -101,7 +101,7 @@ class PrepareConfig(Strict):
     completeness: Completeness | None = None
 
     def label_rule_in_words(self) -> str:
-        """The label rule, and whether footprints were moved."""
+        """The label rule, and whether footprints are moved."""
         moved = ", footprints moved onto the imagery" if self.label_shift == "apply" else ""
         return self.label_rule.in_words() + moved
 
@@ -110,7 +110,7 @@ class PrepareConfig(Strict):
     def _bands_are_known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(band(name).name for name in value)
         if not names or len(set(names)) != len(names):
-            raise ValueError(f"bands {value} are empty or repeat one")
+            raise ValueError(f"bands {value} are empty or contain a band twice")
         return names
 
     @model_validator(mode="after")
@@ -121,22 +121,22 @@ class PrepareConfig(Strict):
 
 
 class FolderOptions(Strict):
-    """How given files are to be read, and split where they aren't.
+    """How to read and split the images and masks of an import.
 
     Attributes:
-        image_suffix, mask_suffix: ends of the file names that are left out of the tiles' names.
-        bands: names in file order, where the files have no descriptions.
-        unit: of the values where the files have no tag UNIT; ``reflectance`` (0 to 1) becomes DN of 1e-4.
-        nodata: image value without an observation, where the files don't declare it.
-        label_nodata: mask value that means unknown, besides -1; the nodata tags of masks are not believed.
-        classes: names of the ids 0, 1, ...
-        attribution: credit that everything made from the dataset carries.
-        tile_size: side of a chip in pixels; larger images are cut. The images' own side where absent.
-        block_chips: side of a block in chips.
-        gap_m: least distance between splits made by location; one chip where absent.
-        gsd: pixel size in metres, of images without a CRS.
-        seed: of the splits.
-        assume_independent: take images without a place on earth; they are split by file.
+        image_suffix, mask_suffix: end of the file names to remove, so that an image and its mask have the same name.
+        bands: band names in file order, if the files have no band descriptions.
+        unit: unit of the image values, if the files have no tag UNIT; ``reflectance`` (0 to 1) becomes DN of 1e-4.
+        nodata: image value without an observation, if the files declare none.
+        label_nodata: mask value that means unknown, in addition to -1; nodata tags of masks are ignored.
+        classes: class names of the ids 0, 1, ...
+        attribution: credit line for everything made from the dataset.
+        tile_size: side of a chip in pixels, by default the side of the images; larger images are cut.
+        block_chips: side of a block, in chips.
+        gap_m: least distance in metres between splits made by location, by default one chip.
+        gsd: pixel size in metres, for images without a CRS.
+        seed: for the splits.
+        assume_independent: accept images without a CRS; they are split by file.
     """
 
     image_suffix: str = ""
@@ -156,10 +156,10 @@ class FolderOptions(Strict):
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> "FolderOptions":
-        """Make options.
+        """Validate options.
 
         Raises:
-            ConfigError: values that can't be, each named.
+            ConfigError: invalid values or unknown keys, each named.
         """
         try:
             return cls.model_validate(values)

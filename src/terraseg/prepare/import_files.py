@@ -1,7 +1,5 @@
-"""Given images and masks: which belong together, what they say of themselves, and their pixels as the contract's."""
+"""Read images and masks to import: their pairs, their metadata, and their pixels in the dataset's unit and nodata."""
 
-import errno
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +19,10 @@ from terraseg.prepare.config import FolderOptions
 _SUFFIXES = (".tif", ".tiff")
 _FOREIGN_NODATA = -9999
 _APART = 0.1
-"""Pixels that a mask may lie beside its image."""
+"""Largest offset between a mask and its image, in pixels."""
 
 _NAMED = 5
-"""File names that an error lists at most."""
+"""Most file names or ids in an error message."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +30,8 @@ class Pair:
     """An image and its mask.
 
     Attributes:
-        split: the folder that it lies in; None where the folders are not split.
-        name: file name without suffixes, unique.
+        split: split given by the folder; None if the folders are not split.
+        name: unique file name without suffixes.
         image, mask: paths.
     """
 
@@ -45,17 +43,17 @@ class Pair:
 
 @dataclass(frozen=True)
 class Header:
-    """What an image says of itself, settled with the options.
+    """Metadata of an image, completed from the options.
 
     Attributes:
         shape: (rows, columns).
-        crs: "" where there is none.
+        crs: "" if the image has none.
         transform: pixel to CRS.
         bands: ESA names.
         dtype: type in the dataset: the file's own 16-bit type, int16 for floats.
-        scale: DN of 1e-4 reflectance by one unit of the file.
+        scale: factor from the file's unit to DN of 1e-4 reflectance.
         nodata: value without an observation.
-        sound: the file keeps the contract as it is.
+        sound: the file already has the dataset's format.
     """
 
     shape: tuple[int, int]
@@ -69,17 +67,17 @@ class Header:
 
 
 def find_pairs(images: Path, masks: Path | None, options: FolderOptions) -> list[Pair]:
-    """Pair files by name, in ``train``, ``val`` and ``test`` where there are such folders, else in one.
+    """Pair images and masks by name, within ``train``, ``val`` and ``test`` if there are such folders.
 
     Raises:
-        DatasetError: no files, two of one name, files without their partner, or one of the three folders missing.
+        DatasetError: no files, two files with one name, files without a partner, or only some of the three folders.
     """
     splits = [split for split in SPLITS if (images / split).is_dir()]
     if splits and len(splits) < len(SPLITS):
         raise DatasetError(f"{images} has the folders {', '.join(splits)}", expected=", ".join(SPLITS))
     if not splits:
         if masks is None:
-            raise DatasetError(f"{images} has no folders train, val and test", fix="say where the masks are: --masks")
+            raise DatasetError(f"{images} has no folders train, val and test", fix="add --masks FOLDER")
         return _pairs_of(None, images, masks, options)
     pairs: list[Pair] = []
     for split in SPLITS:
@@ -92,28 +90,28 @@ def find_pairs(images: Path, masks: Path | None, options: FolderOptions) -> list
 
 
 def read_header(pair: Pair, options: FolderOptions) -> Header:
-    """Read what an image declares, and check that its mask lies on its grid.
+    """Read the metadata of an image, and check that its mask is on the same pixel grid.
 
     Raises:
-        SceneError: unreadable, or bands, unit or type that are unknown or unfit.
-        LabelError: the mask has another size, place or number of bands.
+        SceneError: the file can't be read, or its bands, unit or type are unknown or not supported.
+        LabelError: the mask has another size or location, or more than one band.
     """
     try:
         with rasterio.open(pair.image) as image, rasterio.open(pair.mask) as mask:
             if mask.shape != image.shape or mask.count != 1:
                 raise LabelError(
                     f"{pair.mask} has {mask.count} bands of {mask.height} x {mask.width} px",
-                    expected=f"one of {image.height} x {image.width} px, as {pair.image.name}",
+                    expected=f"one band of {image.height} x {image.width} px, as {pair.image.name}",
                 )
             if image.crs and mask.crs and not (mask.crs == image.crs and _same_grid(image, mask)):
-                raise LabelError(f"{pair.mask} does not lie where {pair.image.name} does", expected="one pixel grid")
+                raise LabelError(f"{pair.mask} is not on the pixel grid of {pair.image.name}", expected="the same grid")
             return header_of(pair.image, image, options)
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(f"{pair.image} or its mask can't be read ({error})", fix="replace the file") from error
 
 
 def _same_grid(image: rasterio.DatasetReader, mask: rasterio.DatasetReader) -> bool:
-    """Whether the corners of two rasters of one shape agree: a tenth of a pixel, as half of one is half a building."""
+    """Whether the corners of two rasters of one shape agree to a tenth of a pixel."""
     return all(
         max(map(abs, np.subtract(~image.transform @ (mask.transform @ corner), corner))) <= _APART
         for corner in ((0, 0), (image.width, 0), (0, image.height))
@@ -121,10 +119,10 @@ def _same_grid(image: rasterio.DatasetReader, mask: rasterio.DatasetReader) -> b
 
 
 def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions) -> Header:
-    """What an image declares, settled with the options.
+    """Metadata of an open image, completed from the options.
 
     Raises:
-        SceneError: bands, unit or type that are unknown or unfit.
+        SceneError: bands, unit or type are unknown or not supported.
     """
     names = _band_names(path, image.descriptions, options.bands)
     unit = _unit(path, image.tags().get("UNIT"), options.unit)
@@ -146,33 +144,33 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
 
 
 def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:
-    """Pixels (bands, rows, columns) in DN of 1e-4 reflectance; `NODATA` where nothing was observed, NaN or infinite.
+    """Pixels (bands, rows, columns) in DN of 1e-4 reflectance. Nodata, NaN and infinite values become `NODATA`.
 
     Raises:
-        SceneError: unreadable, or -9999 without being declared.
+        SceneError: the file can't be read, or has the value -9999 without declaring it as nodata.
     """
     pixels = _read(pair.image)
     missing = (pixels == header.nodata) | ~np.isfinite(pixels)
     if ((pixels == _FOREIGN_NODATA) & ~missing).any():
         raise SceneError(
-            f"{pair.image} holds {_FOREIGN_NODATA}, but its nodata is {header.nodata:g}",
-            fix=f"if it means no observation, add --nodata={_FOREIGN_NODATA}",
+            f"{pair.image} has the value {_FOREIGN_NODATA}, but its nodata is {header.nodata:g}",
+            fix=f"if this value means nodata, add --nodata={_FOREIGN_NODATA}",
         )
     if pixels.dtype != header.dtype:
         limits = np.iinfo(header.dtype)
         scaled = np.round(np.nan_to_num(pixels) * header.scale)
         pixels = np.clip(scaled, limits.min, limits.max).astype(header.dtype)
     if header.nodata != NODATA:
-        pixels[(pixels == NODATA) & ~missing] = 1  # an observation, one DN brighter than it was
+        pixels[(pixels == NODATA) & ~missing] = 1  # an observed 0 stays an observation, one DN brighter
     pixels[missing] = NODATA
     return pixels
 
 
 def read_mask(pair: Pair, options: FolderOptions) -> npt.NDArray[np.int8]:
-    """Class ids (rows, columns), unknown pixels `IGNORE`.
+    """Class ids (rows, columns); unknown pixels are `IGNORE`.
 
     Raises:
-        LabelError: values that are no class.
+        LabelError: values that are not the id of a class.
     """
     values = _read(pair.mask)[0]
     unknown = sorted(set(np.unique(values).tolist()) - {IGNORE, options.label_nodata, *range(len(options.classes))})
@@ -180,26 +178,15 @@ def read_mask(pair: Pair, options: FolderOptions) -> npt.NDArray[np.int8]:
         raise LabelError(
             f"{pair.mask} has the label ids {unknown[:_NAMED]}",
             expected=f"0 to {len(options.classes) - 1} ({', '.join(options.classes)}) or {options.label_nodata}",
-            fix="name all classes with --classes, or the value of unknown pixels with --label-nodata",
+            fix="name all classes with --classes, or set the value of unknown pixels with --label-nodata",
         )
     return np.where(values == options.label_nodata, IGNORE, values).astype(np.int8)
 
 
 def mask_is_sound(pair: Pair) -> bool:
-    """Whether a mask's type and tags keep the contract."""
+    """Whether a mask has the type and nodata of a dataset's masks."""
     with rasterio.open(pair.mask) as source:
         return source.dtypes == ("int8",) and source.nodata in (None, IGNORE)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name: a hard link, or a relative symbolic one to another disk."""
-    source = source.resolve()
-    try:
-        os.link(source, target)
-    except OSError as error:
-        if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-            raise
-        target.symlink_to(os.path.relpath(source, target.parent.resolve()))
 
 
 def _read(path: Path) -> npt.NDArray[Any]:
@@ -215,19 +202,19 @@ def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOpt
     found = [_files(images, options.image_suffix), _files(masks, options.mask_suffix)]
     for folder, files, others in ((images, found[0], found[1]), (masks, found[1], found[0])):
         if not files:
-            raise DatasetError(f"no GeoTIFF in {folder}", fix="correct the folder, or the suffix of the file names")
+            raise DatasetError(f"no GeoTIFF in {folder}", fix="correct the folder, or --image-suffix and --mask-suffix")
         if alone := [files[name].name for name in sorted(files.keys() - others.keys())]:
             shown = ", ".join(alone[:_NAMED]) + (", ..." if len(alone) > _NAMED else "")
             raise DatasetError(
                 f"{len(alone)} files of {folder} have no partner: {shown}",
                 expected="an image and a mask of the same name",
-                fix="complete the pairs, or say how the names differ: --image-suffix, --mask-suffix",
+                fix="add the missing files, or give the ends of the names: --image-suffix and --mask-suffix",
             )
     return [Pair(split, name, path, found[1][name]) for name, path in found[0].items()]
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    """The GeoTIFFs of a folder by their names without suffixes."""
+    """GeoTIFFs of a folder by their names without suffixes."""
     files: dict[str, Path] = {}
     for path in sorted(folder.glob("[!.]*")):
         if path.suffix.lower() in _SUFFIXES and path.stem.endswith(suffix):
@@ -238,15 +225,17 @@ def _files(folder: Path, suffix: str) -> dict[str, Path]:
 
 
 def _band_names(path: Path, described: Sequence[str | None], given: Sequence[str] | None) -> tuple[str, ...]:
-    said = [name for name in described if name]
-    names = tuple(band(name).name for name in (said if len(said) == len(described) else given or ()))
+    named = [name for name in described if name]
+    names = tuple(band(name).name for name in (named if len(named) == len(described) else given or ()))
     if not names:
-        raise SceneError(f"{path} has bands without a description", fix="name them in file order: --bands B02,B03,...")
+        raise SceneError(
+            f"the bands of {path} have no descriptions", fix="name the bands in file order: --bands B02,B03,..."
+        )
     if len(names) != len(described):
         raise SceneError(f"{path} has {len(described)} bands", expected=f"{len(names)} ({', '.join(names)})")
     if given and names != tuple(band(name).name for name in given):
         raise SceneError(
-            f"{path} describes its bands as {', '.join(names)}", expected=", ".join(given), fix="leave out --bands"
+            f"{path} describes its bands as {', '.join(names)}", expected=", ".join(given), fix="remove --bands"
         )
     return names
 
@@ -255,9 +244,9 @@ def _unit(path: Path, tagged: str | None, given: str | None) -> str:
     unit = tagged or given
     if unit not in (UNIT, "reflectance") or (tagged and given and tagged != given):
         raise SceneError(
-            f"{path} has unit {tagged or 'undeclared'}" + (f", --unit says {given}" if given else ""),
+            f"{path} has unit {tagged or 'undeclared'}" + (f", but --unit is {given}" if given else ""),
             expected=f"{UNIT} (DN, baseline offset removed) or reflectance (0 to 1)",
-            fix=f"if it is so, add --unit {UNIT}",
+            fix=f"if the values are DN of 1e-4 reflectance, add --unit {UNIT}",
         )
     return str(unit)
 

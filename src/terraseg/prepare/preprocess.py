@@ -1,7 +1,7 @@
-"""The preparation: from scenes and footprints to the dataset of contract 3.
+"""Make a dataset from scenes and footprints.
 
-Block by block: read the block once, make its labels, cut its chips, count its pixels. A block is a pure function of
-its job, so memory is bounded by the workers and the result does not depend on their number.
+Each block is processed on its own: read it once, make its labels, cut its chips, count its pixels. So memory depends
+only on the number of workers, and the result does not depend on it.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _log = logging.getLogger(__name__)
 class _Labels:
     """Footprints, the area in which they are known, and the completeness cells, in the CRS of one scene.
 
-    ``shift`` says how far the footprints lay off the imagery, where that was measured.
+    ``shift`` is the offset between footprints and imagery, if it was measured.
     """
 
     shapes: np.ndarray
@@ -54,18 +54,19 @@ class _Labels:
 def preprocess(
     *, scenes: str | Path, labels: str | Path | Sequence[str | Path], output: str | Path, config: PrepareConfig
 ) -> ChipDataset:
-    """Make the dataset; where it is there already, made from the same inputs with the same config, do nothing.
+    """Make the dataset. Does nothing if it already exists with the same inputs and config.
 
     Args:
-        scenes: a scene or a folder of scenes (contract 1).
-        labels: footprint files or their folder (contract 2).
-        output: the dataset's folder; replaced as a whole, and only if it is a dataset or empty.
+        scenes: a scene or a folder of scenes.
+        labels: footprint files or their folder.
+        output: folder of the dataset. It must be new, empty or a dataset; a dataset is replaced as a whole.
+        config: see `PrepareConfig`.
 
     Raises:
-        SceneError: no scene, a band missing, scenes that overlap on unlike grids.
+        SceneError: no scene, a missing band, or scenes that overlap on different grids.
         LabelError: no footprint lies in the scenes.
-        SplitError: too little ground for the splits, or the audit found a leak.
-        OutputError: the output folder holds something else, or the disk is full.
+        SplitError: the area is too small for the splits, or the audit found a leak.
+        OutputError: the output folder holds other files, or the disk is full.
     """
     output = Path(output)
     places = find_places(scenes, frames=config.frames)
@@ -206,7 +207,7 @@ def _cut_place(
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[BlockJob], BlockResult], jobs: Sequence[BlockJob]
 ) -> Iterator[BlockResult]:
-    """Like ``pool.map``, but a failure or Ctrl-C drops what has not begun instead of waiting for it."""
+    """Like ``pool.map``, but a failure or Ctrl-C cancels the jobs that have not started."""
     futures = deque(pool.submit(work, job) for job in jobs)
     try:
         while futures:
@@ -221,13 +222,13 @@ def _labels_of(
     sources: Sequence[FootprintSource],
     config: PrepareConfig,
 ) -> _Labels:
-    """What is known of a scene's ground; the files are read anew, so that no second copy of them stays."""
+    """Labels of one scene. Reads the files again, so that memory never holds a second copy."""
     crs = str(scene.geobox.crs)
     frame = shapely.box(*scene.geobox.extent.boundingbox.bbox)
     extent = gpd.GeoSeries([known_extent(sources)], crs=4326).to_crs(crs).iloc[0]
     if not extent.intersects(frame):
         raise LabelError(
-            f"the labels' area does not touch the scene {scene.name}",
+            f"the area of the labels does not touch the scene {scene.name}",
             fix="download scene and labels with the same --aoi",
         )
     shapes = find_footprints(labels)[0].geometry.to_crs(crs)
@@ -235,7 +236,7 @@ def _labels_of(
     if inside.empty:
         raise LabelError(
             f"none of the {len(shapes)} footprints lies in the scene {scene.name}",
-            expected=f"some {sources[0].class_name} to learn from",
+            expected=f"at least one {sources[0].class_name}",
             fix="download scene and labels with the same --aoi",
         )
     cells, shares = np.empty(0, dtype=object), np.empty(0)
@@ -245,17 +246,17 @@ def _labels_of(
         if not shapely.intersects(cells, frame).any():
             raise LabelError(
                 f"no cell of {config.completeness.path} lies in the scene {scene.name}",
-                expected="the completeness of its labels",
-                fix="name the file that `data labels` wrote for this area",
+                expected="completeness cells of this area",
+                fix="use the file that `data labels` wrote for this area",
             )
     polygons, shift = inside.to_numpy(copy=True), None
-    broken = ~shapely.is_valid(polygons)  # few: a copy of all of them would be the peak of memory
+    broken = ~shapely.is_valid(polygons)  # only these are copied: a copy of all would be the peak of memory
     polygons[broken] = shapely.make_valid(polygons[broken])
     if config.label_shift:
         shift = measure_shift(scene, polygons)
         _log.info(
-            "%s: footprints lie %.2f px right of the imagery and %.2f px below it%s",
-            scene.name, shift.columns, shift.rows, "" if shift.clear else ", which is not clear",
+            "%s: footprints lie %.2f px to the right of the imagery and %.2f px below it%s",
+            scene.name, shift.columns, shift.rows, "" if shift.clear else " (not a clear result)",
         )  # fmt: skip
         if config.label_shift == "apply":
             moved = shift.undone(np.append(polygons, extent), gsd=scene.gsd)
@@ -264,20 +265,20 @@ def _labels_of(
 
 
 def _completeness(path: Path) -> gpd.GeoDataFrame:
-    """The cells of `data labels`.
+    """Read the completeness cells that `data labels` wrote.
 
     Raises:
-        LabelError: no such file, or something else.
+        LabelError: the file is missing or is not a table of cells.
     """
     if not path.is_file():
-        raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or drop the key")
+        raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or remove the key")
     try:
         table = gpd.read_parquet(path, columns=["covered_share", "geometry"])
     except (ValueError, OSError) as error:
         raise LabelError(
-            f"{path} can't be read as completeness ({error})",
+            f"{path} can't be read as a completeness table ({error})",
             expected="GeoParquet of cells with the column covered_share",
-            fix="make it with `data labels`, or drop the key",
+            fix="make it with `data labels`, or remove the key",
         ) from error
     return table
 
@@ -287,13 +288,13 @@ def _frame_dates(places: Sequence[tuple[Scene, ...]]) -> dict[str, tuple[str, ..
 
 
 def _gap(config: PrepareConfig, *, gsd: float) -> int:
-    """Pixels between splits: what was asked for, never less than one chip."""
+    """Pixels between splits, at least one chip."""
     asked = 0 if config.split.gap_m is None else int(np.ceil(config.split.gap_m / gsd))
     return max(config.tile_size, asked)
 
 
 def _refuse_overlap(scenes: Sequence[Scene]) -> None:
-    """The same ground in two scenes could be train in one and test in the other, unless they share their blocks."""
+    """Raise an error if scenes overlap on different grids: one place could then be in train and in test."""
     frames = gpd.GeoSeries(
         [
             gpd.GeoSeries([shapely.box(*scene.geobox.extent.boundingbox.bbox)], crs=str(scene.geobox.crs))
@@ -307,15 +308,15 @@ def _refuse_overlap(scenes: Sequence[Scene]) -> None:
             other = scenes[second]
             if scene.geobox != other.geobox and frames[first].intersects(frames[second]):
                 raise SceneError(
-                    f"the scenes {scene.name} and {other.name} show the same ground on unlike grids",
-                    expected="scenes apart from each other, or several dates on one grid",
-                    fix="mosaic them, or prepare them apart",
+                    f"the scenes {scene.name} and {other.name} overlap and have different pixel grids",
+                    expected="scenes that don't overlap, or several dates on one grid",
+                    fix="mosaic the scenes, or make a dataset of each",
                 )
 
 
 def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path], config: PrepareConfig) -> str:
-    """Hex digest of the inputs' bytes and the config: the same fingerprint means the same dataset."""
-    later = {"frames"} if config.frames == 1 else None  # a key younger than most datasets of one date
+    """Hex SHA-256 of the input files and the config: the same fingerprint means the same dataset."""
+    later = {"frames"} if config.frames == 1 else None  # older datasets of one date don't have this key
     digest = hashlib.sha256(config.model_dump_json(exclude=later).encode())
     files = footprint_files(labels)
     files += [Path(config.completeness.path)] if config.completeness else []
@@ -326,7 +327,7 @@ def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Pa
 
 
 def _finished(output: Path, provenance: Mapping[str, Any]) -> ChipDataset | None:
-    """The dataset that is there, if it was made of the same; scenes' dates and credits are of their items alone."""
+    """The existing dataset if its provenance is the same. Dates and credits of scenes are in the STAC items only."""
     if not (output / "dataset.yaml").is_file():
         return None
     dataset = open_dataset(output)
@@ -346,7 +347,5 @@ def _provenance(scenes: Sequence[Scene], sources: Sequence[FootprintSource], fin
 def _one_table(tables: Sequence[gpd.GeoDataFrame]) -> gpd.GeoDataFrame:
     """All chips in the CRS of the first scene."""
     if not tables:
-        raise SplitError(
-            "no chip holds a single labelled pixel", fix="check that labels and scenes show the same place"
-        )
+        raise SplitError("no chip has a labelled pixel", fix="check that labels and scenes show the same place")
     return gpd.GeoDataFrame(pd.concat([table.to_crs(tables[0].crs) for table in tables], ignore_index=True))

@@ -272,7 +272,7 @@ def test_unit_and_provenance_of_a_scene_are_a_contract(tmp_path):
     item = scene.path.with_suffix(".json")
     text = item.read_text()
     item.write_text(json.dumps({"properties": {}}))
-    with pytest.raises(SceneError, match="credits nobody"):
+    with pytest.raises(SceneError, match="terraseg:attribution"):
         open_scene(scene.path)
     item.write_text(text)
     with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:

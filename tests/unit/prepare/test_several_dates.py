@@ -84,7 +84,7 @@ def test_dates_make_the_order_and_names_do_not(tmp_path, order):
 def test_another_number_of_dates_and_two_of_a_day_are_refused(tmp_path, days):
     for index, day in enumerate(days):
         make_scene(tmp_path, (16, 16), name=f"s{index}", day=day)
-    with pytest.raises(SceneError, match=r"on the grid of s0 there are .*; expected 3 of different days"):
+    with pytest.raises(SceneError, match=r"scenes are on the grid of s0 .*; expected 3 of different days"):
         find_places(tmp_path, frames=3)
 
 
