@@ -7,14 +7,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pystac.utils
 import rasterio
 
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
+from terraseg.core.raster import COG_BLOCK
+from terraseg.core.tasks import core_shares
 from terraseg.errors import ConfigError, SceneError
-from terraseg.mapping.inputs.vrt import raster_identity
+from terraseg.mapping.inputs.vrt import raster_identity, remote_sources
 from terraseg.mapping.outputs.layers import ALWAYS, LOGITS, OPTIONAL, UNCERTAINTY, Layer, encode
 from terraseg.mapping.outputs.polygons import rows_of, vectorise
 from terraseg.mapping.outputs.rasters import finishing
@@ -23,12 +26,15 @@ from terraseg.mapping.runtimes.predictor import Predictor, check_fit
 from terraseg.mapping.windows.blend import predict_strips
 from terraseg.mapping.windows.finished_strips import FinishedStrips
 from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
-from terraseg.mapping.windows.strip_work import StripWork, rasters_env
+from terraseg.mapping.windows.strip_work import StripWork
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = 4
 """Version of how pixels are made; a change of the arithmetic counts it up, so that no run resumes on older rows."""
+
+_CACHE_BYTES = 4 << 20
+"""GDAL's block cache in addition to the rows of blocks, in bytes."""
 
 _FINGERPRINT = "TERRASEG_FINGERPRINT"
 
@@ -154,6 +160,28 @@ def predict_scene(
         item = product_item(product, place, predictor, settings=settings, polygons=drawn, layers=layers)
         write_json(product.item, item)
     return product
+
+
+def rasters_env(place: Place, grid: WindowGrid, layers: Sequence[Layer] = ()) -> rasterio.Env:
+    """GDAL's settings while a place is predicted: its cache holds the blocks of all scenes across a panel.
+
+    And a row of blocks of each raster that is written meanwhile, until that is complete; a quarter more is for what
+    GDAL keeps with them. All cores decode, as the windows below wait for all blocks; but not over http, where GDAL
+    would ask for several blocks in one request and try none of it again.
+    """
+    threads = 1 if any(remote_sources(scene.path) for scene in place) else len(core_shares(1)[0])
+    width = -(-place[0].geobox.shape.x // COG_BLOCK) * COG_BLOCK
+    written = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
+    blocks = written + sum(_row_of_blocks(scene, grid) for scene in place)
+    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + blocks * 5 // 4, GDAL_NUM_THREADS=threads)
+
+
+def _row_of_blocks(scene: Scene, grid: WindowGrid) -> int:
+    with rasterio.open(scene.path) as source:
+        rows, columns = source.block_shapes[0]
+        touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
+        across = max(end - first for first, end in touched)
+        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize)
 
 
 def _identity(place: Place, predictor: Predictor, settings: dict[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.table import Table
 
@@ -18,16 +18,15 @@ from terraseg.core.memory import reuse_freed_memory
 from terraseg.core.tasks import Workers
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.inputs.manifest import Entry
-from terraseg.mapping.runtimes.choose import open_predictor
 from terraseg.mapping.runtimes.predictor import Predictor
-from terraseg.mapping.scene import predict_scene
-from terraseg.mapping.windows.strip_work import StripWork, progress_of_rows, rasters_env
+from terraseg.mapping.scene import predict_scene, rasters_env
+from terraseg.mapping.windows.strip_work import StripWork, progress_of_rows
 
 _log = logging.getLogger(__name__)
 
 _SECONDS_A_LOOK = 1.0
 
-_OPENED: list[tuple["ModelSource", Predictor]] = []
+_OPENED: list[tuple["BundleSource", Predictor]] = []
 """The model of this process, once it is opened."""
 
 _ONE_AT_A_TIME = threading.RLock()
@@ -36,21 +35,14 @@ _ONE_AT_A_TIME = threading.RLock()
 _KILLED = "its process was killed; the system may have run out of memory"
 
 
-class ModelSource(Protocol):
-    """How any process comes by the model; picklable."""
-
-    def open(self) -> Predictor:
-        """The model, ready to run."""
-
-
 @dataclass(frozen=True)
 class BundleSource:
-    """A bundle and the runtime that runs it; see `terraseg.mapping.runtimes.choose.open_predictor`.
+    """A bundle on a runtime. It can be pickled, so that any process can open the model.
 
     Attributes:
         bundle: in a folder that all processes reach.
-        runtime: name of the runtime.
-        device: name of the device.
+        runtime: see `terraseg.mapping.runtimes.choose.open_predictor`.
+        device: see there.
         crop: side of the windows in pixels.
     """
 
@@ -60,7 +52,9 @@ class BundleSource:
     crop: int
 
     def open(self) -> Predictor:
-        """The predictor."""
+        """Open the model."""
+        from terraseg.mapping.runtimes.choose import open_predictor  # imports torch: 5 s
+
         return open_predictor(self.bundle, runtime=self.runtime, device=self.device, crop=self.crop)
 
 
@@ -147,7 +141,7 @@ def refuse_one_name(places: Sequence[Place]) -> None:
 
 def map_places(
     places: Sequence[Place],
-    source: ModelSource,
+    source: BundleSource,
     output: Path,
     *,
     workers: Workers,
@@ -190,7 +184,7 @@ def map_places(
 @dataclass(frozen=True)
 class _PlaceTask:
     place: Place
-    source: ModelSource
+    source: BundleSource
     output: Path
     options: dict[str, Any]
 
@@ -198,12 +192,12 @@ class _PlaceTask:
 @dataclass(frozen=True)
 class _RowsTask:
     work: StripWork
-    source: ModelSource
+    source: BundleSource
     part: range
 
 
 def _one_round(
-    places: Sequence[Place], source: ModelSource, output: Path, *, workers: Workers, options: dict[str, Any]
+    places: Sequence[Place], source: BundleSource, output: Path, *, workers: Workers, options: dict[str, Any]
 ) -> Iterator[Outcome]:
     if len(places) < workers.count:
         options = {**options, "spread": partial(_spread, source=source, workers=workers)}
@@ -224,7 +218,7 @@ def _map_place(task: _PlaceTask) -> Outcome:
     return Outcome(name, product)
 
 
-def _spread(work: StripWork, *, source: ModelSource, workers: Workers) -> None:
+def _spread(work: StripWork, *, source: BundleSource, workers: Workers) -> None:
     """Predict the missing strips of a place, an even share by each worker."""
     parts = even_parts(work.strips.missing(), workers.count)
     finished = threading.Event()
@@ -266,7 +260,7 @@ def _show_progress(work: StripWork, finished: threading.Event) -> None:
         bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
 
 
-def opened(source: ModelSource) -> Predictor:
+def opened(source: BundleSource) -> Predictor:
     """The model, opened once a process."""
     with _ONE_AT_A_TIME:
         if not _OPENED or _OPENED[0][0] != source:

@@ -20,7 +20,7 @@ from terraseg.contracts.scene import Scene
 from terraseg.core.tasks import Workers, open_workers
 from terraseg.errors import ConfigError
 from terraseg.mapping.scene import predict_scene
-from terraseg.mapping.scenes import ModelSource, Outcome, map_places
+from terraseg.mapping.scenes import Outcome, map_places
 
 OPTIONS: dict[str, Any] = {"crop": 32, "overlap": 8, "batch_size": 3, "threshold": 0.5}
 
@@ -60,7 +60,7 @@ def assert_same(product: Product | None, alone: Path) -> None:
     assert len(list(product.root.iterdir())) == 5
 
 
-def mapped(scenes: list[Scene], source: ModelSource, output: Path, crew: Workers, *, retries: int) -> list[Outcome]:
+def mapped(scenes: list[Scene], source: NumpySource, output: Path, crew: Workers, *, retries: int) -> list[Outcome]:
     return map_places([(scene,) for scene in scenes], source, output, workers=crew, retries=retries, options=OPTIONS)
 
 

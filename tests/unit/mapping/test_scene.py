@@ -363,9 +363,9 @@ def only_multiples_of_14(pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float
     ("change", "error", "line"),
     [
         ({"bands": ("B02", "B05")}, SceneError, "has no band B05"),
-        ({"unit": "reflectance"}, SceneError, "the model wants reflectance"),
+        ({"unit": "reflectance"}, SceneError, "the model takes reflectance"),
         ({"gsd": 30.0}, SceneError, "trained at 30 m"),
-        ({"means": (0.1,) * 6}, SceneError, "times those that the model was trained on"),
+        ({"means": (0.1,) * 6}, SceneError, "times those of the training data"),
         ({"function": only_multiples_of_14}, ConfigError, "can't take crops of 32 px"),
         ({"function": nan_logits}, CheckpointError, "NaN"),
         ({"function": lambda pixels: pixels.astype("f4")}, CheckpointError, "expected (1, 32, 32)"),
@@ -480,7 +480,7 @@ def test_a_read_that_fails_while_rasters_are_written_is_not_said_to_be_a_write(t
 
 
 @pytest.mark.parametrize(
-    "step", ["raster.CogDraft.finish", "mapping.predict.vectorise", "mapping.predict.product_item"]
+    "step", ["core.raster.CogDraft.finish", "mapping.scene.vectorise", "mapping.scene.product_item"]
 )
 def test_a_run_that_stops_late_does_not_leave_a_finished_product(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str

@@ -8,24 +8,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from terraseg.contracts.scene import Place, Scene
-from terraseg.core.raster import COG_BLOCK
-from terraseg.core.tasks import core_shares
-from terraseg.mapping.inputs.vrt import remote_sources
-from terraseg.mapping.outputs.layers import Layer
+from terraseg.contracts.scene import Place
 from terraseg.mapping.runtimes.predictor import Predictor
 from terraseg.mapping.windows.blend import FinishedStrip
 from terraseg.mapping.windows.finished_strips import FinishedStrips
 from terraseg.mapping.windows.grid import WindowGrid
 
 _log = logging.getLogger(__name__)
-
-_CACHE_BYTES = 4 << 20
-"""GDAL's block cache beside what a row of blocks needs."""
 
 
 @dataclass(frozen=True)
@@ -79,28 +71,6 @@ class StripWork:
 
     def _keep(self, finished: FinishedStrip) -> None:
         self.strips.write(finished.index, self.encode(finished))
-
-
-def rasters_env(place: Place, grid: WindowGrid, layers: Sequence[Layer] = ()) -> rasterio.Env:
-    """GDAL's settings while a place is predicted: its cache holds the blocks of all scenes across a panel.
-
-    And a row of blocks of each raster that is written meanwhile, until that is complete; a quarter more is for what
-    GDAL keeps with them. All cores decode, as the windows below wait for all blocks; but not over http, where GDAL
-    would ask for several blocks in one request and try none of it again.
-    """
-    threads = 1 if any(remote_sources(scene.path) for scene in place) else len(core_shares(1)[0])
-    width = -(-place[0].geobox.shape.x // COG_BLOCK) * COG_BLOCK
-    written = COG_BLOCK * width * sum(np.dtype(layer.dtype).itemsize for layer in layers)
-    blocks = written + sum(_row_of_blocks(scene, grid) for scene in place)
-    return rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES + blocks * 5 // 4, GDAL_NUM_THREADS=threads)
-
-
-def _row_of_blocks(scene: Scene, grid: WindowGrid) -> int:
-    with rasterio.open(scene.path) as source:
-        rows, columns = source.block_shapes[0]
-        touched = ((panel.left // columns, -(-(panel.left + panel.size) // columns)) for panel in grid.panels)
-        across = max(end - first for first, end in touched)
-        return int(rows * columns * across * source.count * np.dtype(source.dtypes[0]).itemsize)
 
 
 def progress_of_rows(*, disable: bool = False) -> Progress:
