@@ -1,1 +1,1 @@
-"""What runs a model, and the choice between them."""
+"""Runtimes: running a bundle's model on PyTorch, ONNX Runtime or OpenVINO, and choosing between them."""

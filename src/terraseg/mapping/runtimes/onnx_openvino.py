@@ -1,4 +1,4 @@
-"""ONNX Runtime and OpenVINO: run the model that `terraseg export` wrote into a bundle, on the CPU."""
+"""ONNX Runtime and OpenVINO: run on the CPU the model that `terraseg export` wrote into a bundle."""
 
 import threading
 from abc import abstractmethod
@@ -20,17 +20,17 @@ _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def filled(inputs: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
-    """The batch filled to ``size`` by repetition."""
+    """The batch, repeated up to ``size``."""
     return inputs if len(inputs) == size else np.resize(inputs, (size, *inputs.shape[1:]))
 
 
 class ExportedPredictor(BundlePredictor):
-    """Batches for a model of a fixed crop, and where its exporter allowed no other, of a fixed batch.
+    """Runs an exported model, whose crop is fixed, and its batch too if the exporter could not leave it open.
 
     Args:
-        bundle: statistics, classes and temperature; its model is not loaded.
+        bundle: gives statistics, classes and temperature; its model is not loaded.
         runtime: name and version.
-        precision: what the model computes in, in words.
+        precision: of the computation, in words.
         digest: SHA-256 of the exported file.
     """
 
@@ -41,16 +41,16 @@ class ExportedPredictor(BundlePredictor):
     @property
     @abstractmethod
     def _fixed_batch(self) -> int | None:
-        """The one batch size that the model takes, or None: any."""
+        """The only batch size that the model takes; None: any size."""
 
     @abstractmethod
     def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Inputs of a batch and crop that the model takes to logits."""
+        """Logits of inputs whose batch and crop the model takes."""
 
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
         crop = self._info.tile_size
         if inputs.shape[-2:] != (crop, crop):
-            raise ValueError(f"exported for {crop} px, --runtime torch takes other sizes")
+            raise ValueError(f"exported for {crop} px; --runtime torch takes other sizes")
         size = self._fixed_batch
         if size is None:
             return torch.from_numpy(self._run(inputs))
@@ -65,7 +65,7 @@ class OnnxPredictor(ExportedPredictor):
     """ONNX Runtime, in single precision.
 
     Args:
-        bundle: statistics, classes and temperature.
+        bundle: gives statistics, classes and temperature.
         model: the exported file.
         digest: its SHA-256.
     """
@@ -74,13 +74,13 @@ class OnnxPredictor(ExportedPredictor):
         runtime = f"onnxruntime {onnxruntime.__version__}"
         super().__init__(bundle, runtime=runtime, precision="float32", digest=digest)
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1  # each worker's own
+        options.intra_op_num_threads = 1  # each worker has one
         self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         self._input = self._session.get_inputs()[0]
 
     @property
     def _fixed_batch(self) -> int | None:
-        size = self._input.shape[0]  # the name of the dimension where it is dynamic
+        size = self._input.shape[0]  # a dynamic dimension has a name instead
         return size if isinstance(size, int) else None
 
     def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -92,15 +92,14 @@ class OpenVinoPredictor(ExportedPredictor):
     """OpenVINO.
 
     Args:
-        bundle: statistics, classes and temperature.
+        bundle: gives statistics, classes and temperature.
         model: the exported file.
         digest: its SHA-256.
-        precision: the inference precision that OpenVINO is told.
-        quantised: the model was written by `quantise_model`; what it has left over is in ``precision``.
+        precision: of the operations that are not quantised.
+        quantised: `terraseg.mapping.runtimes.quantise.quantise_model` wrote the file.
 
     Raises:
-        ConfigError: this processor has no such precision, for which OpenVINO would take another without a word; or
-            OpenVINO can't run the model on this processor.
+        ConfigError: OpenVINO can't run the model on this processor, or would silently use another precision.
     """
 
     def __init__(
@@ -119,7 +118,7 @@ class OpenVinoPredictor(ExportedPredictor):
             "INFERENCE_PRECISION_HINT": hint,
             "NUM_STREAMS": self.workers,
             "INFERENCE_NUM_THREADS": self.workers,
-            "ENABLE_CPU_PINNING": False,  # pinned threads wait for whatever else runs on their core
+            "ENABLE_CPU_PINNING": False,  # a pinned thread waits while another program uses its core
         }
         try:
             self._compiled = openvino.Core().compile_model(model, "CPU", settings)
@@ -130,7 +129,7 @@ class OpenVinoPredictor(ExportedPredictor):
         if used != hint:
             raise ConfigError(f"OpenVINO computes in {used} on this processor, not in {hint}", fix="--runtime openvino")
         self._binding, self._idle = threading.Lock(), SimpleQueue[openvino.InferRequest]()
-        for _ in range(self.workers):  # made once: a new one takes as long as two chips
+        for _ in range(self.workers):  # made once: a new request costs as much as two chips
             self._idle.put(self._compiled.create_infer_request())
 
     @property
@@ -141,7 +140,7 @@ class OpenVinoPredictor(ExportedPredictor):
     def _run(self, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         request = self._idle.get()
         try:
-            # Python's binding blocks for good when two threads are in it (seen in Type.to_dtype); both may wait.
+            # The Python binding deadlocks if two threads are inside it (seen in Type.to_dtype). Both may wait, though.
             with self._binding:
                 request.start_async([inputs], share_inputs=True)
             request.wait()

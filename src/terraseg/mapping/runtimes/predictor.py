@@ -1,4 +1,4 @@
-"""What the mapping asks of a model, whatever runs it, and the checks that it fits a scene before any work."""
+"""The interface between mapping and a model on any runtime, and the checks that the model fits a scene."""
 
 import logging
 from collections.abc import Iterator
@@ -20,29 +20,29 @@ from terraseg.mapping.inputs.vrt import remote_sources
 
 _log = logging.getLogger(__name__)
 
-_LOOK = 256
-"""Longer side of the coarse look at a scene's values, in pixels."""
+_SAMPLE = 256
+"""Longer side of the coarse sample of a scene's values, in pixels."""
 
 _ROWS = 32
-"""Rows that are looked at where there are no overviews."""
+"""Rows to sample if the file has no overviews."""
 
 _IMPLAUSIBLE = 20.0
-"""Factor between a scene's values and the model's statistics beyond which the unit must be another one."""
+"""If a scene's values differ from the model's statistics by more than this factor, the unit must be wrong."""
 
 _TAKEN_CROPS: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
-"""Crops that a model was tried with: of a thousand small scenes, each would cost a forward more."""
+"""Crop sizes already tried with a model: a thousand small scenes should not cost a forward pass each."""
 
 
 class Predictor(Protocol):
-    """A model of one class; it equals itself alone."""
+    """A model of one class. It is hashable, and equal only to itself."""
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """ESA names in the order of its input, the same of each date."""
+        """ESA names in the order of its input, the same for each date."""
 
     @property
     def frames(self) -> int:
-        """Dates of a place that it wants to see at once."""
+        """Number of dates of a place in one input."""
 
     @property
     def unit(self) -> str:
@@ -50,19 +50,19 @@ class Predictor(Protocol):
 
     @property
     def nodata(self) -> float:
-        """Input value without an observation."""
+        """Input value of pixels without an observation."""
 
     @property
     def gsd(self) -> float:
-        """Pixel size that it was trained at, in metres."""
+        """Pixel size of its training data, in metres."""
 
     @property
     def means(self) -> tuple[float, ...]:
-        """Mean of each band over what it was trained on, all dates, in DN."""
+        """Mean of each band over all dates of its training data, in DN."""
 
     @property
     def class_id(self) -> int:
-        """Value of its class in mask.tif; everything else is 0."""
+        """Value of its class in mask.tif; all other pixels are 0."""
 
     @property
     def class_name(self) -> str:
@@ -74,18 +74,18 @@ class Predictor(Protocol):
 
     @property
     def attribution(self) -> str:
-        """The line that its maps must carry."""
+        """The attribution that its maps must carry."""
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """JSON that identifies it and its runtime: whatever may change a pixel must be in here."""
+        """JSON that identifies it and its runtime: every setting that may change a pixel."""
 
     @property
     def workers(self) -> int:
-        """Calls that it serves at once; together they are to use the cores that the process may use, and no more."""
+        """Number of calls it serves at once. Together they should use all cores of the process, and no more."""
 
     def enter_worker(self) -> None:
-        """Called once in each thread that is to call it beside others."""
+        """Called once in each of several threads that will call it."""
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, frames x bands, rows, columns), the first date first, to log-odds (batch, rows, columns)."""
@@ -93,28 +93,27 @@ class Predictor(Protocol):
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Say of a failed read in the block what it means for the user.
+    """Turn a failed read in the block into an error that helps the user.
 
     Raises:
-        SceneError: GDAL could not read.
+        SceneError: GDAL can't read the file.
     """
     try:
         yield
     except RasterioIOError as error:
         raise SceneError(
             f"{path} can't be read ({error.__cause__ or error})",
-            fix="the file is damaged or cut off: download it again",
+            fix="download it again; the file is damaged or cut off",
         ) from error
 
 
 def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
-    """Check that a model is made for such scenes, and that it takes one crop.
+    """Check that a model fits the scenes of a place, and that it takes a crop.
 
     Raises:
-        SceneError: another number of dates, band missing, other unit or GSD, or values that can't be in the declared
-            unit.
+        SceneError: wrong number of dates, missing band, wrong unit or GSD, or values that contradict the declared unit.
         ConfigError: the model can't take crops of this size.
-        CheckpointError: its answer is no map of log-odds.
+        CheckpointError: it returns something other than a map of log-odds.
     """
     _check_dates(place, predictor)
     for scene in place:
@@ -128,12 +127,12 @@ def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
 def _check_dates(place: Place, predictor: Predictor) -> None:
     if len(place) != predictor.frames:
         raise SceneError(
-            f"{place[0].name} comes with {len(place)} date{'s' * (len(place) > 1)}",
-            expected=f"{predictor.frames}, as the model was trained on",
+            f"{place[0].name} has {len(place)} date{'s' * (len(place) > 1)}",
+            expected=f"{predictor.frames}, as in training",
         )
     if group_places(place, frames=len(place)) != [place]:
         raise SceneError(
-            f"the dates of {place[0].name} come as {', '.join(str(scene.day) for scene in place)}",
+            f"the dates of {place[0].name} are in the order {', '.join(str(scene.day) for scene in place)}",
             expected="the first date first, as in training",
         )
 
@@ -143,8 +142,8 @@ def _check_scene(scene: Scene, predictor: Predictor) -> None:
     if predictor.unit != UNIT or predictor.nodata != NODATA:
         raise SceneError(
             f"{scene.path} has unit {UNIT} and nodata {NODATA}, "
-            f"the model wants {predictor.unit} and {predictor.nodata:g}",
-            expected="a model that was trained on scenes of terraseg",
+            f"the model takes {predictor.unit} and {predictor.nodata:g}",
+            expected="a model that was trained on terraseg's scenes",
         )
     if abs(scene.gsd / predictor.gsd - 1) > 0.1:
         raise SceneError(
@@ -162,9 +161,9 @@ def _indexes(scene: Scene, predictor: Predictor) -> list[int]:
             band(name)
     except SceneError as error:
         raise SceneError(
-            f"the model is of another sensor: it takes {', '.join(predictor.bands)}",
-            expected=f"bands of Sentinel-2, as {scene.path} has them ({', '.join(scene.bands)})",
-            fix="take a model that was trained on scenes of terraseg",
+            f"the model is for another sensor: it takes {', '.join(predictor.bands)}",
+            expected=f"bands of Sentinel-2, such as those of {scene.path} ({', '.join(scene.bands)})",
+            fix="choose a model that was trained on terraseg's scenes",
         ) from error
     return band_indices(predictor.bands, scene.bands, where=str(scene.path))
 
@@ -172,25 +171,25 @@ def _indexes(scene: Scene, predictor: Predictor) -> list[int]:
 def _check_values(scene: Scene, predictor: Predictor, indexes: list[int]) -> None:
     height, width = scene.geobox.shape
     with readable(scene.path), open_raster(scene.path, remote_sources(scene.path)) as source:
-        look = _look(source, indexes, height=height, width=width)
-    valid = look[:, np.all(look != NODATA, axis=0)]
+        sample = _sample(source, indexes, height=height, width=width)
+    valid = sample[:, np.all(sample != NODATA, axis=0)]
     if valid.shape[1] == 0:
-        _log.warning("%s: no valid pixel in a coarse look", scene.path)
+        _log.warning("%s: a coarse sample has no valid pixel", scene.path)
         return
-    # Water is dark in some bands and snow bright in others: only a factor in most bands is another unit.
+    # Water is dark in some bands, snow bright in others: only a factor in most bands means another unit.
     ratio = float(np.median(np.median(valid, axis=1) / np.asarray(predictor.means)))
     if valid.max() <= 1 or not 1 / _IMPLAUSIBLE <= ratio <= _IMPLAUSIBLE:
         raise SceneError(
             f"{scene.path} has values around {np.median(valid):g} DN (at most {valid.max()}), "
-            f"{ratio:.2g} times those that the model was trained on",
+            f"{ratio:.2g} times those of the training data",
             expected="reflectance = DN x 1e-4, as declared",
             fix="check the scene's unit and offset, and download it again",
         )
 
 
-def _look(source: PatientRaster, indexes: list[int], *, height: int, width: int) -> npt.NDArray[np.uint16]:
-    """(bands, rows, columns): every k-th pixel, or some rows of them where that would mean to read the whole scene."""
-    step = max(height, width, _LOOK) / _LOOK
+def _sample(source: PatientRaster, indexes: list[int], *, height: int, width: int) -> npt.NDArray[np.uint16]:
+    """(bands, rows, columns): every k-th pixel; from a few rows if a file without overviews would be read whole."""
+    step = max(height, width, _SAMPLE) / _SAMPLE
     rows, columns = -(-height // step), -(-width // step)
     bands = [index + 1 for index in indexes]
     if step == 1 or source.has_overviews:
@@ -210,12 +209,12 @@ def _check_crop(predictor: Predictor, crop: int) -> None:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(
             f"the model can't take crops of {crop} px ({reason})",
-            expected="the size it was trained with, or a multiple of its patch",
+            expected="the training size, or a multiple of the model's patch",
             fix="leave --crop out",
         ) from error
     if logits.shape != (1, crop, crop):
         raise CheckpointError(
-            f"the model answers a crop of {crop} px with shape {logits.shape}", expected=f"(1, {crop}, {crop})"
+            f"the model returns shape {logits.shape} for a crop of {crop} px", expected=f"(1, {crop}, {crop})"
         )
     if np.isnan(logits).any():
-        raise CheckpointError("the model answers with NaN", fix="train again; the run has diverged")
+        raise CheckpointError("the model returns NaN", fix="train again; the run has diverged")

@@ -1,4 +1,4 @@
-"""What all runtimes share before and after the model, and PyTorch, the one that every bundle runs on."""
+"""Steps before and after the model that all runtimes share, and PyTorch, on which every bundle runs."""
 
 import os
 from abc import ABC, abstractmethod
@@ -16,15 +16,15 @@ from terraseg.errors import ConfigError
 from terraseg.learn.models.load import load_model
 
 Precision = Literal["float32", "bfloat16"]
-"""What the model computes in; inputs and logits are float32 always."""
+"""Precision inside the model; inputs and logits are always float32."""
 
 
 class BundlePredictor(ABC):
     """The `terraseg.mapping.runtimes.predictor.Predictor` of a bundle; a subclass runs the model.
 
     Args:
-        bundle: statistics, classes and temperature.
-        runtime: what identifies the runtime: whatever of it may change a pixel.
+        bundle: gives statistics, classes and temperature.
+        runtime: JSON that identifies the runtime: every setting that may change a pixel.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: dict[str, Any]) -> None:
@@ -36,41 +36,41 @@ class BundlePredictor(ABC):
         )  # fmt: skip
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
-        # How many windows a forward takes depends on it, and so may the last bit of a logit.
+        # The number of windows per forward pass depends on it, and with it perhaps the last bit of a logit.
         self.workers = torch.get_num_threads() if runtime["device"] == "cpu" else 1
         self.provenance: dict[str, Any] = {**info.model_dump(mode="json"), **runtime, "workers": self.workers}
-        """The bundle's head, and what runs it."""
+        """The bundle's metadata and the runtime."""
 
     def enter_worker(self) -> None:
-        """Give this thread one core where there are several workers.
+        """Give this thread one core if there are several workers.
 
-        A core a batch, not all cores an operation: small operations leave cores idle, and when other threads need a
-        core, those that share an operation wait for each other at its end, which costs many times the operation.
+        Each batch gets one core, instead of each operation all cores: small operations leave cores idle. And if another
+        program takes a core, the threads of a shared operation wait for its slowest part, many times its duration.
         """
         if self.workers > 1:
-            torch.get_num_threads()  # else the first operation would set this thread up again, with the default
+            torch.get_num_threads()  # else this thread's first operation would reset it to the default
             torch.set_num_threads(1)
-            # That was the default of all threads to come, too.
+            # The call above also changed the default of new threads: restore it.
             default = Thread(target=torch.set_num_threads, args=(self.workers,))
             default.start()
             default.join()
 
     def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-        """Raw DN (batch, frames x bands, rows, columns) to what the model is given, see `model_input`."""
+        """Raw DN (batch, frames x bands, rows, columns) to the model's input, see `model_input`."""
         return model_input(pixels, frames=self.frames, means=self._means, stds=self._stds, nodata=self.nodata)
 
     @abstractmethod
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
         """Normalised (batch, bands, rows, columns) to logits (batch, classes, rows, columns), on any device.
 
-        Of several dates the input is (batch, bands, frames, rows, columns).
+        With several dates the input is (batch, bands, frames, rows, columns).
         """
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, frames x bands, rows, columns) to log-odds of the class (batch, rows, columns).
 
-        Log-odds of one class against all others are its logit minus the logsumexp of the others', divided by the
-        temperature that the bundle was calibrated with (Guo et al. 2017, arXiv:1706.04599).
+        The log-odds of one class against all others are its logit minus the logsumexp of the other logits, divided by
+        the temperature of the bundle's calibration (Guo et al. 2017, arXiv:1706.04599).
         """
         with torch.inference_mode():
             logits = self._forward(self.normalised(pixels)).float()
@@ -87,12 +87,12 @@ class TorchPredictor(BundlePredictor):
     """PyTorch, eager.
 
     Args:
-        bundle: model and statistics.
-        device: ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: the GPU where there is one.
-        precision: single, or bfloat16 wherever autocast deems it safe.
+        bundle: gives model and statistics.
+        device: ``cpu``, ``cuda``, ``cuda:1``, ... or ``auto``: the GPU if there is one.
+        precision: single, or bfloat16 wherever autocast considers it safe.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: unknown device.
         CheckpointError: the bundle's weights can't be loaded.
     """
 
@@ -101,7 +101,7 @@ class TorchPredictor(BundlePredictor):
         runtime = {"runtime": f"torch {torch.__version__}", "device": self._device.type, "precision": precision}
         super().__init__(bundle, runtime=runtime)
         self._model = load_model(bundle).to(self._device).eval()
-        # `import terratorch` sets "medium", with which results depend on the kind of CPU.
+        # `import terratorch` sets "medium", which makes results depend on the CPU.
         torch.set_float32_matmul_precision("highest")
 
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:
@@ -125,10 +125,10 @@ def gpus_of(device: str) -> list[str]:
 
 
 def torch_device(name: str) -> torch.device:
-    """The device of a name; ``auto`` is the GPU where there is one.
+    """The device of a name; ``auto`` is the GPU if there is one.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: unknown device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
