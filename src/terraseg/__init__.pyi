@@ -17,9 +17,12 @@ from .api.prepare import preprocess as preprocess
 from .assess.ground.predictions import find_predictions as find_predictions
 from .assess.ground.predictions import predictions_of as predictions_of
 from .contracts.bundle import open_bundle as open_bundle
+from .contracts.comparison import find_comparison as find_comparison
 from .contracts.comparison import read_tables as read_tables
 from .contracts.dataset import open_dataset as open_dataset
+from .contracts.footprints import find_footprints as find_footprints
 from .contracts.footprints import read_footprints as read_footprints
+from .contracts.product import Product as Product
 from .contracts.product import find_products as find_products
 from .contracts.result import read_metrics as read_metrics
 from .contracts.scene import find_scenes as find_scenes

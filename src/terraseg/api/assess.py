@@ -142,7 +142,7 @@ def visualize(
         OutputError: the report or a figure can't be written.
     """
     from terraseg.assess.ground.predictions import find_predictions
-    from terraseg.contracts.comparison import nearest, read_tables
+    from terraseg.contracts.comparison import find_comparison, read_tables
     from terraseg.contracts.dataset import open_dataset
     from terraseg.contracts.scene import find_scenes
     from terraseg.report.figures import figures
@@ -159,7 +159,7 @@ def visualize(
             fix="give the scenes that the dataset was made of",
         )
     scene = found[tested[0]]
-    compared = Path(comparison) if comparison else nearest(results)
+    compared = Path(comparison) if comparison else find_comparison(results)
     comparisons = read_tables(compared) if compared else []
     drawn = figures(
         results=results, dataset=dataset, scene=scene, comparisons=comparisons, trainings=Path(trainings), output=output

@@ -105,7 +105,7 @@ def read_tables(path: str | Path) -> list[Tables]:
     ]
 
 
-def nearest(results: Path) -> Path | None:
+def find_comparison(results: Path) -> Path | None:
     """The comparison.csv in a folder of results, or in the one above it: the demo's lie in ``results/demo``."""
     places = [folder / FILES["cells"] for folder in (results, results.absolute().parent)]
     return next((path for path in places if path.is_file()), None)

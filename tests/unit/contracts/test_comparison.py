@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from helpers.comparisons import make_comparison
-from terraseg.contracts.comparison import FILES, check_tables, nearest, read_tables, write_tables
+from terraseg.contracts.comparison import FILES, check_tables, find_comparison, read_tables, write_tables
 from terraseg.errors import DatasetError
 
 _SCORES = {"base": (0.4, 0.5, 0.6), "none": (0.45, 0.52, 0.62)}
@@ -54,7 +54,7 @@ def test_a_missing_table_is_said(tmp_path: Path) -> None:
 def test_a_comparison_is_looked_for_in_the_results_and_above_them(tmp_path: Path) -> None:
     demo = tmp_path / "results" / "demo"
     demo.mkdir(parents=True)
-    assert nearest(demo) is None
+    assert find_comparison(demo) is None
     for folder in (demo.parent, demo):
         write_tables(folder, make_comparison(_SCORES))
-        assert nearest(demo) == folder / "comparison.csv"
+        assert find_comparison(demo) == folder / "comparison.csv"
