@@ -1,17 +1,17 @@
-"""Contract 3: the dataset in data/processed. The only place that knows how it looks on disk.
+"""The dataset: chips, masks and their splits. The only module that knows its files.
 
 ::
 
     dataset.yaml      bands, unit, grid, classes, label rule, split rule and seed, provenance, content hash
-    tiles.parquet     one row a chip: tile, split, block, footprint, window, fractions, source scene, checksum
+    tiles.parquet     one row per chip: tile, split, block, footprint, window, fractions, source scene, checksum
     stats.json        per-band mean, std, percentiles and class frequencies of TRAIN only
-    audit.json        what was measured about the splits: distances, shared pixels, class balance
+    audit.json        audit of the splits: distances, shared pixels, class balance
     {train,val,test}/images/<tile>.tif     the bands, in the scene's type
     {train,val,test}/masks/<tile>.tif      int8: class ids, -1 = ignore
     {train,val,test}/coverage/<tile>.tif   uint8: percent of each pixel that the class covers, 255 = unknown;
-                                           only where the masks were made of footprints
+                                           only if the masks were made from footprints
 
-Reading needs neither torch nor GDAL's Python bindings of the big libraries: the data check runs in a second.
+Reading the metadata needs neither torch nor GDAL, so the data check takes about a second.
 """
 
 import hashlib
@@ -37,10 +37,10 @@ from terraseg.core.settings import Strict
 from terraseg.errors import DatasetError, OutputError
 
 FORMAT = 1
-"""Version of this contract; a reader refuses others."""
+"""Version of the format; other versions raise an error."""
 
 COVERAGE_UNKNOWN = 255
-"""Coverage value where the mask is `IGNORE` because nothing is known."""
+"""Coverage value of pixels without an observation or label; their mask is `IGNORE`."""
 
 ChipKind = Literal["images", "masks", "coverage"]
 
@@ -51,15 +51,16 @@ TILE_COLUMNS = (
     "tile", "split", "block", "scene", "row", "column",
     "class_fraction", "valid_fraction", "label_completeness", "checksum", "geometry",
 )  # fmt: skip
-"""Columns of tiles.parquet. ``row`` and ``column`` are the chip's upper left pixel in the scene; ``block`` is the
-unit of splitting and of the block bootstrap; the fractions are of pixels; ``checksum`` is `chip_checksum`."""
+"""Columns of tiles.parquet. ``row`` and ``column`` are the chip's upper left pixel in the scene. ``block`` is the unit
+of the splits and of the block bootstrap. ``class_fraction`` is a share of the labelled pixels, ``valid_fraction`` of
+all pixels. ``checksum`` is `chip_checksum`."""
 
 _OLD_COLUMNS = {"building_fraction": "class_fraction"}
-"""Column names of datasets written before any class could be mapped."""
+"""Old column names, which are renamed on reading."""
 
 
 class BandStats(Strict):
-    """Statistics of one band over the valid pixels of train, in DN. Percentiles by their name, ``p2``."""
+    """Statistics of one band over the valid pixels of train, in DN. Percentiles have names like ``p2``."""
 
     mean: float
     std: float
@@ -67,7 +68,7 @@ class BandStats(Strict):
 
 
 class Stats(Strict):
-    """stats.json: bands by ESA name; ``class_pixels`` counts train's pixels by class id, ``pixels`` the valid ones."""
+    """stats.json: statistics by ESA band name, pixels of train by class id, and number of valid pixels of train."""
 
     bands: dict[str, BandStats]
     class_pixels: dict[int, int]
@@ -78,20 +79,20 @@ class DatasetInfo(Strict):
     """dataset.yaml.
 
     Attributes:
-        format: version of the contract.
-        bands: ESA names in the order of the image files; with several frames of each frame.
+        format: version of the format.
+        bands: ESA names in the order of the image files, or of each frame.
         unit: unit of the image values (`terraseg.core.bands.UNIT`).
         nodata: image value without an observation.
         gsd: pixel size in metres.
-        crs: of all chips, ``EPSG:32631``; several are listed where chips come from several zones.
+        crs: CRSs of the chips, such as ``EPSG:32631``.
         tile_size: side of a chip, in pixels.
         classes: class id to name, contiguous from 0.
-        label_rule: how a pixel got its class, in the words that reports print beside each score.
-        split_rule: how blocks went to splits: kind, block side, gap, fractions, seed.
-        frames: how many dates an image file holds, one after the other: frames x bands layers, the first date first.
-        frame_dates: days of each place's frames, by the place's name in ``tiles.scene``; empty where ``frames`` is 1.
-        provenance: source scenes with their STAC items' ids and dates, label sources with licence and attribution.
-        content_hash: over the chips' checksums and all of the above; keys whatever is derived from the dataset.
+        label_rule: how a pixel got its class, as text for reports.
+        split_rule: how blocks were assigned to splits: kind, block side, gap, fractions, seed.
+        frames: dates per image file, which has frames x bands layers, the first date first.
+        frame_dates: days of the frames, by name of the place in ``tiles.scene``; empty if ``frames`` is 1.
+        provenance: source scenes with ids and dates of their STAC items, label sources with licence and attribution.
+        content_hash: hash of the chips' checksums and of all the above; it identifies the dataset in derived files.
     """
 
     format: int = FORMAT
@@ -110,28 +111,28 @@ class DatasetInfo(Strict):
     content_hash: str = ""
 
     def layers(self, place: str) -> tuple[str, ...]:
-        """Descriptions of the layers of a place's image files, see `layer_names`."""
+        """Layer names of a place's image files, see `layer_names`."""
         return layer_names(self.bands, self.frame_dates.get(place, ()))
 
     @property
     def attribution(self) -> str:
-        """The line that every map, figure and report of this dataset carries."""
+        """Credit line for every map, figure and report made from this dataset."""
         return str(self.provenance["attribution"])
 
 
 def layer_names(bands: Sequence[str], dates: Sequence[str]) -> tuple[str, ...]:
-    """The layers of an image file: its bands, or with several dates ``B02 2024-06-01``, date by date."""
+    """Layer names of an image file: its bands, or for several dates ``B02 2024-06-01``, date by date."""
     return tuple(f"{band} {date}" for date in dates for band in bands) if len(dates) > 1 else tuple(bands)
 
 
 def chip_checksum(image: np.ndarray, mask: np.ndarray) -> int:
-    """CRC-32 of a chip's pixels, (layers, rows, columns) image, then (rows, columns) mask: finds swapped files."""
+    """CRC-32 of a chip's (layers, rows, columns) image and (rows, columns) mask; it detects swapped files."""
     return zlib.crc32(mask.tobytes(), zlib.crc32(image.tobytes()))
 
 
 def content_hash(info: DatasetInfo, tiles: pd.DataFrame) -> str:
-    """Hex SHA-256 over everything that a training run can see of a dataset, independent of the rows' order."""
-    later = {"frames", "frame_dates"} if info.frames == 1 else None  # keys younger than most datasets of one date
+    """Hex SHA-256 of everything that a training reads from a dataset, independent of the order of rows."""
+    later = {"frames", "frame_dates"} if info.frames == 1 else None  # older datasets of one date don't have these keys
     head = info.model_copy(update={"content_hash": ""}).model_dump_json(exclude=later)
     digest = hashlib.sha256(head.encode())
     rows = tiles[["tile", "split", "block", "checksum"]].sort_values("tile")
@@ -142,10 +143,10 @@ def content_hash(info: DatasetInfo, tiles: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class ChipDataset:
-    """A dataset on disk. Make one with `open_dataset`.
+    """A dataset on disk. Open it with `open_dataset`.
 
     Attributes:
-        root: its folder.
+        root: folder of the dataset.
         info: dataset.yaml.
     """
 
@@ -154,10 +155,10 @@ class ChipDataset:
 
     @cached_property
     def tiles(self) -> gpd.GeoDataFrame:
-        """tiles.parquet, sorted by tile: the only truth about which chips exist and which split they are in.
+        """tiles.parquet, sorted by tile: it defines which chips exist and which split they are in.
 
         Raises:
-            DatasetError: it is no such table.
+            DatasetError: the file is not a GeoParquet table of chips.
         """
         path = self.root / "tiles.parquet"
         try:
@@ -171,7 +172,7 @@ class ChipDataset:
         """stats.json.
 
         Raises:
-            DatasetError: it breaks the contract.
+            DatasetError: the file has missing, unknown or invalid keys.
         """
         try:
             return Stats.model_validate_json((self.root / "stats.json").read_text(encoding="utf-8"))
@@ -183,7 +184,7 @@ class ChipDataset:
         """audit.json.
 
         Raises:
-            DatasetError: it is no JSON.
+            DatasetError: the file is not JSON.
         """
         try:
             audit: dict[str, Any] = json.loads((self.root / "audit.json").read_text(encoding="utf-8"))
@@ -209,21 +210,21 @@ class ChipDataset:
 
 
 def chip_path(root: Path, split: str, kind: ChipKind, tile: str) -> Path:
-    """Where a chip's raster of one kind lies."""
+    """Path of one file of a chip."""
     return root / split / kind / f"{tile}.tif"
 
 
 def open_dataset(root: str | Path) -> ChipDataset:
-    """Open a dataset and check its head: files present, version, content hash. Chips are not read.
+    """Open a dataset. Checks that its files exist, its version and its content hash; it does not read the chips.
 
     Raises:
-        DatasetError: something is missing, of another version, or was changed by hand.
+        DatasetError: a file is missing, has another version, or was changed by hand.
     """
     root = Path(root)
     for name in ("dataset.yaml", "tiles.parquet", "stats.json", "audit.json"):
         if not (root / name).is_file():
             raise DatasetError(
-                f"{root} is no dataset of terraseg: {name} is missing",
+                f"{root} is not a terraseg dataset: {name} is missing",
                 fix="run `python src/data.py preprocess`, or correct the root in the config",
             )
     try:
@@ -240,9 +241,9 @@ def open_dataset(root: str | Path) -> ChipDataset:
     missing = set(TILE_COLUMNS) - set(dataset.tiles.columns)
     if missing or content_hash(info, dataset.tiles) != info.content_hash:
         raise DatasetError(
-            f"{root / 'tiles.parquet'} is not the one that dataset.yaml was written with"
-            + (f" (without {', '.join(sorted(missing))})" if missing else ""),
-            fix="run the preparation again instead of editing its files",
+            f"{root / 'tiles.parquet'} and dataset.yaml don't belong together"
+            + (f" (columns {', '.join(sorted(missing))} are missing)" if missing else ""),
+            fix="run the preparation again; don't edit its files",
         )
     return dataset
 
@@ -250,7 +251,7 @@ def open_dataset(root: str | Path) -> ChipDataset:
 def write_dataset(
     root: Path, *, info: DatasetInfo, tiles: gpd.GeoDataFrame, stats: Stats, audit: dict[str, Any]
 ) -> ChipDataset:
-    """Write the four head files, dataset.yaml last: a dataset without it is unfinished. The chips are there already."""
+    """Write the metadata files of a dataset whose chips exist. dataset.yaml comes last: it marks the end."""
     tiles = tiles[list(TILE_COLUMNS)].sort_values("tile", ignore_index=True)
     with atomic_path(root / "tiles.parquet") as temporary:
         tiles.to_parquet(temporary, index=False)
@@ -263,24 +264,24 @@ def write_dataset(
 
 
 def refuse_foreign(output: Path) -> None:
-    """Refuse to replace what is no dataset.
+    """Check that an output folder is new, empty or a dataset, so that no other files are replaced.
 
     Raises:
         OutputError: the folder holds other files.
     """
     if output.exists() and not (output / "dataset.yaml").is_file() and any(output.iterdir()):
         raise OutputError(
-            f"{output} holds files that are no dataset of terraseg",
+            f"{output} holds other files, not a terraseg dataset",
             expected="a dataset to replace, or an empty or new folder",
             fix="choose another --output",
         )
 
 
 def pairs_on_disk(dataset: ChipDataset, splits: Iterable[Split] = SPLITS) -> None:
-    """Check that images and masks are exactly those of tiles.parquet: pairs are made by tile id, never by sort order.
+    """Check that there is exactly one image and one mask for each row of tiles.parquet.
 
     Raises:
-        DatasetError: an image without its mask, a mask without its image, or files that the table doesn't know.
+        DatasetError: files are missing, or are not in the table.
     """
     for split in splits:
         known = set(dataset.split(split)["tile"])

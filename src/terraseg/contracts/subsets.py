@@ -1,6 +1,7 @@
-"""Which chips a run learns from: folds over blocks and label fractions, derived from tiles.parquet and a seed alone.
+"""Subsets of the chips for a training: folds over blocks, and label fractions.
 
-Nothing of it is on disk: every fold and fraction reads the same chips, and the test split is never touched.
+They follow from tiles.parquet and a seed. No files are written: all folds and fractions read the same chips. The test
+split never changes.
 """
 
 from collections.abc import Sequence
@@ -17,32 +18,32 @@ from terraseg.core.separation import closer_than
 from terraseg.errors import ConfigError, SplitError
 
 _STRATA = 10
-"""Groups of like class fraction, from each of which a label fraction takes its share."""
+"""Groups of similar class fraction; a label fraction takes the same share of each."""
 
 
 def chosen_chips(
     dataset: ChipDataset, split: Split, *, fold: int | None, fraction: float, seed: int
 ) -> gpd.GeoDataFrame:
-    """Rows of tiles.parquet that a run reads as ``split``; their own column says in which folder they are.
+    """Rows of tiles.parquet that a training reads as ``split``. Their own column ``split`` names their folder.
 
     Args:
-        fold: of the cross-validation that the dataset was prepared for; None: the splits as they are.
-        fraction: share of the ground of train, above 0, up to 1.
-        seed: of the fraction.
+        fold: fold of the cross-validation that the dataset was prepared for; None: the splits as they are.
+        fraction: share of the train area, greater than 0 and at most 1.
+        seed: for the fraction.
 
     Raises:
-        ConfigError: a fraction that can't be, or a fold that the dataset was not prepared for.
-        SplitError: the fold has nothing to learn or to validate on.
+        ConfigError: an invalid fraction, or a fold that the dataset was not prepared for.
+        SplitError: train or val of the fold has no pixel of the class or of the background.
     """
     info, rows = dataset.info, dataset.split(split)
     if not 0 < fraction <= 1:
-        raise ConfigError(f"fraction {fraction:g}", expected="a share of train above 0, up to 1")
+        raise ConfigError(f"fraction {fraction:g}", expected="a share of train, greater than 0 and at most 1")
     if fold is not None and split != "test":
         rule, folds = info.split_rule, info.split_rule.get("folds") or 0
         if fold not in range(folds):
             raise ConfigError(
-                f"fold {fold} of a dataset with {folds or 'no'} folds",
-                expected=f"0 to {folds - 1}" if folds else "a dataset that was prepared with split.folds",
+                f"fold {fold}, but the dataset has {folds or 'no'} folds",
+                expected=f"0 to {folds - 1}" if folds else "a dataset prepared with split.folds",
                 fix="correct the fold, or set prepare.split.folds and run the preparation again",
             )
         parts = fold_chips(
@@ -57,22 +58,22 @@ def fold_chips(
 ) -> tuple[gpd.GeoDataFrame, gpd.GeoDataFrame]:
     """Train and val chips of one fold of a cross-validation over the blocks of train and val.
 
-    Blocks go to folds by chance, stratified by the density of the class; blocks of several dates that show the same
-    ground stay together. Val is fold number ``fold``, without chips that show ground again. Train is all else but the
-    chips within the gap of val: as in the preparation, the gap is paid for by train.
+    Blocks go to folds at random, stratified by the density of the class. Blocks of several dates that show the same
+    ground stay together. Val is fold number ``fold``, without chips that overlap other chips. Train is the rest,
+    without chips within the gap of val: as in the preparation, train loses the ground of the gap.
 
     Args:
         tiles: tiles.parquet, in a metric CRS.
         fold: from 0 to ``folds`` - 1.
         gap_m: least distance between train and val, in metres.
         gsd: pixel size in metres.
-        zones: CRSs of the chips' pixels, in which the gap is measured (`separation`).
+        zones: CRSs of the images; the gap is measured in them, see `separation`.
 
     Returns:
         train, val: sorted as ``tiles``.
 
     Raises:
-        SplitError: fewer blocks than folds, or a part without the class or the background.
+        SplitError: fewer blocks than folds, or no pixel of the class or of the background in train or val.
     """
     learned = tiles[tiles["split"] != "test"]
     number = _fold_of_chips(learned, folds=folds, seed=seed, gsd=gsd)
@@ -83,27 +84,27 @@ def fold_chips(
         held = (part["class_fraction"] > 0).any() and (part["class_fraction"] < 1).any()
         if not held:
             raise SplitError(
-                f"{name} of fold {fold} has {len(part)} chips and lacks the class or the background",
-                expected="some of both in each fold",
+                f"{name} of fold {fold} has {len(part)} chips without a pixel of the class, or without background",
+                expected="class and background in each fold",
                 fix="choose fewer folds, another split seed, smaller blocks (block_chips) or a larger area",
             )
     return train.reset_index(drop=True), val.reset_index(drop=True)
 
 
 def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_size: int) -> gpd.GeoDataFrame:
-    """A share of the train chips that shows a share of their ground, stratified by class fraction.
+    """Choose train chips that cover a share of the train area, stratified by class fraction.
 
-    Chips come in an order that depends on the seed alone, each stratum's evenly spread over it, and are taken until
-    they show the wanted share of the ground, at least one. So a smaller fraction is part of a larger one, and
-    overlapping chips don't smuggle in more labels than were asked for. Chips that show nothing new come along.
+    Chips are taken in an order that depends only on the seed, with each stratum spread evenly over it, until they cover
+    the share of the area, but at least one. So a smaller fraction is part of a larger one. Chips that lie completely in
+    the area covered are taken too, so overlapping chips add no more labels than requested.
 
     Args:
         train: rows of tiles.parquet.
-        fraction: share of the ground, above 0, up to 1.
+        fraction: share of the area, greater than 0 and at most 1.
         tile_size: side of a chip, in pixels.
 
     Returns:
-        Chosen rows, sorted as ``train``.
+        The chosen rows, in the order of ``train``.
     """
     if fraction == 1:
         return train
@@ -131,13 +132,13 @@ def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_
 
 
 def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float) -> npt.NDArray[np.intp]:
-    """(chips,) number of each chip's fold: blocks dealt out in groups of like density, one of a group to each fold."""
+    """(chips,) fold of each chip. Blocks are grouped by density; each group gives one block to each fold."""
     unit = _ground_units(chips, gsd=gsd)
     count = int(unit.max()) + 1
     if count < folds:
         raise SplitError(
-            f"{count} blocks of train and val can't make {folds} folds",
-            expected="at least one block a fold",
+            f"{count} blocks of train and val are too few for {folds} folds",
+            expected="at least one block per fold",
             fix="choose fewer folds, or smaller blocks (block_chips)",
         )
     weights = chips["valid_fraction"].to_numpy()
@@ -153,7 +154,7 @@ def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float
 
 
 def _ground_units(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp]:
-    """(chips,) number of the piece of ground that each chip is on: its block, with the blocks that overlap it."""
+    """(chips,) number of the ground of each chip: its block together with the blocks that overlap it."""
     names, block = np.unique(chips["block"].to_numpy(dtype=str), return_inverse=True)
     shapes = chips.geometry.to_numpy()
     first, second = shapely.STRtree(shapes).query(shapely.buffer(shapes, -gsd / 2), predicate="intersects")
@@ -163,7 +164,7 @@ def _ground_units(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp
 
 
 def _without_repetition(chips: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Chips that don't overlap within their block, so that overlapping train chips don't count twice in val."""
+    """Drop chips that overlap an earlier chip of their block, so that no ground counts twice in val."""
     size = np.ptp(shapely.bounds(chips.geometry.to_numpy())[:, [0, 2]], axis=1)
     shapes = shapely.buffer(chips.geometry.to_numpy(), -size * 1e-3)
     first, second = shapely.STRtree(shapes).query(shapes, predicate="intersects")
@@ -176,7 +177,7 @@ def _without_repetition(chips: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
 
 
 def _stratified_order(values: npt.NDArray[np.float64], *, seed: int) -> npt.NDArray[np.intp]:
-    """Positions in an order of which each beginning holds each stratum's share to within about one."""
+    """An order of positions in which every prefix holds each stratum's share, to within about one."""
     random = np.random.default_rng(seed)
     turn = np.empty(len(values))
     for stratum in np.array_split(np.argsort(values, kind="stable"), min(_STRATA, len(values))):

@@ -1,4 +1,4 @@
-"""The plan of a scene: its blocks, the split of each, and where their chips lie. No pixel is read for it."""
+"""Plan of a scene: blocks, their splits, and the positions of their chips. It reads no pixels."""
 
 import logging
 from dataclasses import dataclass
@@ -24,8 +24,8 @@ class PlannedBlock:
 
     Attributes:
         name: its id in tiles.parquet.
-        rect: pixels of the scene.
-        split: where all of its chips go.
+        rect: its pixels in the scene.
+        split: split of all its chips.
         origins: upper left pixels (row, column) of its chips, in the scene; at least one.
     """
 
@@ -38,25 +38,25 @@ class PlannedBlock:
 def plan_scene(
     scene: Scene, footprints: npt.NDArray[np.object_], *, config: PrepareConfig, gap: int
 ) -> list[PlannedBlock]:
-    """The blocks of a scene that have chips, by the configured kind of split.
+    """The blocks of a scene that have chips, for the configured kind of split.
 
     Args:
-        footprints: in the scene's CRS; their density stratifies the splits.
+        footprints: in the scene's CRS; splits are stratified by their density.
         gap: pixels between splits.
 
     Raises:
-        SplitError: too little ground, or polygons that can't be used.
+        SplitError: the area is too small, or the polygons can't be used.
     """
     kind = config.split.kind
     planned = _by_polygons(scene, config, gap) if kind == "polygons" else _by_rule(scene, footprints, config, gap)
     for block in planned:
         if not block.origins:
-            _log.info("block %s (%s) has no room for a chip beside the gaps", block.name, block.split)
+            _log.info("block %s (%s) has no chip: the gaps leave too little ground", block.name, block.split)
     return [block for block in planned if block.origins]
 
 
 def ground_of(scene: Scene, rect: Rect) -> shapely.Geometry:
-    """A rectangle of pixels in the scene's CRS."""
+    """The box of a pixel rectangle in the scene's CRS."""
     left, top = scene.geobox.affine @ (rect.left, rect.top)
     right, bottom = scene.geobox.affine @ (rect.right, rect.bottom)
     return shapely.box(left, bottom, right, top)
@@ -78,13 +78,13 @@ def _by_rule(scene: Scene, footprints: npt.NDArray[np.object_], config: PrepareC
 
 
 def _by_polygons(scene: Scene, config: PrepareConfig, gap: int) -> list[PlannedBlock]:
-    """Chips wholly within the polygons of their split; blocks are counted from each polygon's upper left corner."""
+    """Chips completely inside the polygons of their split. The blocks of a polygon start at its upper left corner."""
     size, transform = config.tile_size, scene.geobox.affine
     planned = []
     for region in read_regions(config.split, crs=str(scene.geobox.crs), gap_m=gap * scene.gsd):
         frame = _pixels_of(scene, region.free)
         if frame is None or min(frame.height, frame.width) < size:
-            _log.info("%s (%s) has no room for a chip in %s", region.name, region.split, scene.name)
+            _log.info("%s (%s) is too small for a chip in %s", region.name, region.split, scene.name)
             continue
         for index, part in enumerate(make_blocks((frame.height, frame.width), tile_size=size, rule=config.split)):
             rect = part.moved(frame.top, frame.left)
@@ -100,14 +100,14 @@ def _stride(config: PrepareConfig, split: Split) -> int:
 
 
 def _density(frames: npt.NDArray[np.object_], footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
-    """Share of each block that footprints cover, for the stratification: overlaps count twice, which does no harm."""
+    """Covered share of each block, for the stratification; overlaps count twice, which has no effect there."""
     index, shape = shapely.STRtree(footprints).query(frames)
     areas = shapely.area(shapely.intersection(frames[index], footprints[shape]))
     return np.asarray(np.bincount(index, weights=areas, minlength=len(frames)) / shapely.area(frames))
 
 
 def _pixels_of(scene: Scene, area: shapely.Geometry) -> Rect | None:
-    """The pixels of a scene that hold an area; None where it lies outside."""
+    """The pixels of a scene that contain an area; None if it lies outside."""
     rows, columns = scene.geobox.shape
     if area.is_empty:
         return None

@@ -1,8 +1,8 @@
 """Blocks of ground, their assignment to splits, and the gap between splits.
 
-The ground is divided into blocks; a block belongs to one split as a whole. Test blocks keep all of their ground, a
-val block gives up what lies within the gap of a test block, a train block what lies within the gap of a val or test
-block. So the gap is paid for by train first and never by the test.
+The ground is divided into blocks, and each block belongs to one split. Test blocks keep all of their ground. A val
+block loses the ground within the gap of a test block; a train block loses the ground within the gap of a val or test
+block. So train pays for most of the gap, and test for none of it.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from terraseg.errors import SplitError
 from terraseg.prepare.config import SplitRule
 
 _ARRANGEMENTS = 200
-"""How many stratified assignments are drawn; the one that loses the least ground to gaps is taken. The choice sees
-the geometry only, never an image or a score."""
+"""Number of stratified assignments drawn; the one that loses the least ground to gaps is used. The choice depends on
+geometry only, never on an image or a score."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +50,18 @@ class Rect:
         return Rect(self.top + rows, self.left + columns, self.bottom + rows, self.right + columns)
 
     def intersects(self, other: "Rect") -> bool:
-        """Whether they share a pixel."""
+        """Whether the rectangles share a pixel."""
         return (
             self.top < other.bottom and other.top < self.bottom and self.left < other.right and other.left < self.right
         )
 
 
 def make_blocks(shape: tuple[int, int], *, tile_size: int, rule: SplitRule) -> list[Rect]:
-    """Divide a scene into blocks that cover it without overlap; the last of a row or column takes the remainder.
+    """Divide a scene into blocks that cover it without overlap. The last block of a row or column takes the remainder.
 
     Args:
         shape: (rows, columns) of the scene.
-        tile_size: side of a chip in pixels; no block is smaller.
+        tile_size: side of a chip, in pixels; no block is smaller.
 
     Raises:
         SplitError: the scene is smaller than a chip.
@@ -69,7 +69,7 @@ def make_blocks(shape: tuple[int, int], *, tile_size: int, rule: SplitRule) -> l
     if min(shape) < tile_size:
         raise SplitError(
             f"the scene has {shape[0]} x {shape[1]} px",
-            expected=f"at least one chip of {tile_size} px",
+            expected=f"room for at least one chip of {tile_size} px",
             fix="choose a smaller --tile-size or a larger area",
         )
     if rule.kind in ("blocks", "polygons"):
@@ -82,7 +82,7 @@ def make_blocks(shape: tuple[int, int], *, tile_size: int, rule: SplitRule) -> l
 
 
 def neighbours(blocks: Sequence[Rect], *, gap: int) -> list[list[int]]:
-    """For each block the others that have ground within ``gap`` pixels of it."""
+    """For each block, the other blocks within ``gap`` pixels."""
     boxes = shapely.box(*np.array([(block.left, block.top, block.right, block.bottom) for block in blocks]).T)
     near: list[list[int]] = [[] for _ in blocks]
     grown = shapely.box(*(shapely.bounds(boxes) + np.array([-gap, -gap, gap, gap])).T)
@@ -102,8 +102,8 @@ def assign(
 ) -> list[Split]:
     """The split of each block.
 
-    Blocks are sorted by density and dealt out in groups, so that each split gets its share of the dense and of the
-    empty ones; which member of a group goes where is chance, from ``rule.seed``.
+    Blocks are sorted by density and dealt out in groups, so that each split gets its share of dense and of empty
+    blocks. Within a group the assignment is random, from ``rule.seed``.
 
     Args:
         blocks: of one scene.
@@ -120,7 +120,7 @@ def assign(
     sizes = _sizes(count, rule)
     if min(sizes.values()) < 1:
         raise SplitError(
-            f"{count} blocks of {rule.block_chips} chips can't make three splits",
+            f"{count} blocks of {rule.block_chips} chips are too few for three splits",
             expected="at least one block for each of train, val and test",
             fix="choose a smaller block_chips or --tile-size, or a larger area",
         )
@@ -145,7 +145,7 @@ def assign(
 def keep_out(
     index: int, blocks: Sequence[Rect], splits: Sequence[Split], *, gap: int, near: Sequence[Sequence[int]]
 ) -> list[Rect]:
-    """The ground that block ``index`` gives up: what lies within the gap of a block of a split that goes before it."""
+    """Ground that block ``index`` loses: test comes before val, and val before train."""
     rank = {"test": 0, "val": 1, "train": 2}
     return [blocks[other].grown(gap) for other in near[index] if rank[splits[other]] < rank[splits[index]]]
 
@@ -156,7 +156,7 @@ def _even_edges(side: int, step: int) -> list[int]:
 
 
 def _sizes(count: int, rule: SplitRule) -> dict[Split, int]:
-    """Blocks a split: the shares by largest remainder, at least one for val and test where there are three blocks."""
+    """Number of blocks of each split: shares by largest remainder, and at least one each if there are three blocks."""
     shares: dict[Split, float] = {"train": rule.train, "val": rule.val, "test": rule.test}
     sizes: dict[Split, int] = {split: int(count * share + 1e-9) for split, share in shares.items()}
     by_remainder = sorted(SPLITS, key=lambda split: sizes[split] - count * shares[split])
@@ -170,10 +170,10 @@ def _sizes(count: int, rule: SplitRule) -> dict[Split, int]:
 
 
 def _deal(order: npt.NDArray[np.intp], sizes: dict[Split, int], random: np.random.Generator) -> list[Split]:
-    """Deal blocks, densest first, with each split's turns spread evenly over the order and chance in each turn.
+    """Deal blocks to splits, densest first, with the turns of each split spread evenly over the order.
 
-    With jitter of up to one block the sequence differs from draw to draw, while each prefix of the density order
-    still holds each split's share to within about one block.
+    Each turn has a random jitter of up to one block. So draws differ, but every prefix of the density order still has
+    each split's share to within about one block.
     """
     count = len(order)
     splits: list[Split] = ["train"] * count

@@ -1,4 +1,4 @@
-"""Splits by given polygons: areas drawn for the splits, or cities of which each belongs to one split as a whole."""
+"""Splits by polygons from a file: one area per split, or several cities per split."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +12,10 @@ from terraseg.errors import SplitError
 from terraseg.prepare.config import SplitRule
 
 _ARC_SEGMENTS = 64
-"""Per quarter circle of a gap's corner: off by less than 0.1 permille of the gap."""
+"""Segments per quarter circle at the corners of a gap: the error is less than 0.1 permille of the gap."""
 
 _BEFORE: dict[Split, tuple[Split, ...]] = {"test": (), "val": ("test",), "train": ("test", "val")}
-"""The splits that keep their ground where they are near."""
+"""For each split, the splits whose gap it leaves free."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Region:
     """All polygons of one name.
 
     Attributes:
-        name: what the column says.
-        split: where its chips go.
-        free: its ground without what the gap of another split takes.
+        name: value of the column.
+        split: split of its chips.
+        free: its ground outside the gaps of other splits.
     """
 
     name: str
@@ -34,18 +34,18 @@ class Region:
 
 
 def read_regions(rule: SplitRule, *, crs: str, gap_m: float) -> list[Region]:
-    """The polygons of the rule's file, a region each name, sorted by name.
+    """Read the polygons of the rule's file: one region for each name, sorted by name.
 
-    As with blocks, the gap is taken from val where test is near, and from train where val or test is near.
+    As for blocks, val loses ground near test, and train loses ground near val or test.
 
     Args:
-        rule: of kind ``polygons``.
-        crs: that the regions shall have, metric.
+        rule: split rule of kind ``polygons``.
+        crs: metric CRS of the regions.
         gap_m: metres between splits.
 
     Raises:
-        SplitError: no file, no CRS, no such column, a name without a split, a split without a name, or polygons of
-            two splits that overlap.
+        SplitError: the file, its CRS or its column is missing, a name has no split, a name of the rule is not in the
+            file, or polygons of two splits overlap.
     """
     table = _read(Path(str(rule.path)), str(rule.column))
     names = table[rule.column].astype(str)
@@ -59,7 +59,7 @@ def read_regions(rule: SplitRule, *, crs: str, gap_m: float) -> list[Region]:
         free = area
         for other in _BEFORE[split]:
             if area.intersection(whole[other]).area > 0:
-                raise SplitError(f"{rule.path}: {name} ({split}) overlaps {other}", fix="draw them apart")
+                raise SplitError(f"{rule.path}: {name} ({split}) overlaps {other}", fix="correct the polygons")
             free = free.difference(whole[other].buffer(gap_m, quad_segs=_ARC_SEGMENTS))
         regions.append(Region(name, split, free))
     return regions
@@ -73,10 +73,10 @@ def _read(path: Path, column: str) -> gpd.GeoDataFrame:
     except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
         raise SplitError(f"{path} can't be read as polygons ({error})", fix="correct prepare.split.path") from error
     if table.crs is None:
-        raise SplitError(f"{path} has no CRS", expected="polygons with a CRS", fix="assign it to the file")
+        raise SplitError(f"{path} has no CRS", expected="polygons with a CRS", fix="write the CRS into the file")
     if column not in table.columns or table[column].isna().any():
         raise SplitError(
-            f"{path} has no column {column} that is filled everywhere",
+            f"{path} has no column {column}, or some of its values are empty",
             expected=f"one of {', '.join(map(str, table.columns.drop(table.geometry.name)))}",
             fix="correct prepare.split.column",
         )
@@ -91,7 +91,7 @@ def _split_of(rule: SplitRule, names: set[str]) -> dict[str, Split]:
         what = f"no split for {', '.join(without)}" if without else f"no polygon for {', '.join(unknown)}"
         raise SplitError(
             f"{rule.path}: {what}",
-            expected=f"each name of the column {rule.column} in one split, and each split in the file",
+            expected=f"each name of the column {rule.column} in one split, and each name of the rule in the file",
             fix="correct prepare.split.assign" if rule.assign else f"name train, val and test in {rule.column}",
         )
     return split_of

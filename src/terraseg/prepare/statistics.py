@@ -1,4 +1,4 @@
-"""Statistics of train, streamed: one histogram of all 65,536 digital numbers a band, so that nothing is approximate."""
+"""Exact statistics of train, from a histogram of all 65,536 digital numbers of each band."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,11 +12,11 @@ _PERCENTILES = (1, 2, 25, 50, 75, 98, 99)
 
 
 class TrainHistogram:
-    """Counts of each DN a band and of each class, over pixels of train seen once each.
+    """Counts of each DN per band, and of each class, over the pixels of train. Each pixel counts once.
 
     Args:
         bands: number of bands.
-        least: smallest DN that there can be: 0 for uint16, -32768 for int16.
+        least: smallest possible DN: 0 for uint16, -32768 for int16.
     """
 
     def __init__(self, bands: int, *, least: int = 0) -> None:
@@ -25,7 +25,7 @@ class TrainHistogram:
         self.class_pixels: dict[int, int] = {}
 
     def add_pixels(self, pixels: npt.NDArray[np.uint16 | np.int16]) -> None:
-        """Count pixels (bands, n) that have an observation; those of each date where there are several."""
+        """Count pixels (bands, n) that have an observation. If there are several dates, call it for each."""
         for band, values in enumerate(pixels):
             shifted = values.astype(np.int64)
             shifted -= self.least
@@ -55,7 +55,7 @@ def _band_stats(counts: npt.NDArray[np.int64], least: int) -> BandStats:
     levels = np.arange(least, least + _LEVELS, dtype=np.float64)
     total = int(counts.sum())
     mean = float(counts @ levels) / total
-    # Two passes over 65,536 bins cost nothing and avoid the cancellation of E[x^2] - E[x]^2.
+    # Two passes over 65,536 bins are cheap and avoid the cancellation error of E[x^2] - E[x]^2.
     variance = float(counts @ (levels - mean) ** 2) / total
     reached = np.cumsum(counts)
     percentiles = {

@@ -79,11 +79,11 @@ def test_dates_of_the_same_ground_stay_in_one_fold():
 
 def test_too_few_blocks_and_a_fold_without_the_class_are_refused():
     tiles = _tiles(blocks=2)
-    with pytest.raises(SplitError, match="2 blocks of train and val can't make 5 folds"):
+    with pytest.raises(SplitError, match="2 blocks .* 5 folds"):
         fold_chips(tiles, fold=0, folds=5, seed=0, gap_m=320, gsd=GSD)
     with pytest.raises(SplitError, match="train of fold 0 has 0 chips"):
         fold_chips(tiles, fold=0, folds=2, seed=0, gap_m=32_000, gsd=GSD)
-    with pytest.raises(SplitError, match="lacks the class"):
+    with pytest.raises(SplitError, match="without a pixel of the class"):
         fold_chips(tiles.assign(class_fraction=0.0), fold=0, folds=2, seed=0, gap_m=320, gsd=GSD)
 
 

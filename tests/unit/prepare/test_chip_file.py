@@ -1,4 +1,4 @@
-"""Chip files: what GDAL reads of them is what GDAL would have written."""
+"""Chip files: GDAL reads from them what it would have written."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Given images and masks become a dataset that keeps contract 3, or are refused by name."""
+"""Import of images and masks: the dataset that it makes, and the errors that it raises."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_a_given_layout_becomes_a_dataset_with_exact_statistics(tmp_path):
     assert not check_statistics(dataset) + check_splits(dataset) + check_sample(dataset)
 
 
-def test_nodata_becomes_the_contracts_and_an_observed_zero_stays_an_observation(tmp_path):
+def test_nodata_becomes_zero_and_an_observed_zero_stays_an_observation(tmp_path):
     dataset = _imported(_benchmark(tmp_path / "given"), tmp_path / "set", **_SAID)
     with rasterio.open(dataset.image("val", "val0")) as image, rasterio.open(dataset.mask("val", "val0")) as mask:
         assert (image.nodata, image.descriptions, image.tags()["UNIT"]) == (0, _BANDS, UNIT)
@@ -221,7 +221,7 @@ def test_run_again_it_does_nothing_and_never_replaces_what_is_no_dataset(tmp_pat
     assert _imported(root, tmp_path / "set", **_SAID).info == first.info
     assert (tmp_path / "set/dataset.yaml").stat().st_mtime_ns == before
     assert _imported(root, tmp_path / "set", **_SAID, seed=1).info != first.info
-    with pytest.raises(OutputError, match="no dataset of terraseg"):
+    with pytest.raises(OutputError, match="holds other files"):
         _imported(root, root, **_SAID)
 
 

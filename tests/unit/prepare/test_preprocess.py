@@ -1,4 +1,4 @@
-"""The preparation on a synthetic city: what stands on disk, and what is refused."""
+"""The preparation of a synthetic city: its files and its errors."""
 
 import json
 import shutil
@@ -158,7 +158,7 @@ def test_completeness_of_elsewhere_or_of_nothing_is_refused(city, tmp_path):
 
     refused("no completeness table at")
     path.write_text("no table")
-    refused(r"cells\.parquet can't be read as completeness")
+    refused(r"cells\.parquet can't be read")
     cell = gpd.GeoDataFrame({"share": [1.0]}, geometry=[shapely.box(40, 10, 41, 11)], crs=4326)
     cell.to_parquet(path)
     refused("expected GeoParquet of cells with the column covered_share")
@@ -183,7 +183,7 @@ def test_a_scene_without_a_labelled_pixel_is_said(tmp_path):
     with scene_writer(scene.path, geobox=scene.geobox, bands=scene.bands, item=scene.item) as target:
         target.write(np.zeros((len(scene.bands), 128, 128), np.uint16))
     labels = _labels(tmp_path / "osm" / "a.parquet", shapely.box(500_100, 3_999_800, 500_200, 3_999_900), scene)
-    with pytest.raises(SplitError, match="no chip holds a single labelled pixel"):
+    with pytest.raises(SplitError, match="no chip has a labelled pixel"):
         preprocess(scenes=tmp_path / "raw", labels=labels, output=tmp_path / "set", config=CONFIG)
 
 
@@ -212,7 +212,7 @@ def test_split_without_the_class_is_refused(tmp_path):
     scene = make_scene(tmp_path / "raw", size=(320, 320))
     left, top = scene.geobox.affine @ (0, 0)
     labels = _labels(tmp_path / "osm" / "one.parquet", shapely.box(left, top - 50, left + 50, top), scene)
-    with pytest.raises(SplitError, match="no pixel of class"):
+    with pytest.raises(SplitError, match="without a pixel of class"):
         preprocess(scenes=tmp_path / "raw", labels=labels.parent, output=tmp_path / "set", config=CONFIG)
     assert not (tmp_path / "set").exists()
 
@@ -235,14 +235,14 @@ def test_scenes_of_the_same_ground_on_unlike_grids_are_refused(city, tmp_path):
         shutil.copy(scene.path.with_suffix(suffix), tmp_path / f"moved{suffix}")
     with rasterio.open(tmp_path / "moved.tif", "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
         target.transform = scene.geobox.affine @ rasterio.Affine.translation(3, 0)
-    with pytest.raises(SceneError, match="same ground on unlike grids"):
+    with pytest.raises(SceneError, match="grids"):
         preprocess(scenes=tmp_path, labels=city[1], output=tmp_path / "set", config=CONFIG)
 
 
 def test_a_folder_of_something_else_is_never_replaced(city, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "wedding.jpg").write_bytes(b"dear")
-    with pytest.raises(OutputError, match="no dataset of terraseg"):
+    with pytest.raises(OutputError, match="holds other files"):
         preprocess(scenes=city[0], labels=city[1], output=tmp_path / "photos", config=CONFIG)
     assert (tmp_path / "photos" / "wedding.jpg").read_bytes() == b"dear"
 
@@ -253,7 +253,7 @@ def test_edited_tables_and_old_formats_are_refused(dataset, tmp_path):
     tiles = gpd.read_parquet(copy / "tiles.parquet")
     tiles.loc[tiles.index[0], "split"] = "test" if tiles.loc[tiles.index[0], "split"] == "train" else "train"
     tiles.to_parquet(copy / "tiles.parquet")
-    with pytest.raises(DatasetError, match="not the one that dataset.yaml was written with"):
+    with pytest.raises(DatasetError, match=r"tiles\.parquet and dataset\.yaml"):
         open_dataset(copy)
     (copy / "tiles.parquet").write_text("no table")
     with pytest.raises(DatasetError, match=r"tiles\.parquet can't be read"):
@@ -267,7 +267,7 @@ def test_edited_tables_and_old_formats_are_refused(dataset, tmp_path):
         open_dataset(copy)
 
 
-def test_unit_and_provenance_of_a_scene_are_a_contract(tmp_path):
+def test_a_scene_needs_a_unit_and_provenance(tmp_path):
     scene = make_scene(tmp_path, size=(64, 64))
     item = scene.path.with_suffix(".json")
     text = item.read_text()
@@ -335,7 +335,7 @@ def test_polygons_that_cannot_be_used_are_refused(city, tmp_path, boxes, rule, m
         )
 
 
-def test_polygon_files_that_are_none_are_refused(city, tmp_path):
+def test_missing_and_invalid_polygon_files_raise_an_error(city, tmp_path):
     (tmp_path / "text.geojson").write_text("no polygons")
     for name, message in (("lost.gpkg", "no polygons at"), ("text.geojson", "can't be read as polygons")):
         split = SplitRule(kind="polygons", path=str(tmp_path / name), column="place")
@@ -354,7 +354,7 @@ def test_every_fold_is_audited(city, tmp_path):
         assert min(measured["least_distance_m"], measured["least_distance_to_test_m"]) >= 320
         assert measured["train_chips"] + measured["val_chips"] + measured["left_out_chips"] == learned
     config = CONFIG.model_copy(update={"split": SplitRule(block_chips=2, folds=40)})
-    with pytest.raises(SplitError, match="blocks of train and val can't make 40 folds"):
+    with pytest.raises(SplitError, match="blocks .* 40 folds"):
         preprocess(scenes=city[0], labels=city[1], output=tmp_path / "other", config=config)
 
 
@@ -362,9 +362,12 @@ def test_every_fold_is_audited(city, tmp_path):
     ("keys", "message"),
     [
         ({"kind": "polygons", "path": "a.gpkg"}, "needs path and column"),
-        ({"path": "a.gpkg"}, "split blocks knows no path"),
-        ({"kind": "columns", "folds": 3}, "can't make folds"),
-        ({"kind": "polygons", "path": "a", "column": "b", "assign": {"train": ["x"], "val": ["x"]}}, "to two splits"),
+        ({"path": "a.gpkg"}, "split blocks .*path"),
+        ({"kind": "columns", "folds": 3}, "split columns .*folds"),
+        (
+            {"kind": "polygons", "path": "a", "column": "b", "assign": {"train": ["x"], "val": ["x"]}},
+            "two splits",
+        ),
     ],
 )
 def test_split_keys_that_do_not_fit_are_refused(keys, message):

@@ -128,5 +128,5 @@ def test_too_small_a_scene_is_refused():
     with pytest.raises(SplitError, match="at least one chip of 224 px"):
         make_blocks((100, 1000), tile_size=224, rule=SplitRule())
     blocks = make_blocks((448, 224), tile_size=224, rule=SplitRule(block_chips=1))
-    with pytest.raises(SplitError, match="can't make three splits"):
+    with pytest.raises(SplitError, match="three splits"):
         assign(blocks, np.zeros(2), rule=SplitRule(block_chips=1), gap=224, near=neighbours(blocks, gap=224))

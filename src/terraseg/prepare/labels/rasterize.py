@@ -1,10 +1,10 @@
-"""From footprints to pixels: the exact share of each pixel, and the mask by a stated rule.
+"""From footprints to pixels: the exact covered share of each pixel, and the mask by a label rule.
 
-The share (coverage) is exact polygon-pixel overlap (exactextract, Baston 2020), of the union of the footprints:
-overlapping polygons would otherwise count twice.
+The covered share is the exact overlap of a pixel with the union of the footprints (exactextract, Baston 2020). Without
+the union, overlapping polygons would count twice.
 
-Nothing here goes through GDAL: its in-memory rasters, which `rasterio.features.rasterize` makes, lose their transform
-now and then when several threads make them at once, and a lock around them would hold up the blocks.
+Nothing here uses GDAL. The in-memory rasters of `rasterio.features.rasterize` sometimes lose their transform if several
+threads make them at once, and a lock would slow down the blocks.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,18 +23,18 @@ from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.split_blocks import Rect
 
 _SLIVER = 1e-6
-"""Share of a pixel that an area may lack and still hold it: noise of reprojected coordinates."""
+"""Share of a pixel that may lie outside an area which contains it: noise of reprojected coordinates."""
 
 
 def coverage(
     footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], *, window: Rect, transform: Affine
 ) -> npt.NDArray[np.float32]:
-    """Share of each pixel of a window that the union of the footprints covers, 0 to 1, exact to float32.
+    """Share of each pixel that the union of the footprints covers, 0 to 1, exact to float32.
 
     Args:
-        footprints: valid (multi)polygons in the CRS of ``transform``; they may overlap and reach beyond the window.
-        window: pixels of the scene.
-        transform: of the scene, north up.
+        footprints: valid (multi)polygons in the CRS of ``transform``; they may overlap and extend beyond the window.
+        window: part of the scene, in pixels.
+        transform: transform of the scene, north up.
 
     Returns:
         (rows, columns).
@@ -47,7 +47,7 @@ def coverage(
     if len(parts) == 0:
         return share
     grid = NumPyRasterSource(np.empty(shape, dtype=np.uint8), left, bottom, right, top)
-    # Part by part: exactextract keeps an array of the part's bounding box, so that memory follows the buildings.
+    # One polygon at a time: exactextract keeps an array of its bounding box, so memory depends on one footprint.
     for feature in exact_extract(grid, _Parts(parts), ["cell_id", "coverage"], output="geojson"):
         cells = np.asarray(feature["properties"]["cell_id"], dtype=np.intp)
         np.add.at(share.reshape(-1), cells, np.asarray(feature["properties"]["coverage"], dtype=np.float32))
@@ -59,9 +59,9 @@ def centres(
 ) -> npt.NDArray[np.bool_]:
     """Whether the centre of each pixel of a window lies in a footprint. Arguments as in `coverage`.
 
-    A scanline fill with non-zero winding (Foley et al., Computer Graphics, 1990, section 3.6): each edge is crossed by
-    the lines through the centres of some rows; what lies right of a crossing has one turn more around it, or one less.
-    A centre on the border of two footprints is in one of them.
+    A scanline fill with non-zero winding (Foley et al., Computer Graphics, 1990, section 3.6): lines through the
+    centres of the rows cross the edges, and to the right of each crossing the winding number is one higher or lower. A
+    centre on the border of two footprints is in exactly one of them.
     """
     rings, polygon = shapely.get_rings(_polygons(footprints), return_index=True)
     outer = np.diff(polygon, prepend=-1) != 0
@@ -90,13 +90,13 @@ def make_mask(
     rule: LabelRule,
     known: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
-    """The mask by the rule, and the coverage as it is stored.
+    """Make the mask and the coverage of a window, as they are stored.
 
     Args:
         share: `coverage` of the window.
         inside: `centres` of the window.
-        rule: which of the two decides.
-        known: pixels that have an observation and a label; all others become ignore.
+        rule: label rule.
+        known: pixels that have an observation and a label; all others are ignored.
 
     Returns:
         int8 mask (0 background, 1 class, -1 ignore) and uint8 coverage in percent (255 unknown), (rows, columns).
@@ -109,7 +109,7 @@ def make_mask(
 
 
 def inside_area(area: shapely.Geometry, *, window: Rect, transform: Affine) -> npt.NDArray[np.bool_]:
-    """Whether each pixel of a window lies wholly in an area (same CRS): half-known pixels count as unknown."""
+    """Whether each pixel of a window lies completely inside an area in the same CRS."""
     left, top = transform @ (window.left, window.top)
     right, bottom = transform @ (window.right, window.bottom)
     frame = shapely.box(left, bottom, right, top)
@@ -122,25 +122,25 @@ def inside_area(area: shapely.Geometry, *, window: Rect, transform: Affine) -> n
 def _within(
     footprints: Sequence[shapely.Geometry] | npt.NDArray[np.object_], frame: tuple[float, float, float, float]
 ) -> npt.NDArray[np.object_]:
-    """The polygons of footprints within a frame (left, bottom, right, top): only those on its edge have to be cut."""
+    """The polygons of footprints, clipped to a frame (left, bottom, right, top)."""
     polygons = _polygons(footprints)
     bounds, (left, bottom, right, top) = shapely.bounds(polygons), frame
     inside = (bounds[:, :2] >= (left, bottom)).all(axis=1) & (bounds[:, 2:] <= (right, top)).all(axis=1)
-    # A cut can leave polygons that touch themselves, and lines and points on the edge.
+    # Clipping can leave polygons that touch themselves, and lines and points on the edge.
     cut = shapely.make_valid(shapely.clip_by_rect(polygons[~inside], left, bottom, right, top))
     return np.append(polygons[inside], _polygons(cut))
 
 
 def _polygons(geometries: shapely.Geometry | Sequence[shapely.Geometry] | npt.NDArray[np.object_]) -> npt.NDArray[Any]:
-    """The polygons of geometries; lines and points are left out, as only area counts."""
+    """The polygons of geometries, without lines and points, which have no area."""
     parts = np.atleast_1d(np.asarray(geometries, dtype=object))
     if (shapely.get_type_id(parts) != shapely.GeometryType.POLYGON).any():
-        parts = shapely.get_parts(shapely.get_parts(parts))  # multipolygons may lie in collections
+        parts = shapely.get_parts(shapely.get_parts(parts))  # collections may contain multipolygons
     return np.asarray(parts[shapely.area(parts) > 0])
 
 
 def _without_overlap(areas: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
-    """The same ground without overlap: only areas that touch another one are united, which few do."""
+    """The same ground without overlap: unites only the few areas that touch another one."""
     first, second = shapely.STRtree(areas).query(areas, predicate="intersects")
     touching = np.zeros(len(areas), dtype=bool)
     touching[first[first != second]] = True
@@ -148,21 +148,21 @@ def _without_overlap(areas: npt.NDArray[np.object_]) -> npt.NDArray[np.object_]:
 
 
 class _Parts(FeatureSource):  # type: ignore[misc]
-    """Polygons for exactextract, handed over as WKB; its own sources go through GeoJSON text."""
+    """Polygons for exactextract as WKB; its own sources convert them to GeoJSON text."""
 
     def __init__(self, polygons: npt.NDArray[np.object_]) -> None:
         super().__init__()
         self.polygons: list[bytes] = shapely.to_wkb(polygons).tolist()
 
     def count(self) -> int:
-        """How many there are."""
+        """Number of polygons."""
         return len(self.polygons)
 
     def __iter__(self) -> Iterator["_Part"]:
         return map(_Part, self.polygons)
 
     def srs_wkt(self) -> None:
-        """Unknown: polygons and pixels are in one CRS."""
+        """None: polygons and pixels are in the same CRS."""
 
 
 class _Part(JSONFeature):  # type: ignore[misc]
@@ -171,5 +171,5 @@ class _Part(JSONFeature):  # type: ignore[misc]
         self.polygon = polygon
 
     def geometry(self) -> bytes:
-        """WKB."""
+        """The polygon as WKB."""
         return self.polygon

@@ -1,8 +1,8 @@
-"""How far footprints lie off the imagery: phase correlation of their coverage with a built-up index.
+"""Offset between footprints and imagery, by phase correlation of their coverage with a built-up index.
 
-OpenStreetMap is drawn on imagery of other providers, which can be some metres off Sentinel-2; at 10 m that is a good
-part of a small building. Phase correlation (Kuglin and Hines 1975) compares where edges are and not how bright, so
-that the index needs to be high at buildings, and nothing more.
+OpenStreetMap is drawn on imagery of other providers, which can be shifted against Sentinel-2 by some metres: a large
+part of a small building at 10 m. Phase correlation (Kuglin and Hines 1975) compares the position of edges, not their
+brightness, so the index only has to be high at buildings.
 """
 
 from dataclasses import asdict, dataclass
@@ -22,24 +22,24 @@ from terraseg.prepare.labels.rasterize import coverage
 from terraseg.prepare.plan import ground_of
 from terraseg.prepare.split_blocks import Rect
 
-_SIDE = 512  # pixels of a window: large against the shift
-_WINDOWS = 16  # those with the most footprints: enough for a city, and a few seconds
-_FARTHEST = 10  # pixels that are searched each way
-_LEAST_PEAK = 5.0  # noise alone reaches about 3.5 among the positions searched
-_DETAIL = 8.0  # pixels: what is smoother is the lie of the land and not buildings
-_BLUR = 1.0  # pixels: gives the peak a width, so that a parabola finds its middle
+_SIDE = 512  # pixels of a window: much larger than the shift
+_WINDOWS = 16  # with the most footprints: enough for a city, and takes a few seconds
+_FARTHEST = 10  # largest shift that is searched, in pixels
+_LEAST_PEAK = 5.0  # noise alone reaches about 3.5 over the positions searched
+_DETAIL = 8.0  # pixels: smoother structures are landscape, not buildings
+_BLUR = 1.0  # pixels: widens the peak, so that a parabola finds its centre
 
 _Float = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class LabelShift:
-    """Where the footprints of a scene lie.
+    """Offset of the footprints of a scene.
 
     Attributes:
-        columns: pixels by which they lie right of the imagery.
-        rows: pixels by which they lie below it.
-        peak: height of the correlation there, in its standard deviations over all shifts searched.
+        columns: offset to the right of the imagery, in pixels.
+        rows: offset below the imagery, in pixels.
+        peak: correlation at this offset, in standard deviations over all shifts searched.
     """
 
     columns: float
@@ -48,37 +48,37 @@ class LabelShift:
 
     @property
     def clear(self) -> bool:
-        """Whether the peak stands out of what noise makes."""
+        """Whether the peak is higher than noise."""
         return self.peak >= _LEAST_PEAK
 
     def undone(self, shapes: npt.NDArray[np.object_], *, gsd: float) -> npt.NDArray[np.object_]:
-        """Geometries moved back onto the imagery, in a CRS with north up.
+        """Move geometries back onto the imagery, in a CRS with north up.
 
         Raises:
             LabelError: the peak is not clear.
         """
         if not self.clear:
             raise LabelError(
-                f"footprints and imagery show no clear shift (peak {self.peak:.1f} standard deviations)",
+                f"the offset between footprints and imagery is not clear (peak {self.peak:.1f} standard deviations)",
                 expected=f"at least {_LEAST_PEAK:g} for label_shift: apply",
-                fix="set label_shift: measure, or drop the key",
+                fix="set label_shift: measure, or remove the key",
             )
         back = np.array([-self.columns, self.rows]) * gsd
         return np.asarray(shapely.transform(shapes, lambda points: points + back))
 
     def as_record(self) -> dict[str, Any]:
-        """For audit.json."""
+        """The values for audit.json."""
         return {**{key: round(value, 3) for key, value in asdict(self).items()}, "clear": self.clear}
 
 
 def measure_shift(scene: Scene, footprints: npt.NDArray[np.object_]) -> LabelShift:
-    """The shift between footprints and imagery, to a fraction of a pixel.
+    """Measure the offset between footprints and imagery to a fraction of a pixel.
 
-    The index is NDBI = (B11 - NIR) / (B11 + NIR) (Zha et al. 2003), with B08 as NIR where the scene has it, else B8A.
+    The index is NDBI = (B11 - NIR) / (B11 + NIR) (Zha et al. 2003), with B08 as NIR if the scene has it, else B8A.
 
     Args:
         scene: with B11 and B08 or B8A.
-        footprints: in its CRS, at least one in the scene.
+        footprints: in the CRS of the scene, at least one inside it.
 
     Raises:
         SceneError: a band is missing.
@@ -112,7 +112,7 @@ def _fullest_windows(scene: Scene, footprints: npt.NDArray[np.object_]) -> list[
 
 
 def _ndbi(pixels: npt.NDArray[np.uint16]) -> _Float:
-    """Pixels without an observation get the mean of the others, which has no edges."""
+    """NDBI; pixels without an observation get the mean of the others, which adds no edges."""
     swir, infrared = pixels.astype(np.float32)
     known = (pixels != NODATA).all(axis=0)
     index = np.divide(swir - infrared, swir + infrared, out=np.zeros_like(swir), where=known)
@@ -120,7 +120,7 @@ def _ndbi(pixels: npt.NDArray[np.uint16]) -> _Float:
 
 
 def _cross_spectrum(share: _Float, index: _Float) -> npt.NDArray[np.complex64]:
-    """Phase of the cross spectrum, with the finest frequencies turned down."""
+    """Phase of the cross spectrum, with weaker high frequencies."""
     taper = np.outer(*(np.hanning(side) for side in share.shape))
     labels, image = (np.fft.rfft2((part - scipy.ndimage.gaussian_filter(part, _DETAIL)) * taper)
                      for part in (share, index))  # fmt: skip
@@ -131,7 +131,7 @@ def _cross_spectrum(share: _Float, index: _Float) -> npt.NDArray[np.complex64]:
 
 
 def _peak(correlation: npt.NDArray[np.floating[Any]]) -> tuple[float, float, float]:
-    """Column, row and height of the highest value near the origin, between pixels by a parabola along each axis."""
+    """Column, row and height of the highest value near the origin, refined by a parabola along each axis."""
     reach = min(_FARTHEST, *((side - 1) // 2 for side in correlation.shape))
     near = np.roll(correlation, (reach + 1, reach + 1), axis=(0, 1))[: 2 * reach + 3, : 2 * reach + 3]
     row, column = np.unravel_index(near[1:-1, 1:-1].argmax(), (2 * reach + 1, 2 * reach + 1))

@@ -88,7 +88,7 @@ def test_the_data_part_needs_no_torch(sound):
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"data": {"root": "nowhere"}}, "error: data.init_args.root: nowhere is no dataset of terraseg"),
+        ({"data": {"root": "nowhere"}}, "error: data.init_args.root: nowhere"),
         ({"data": {"root": None}}, "error: data.init_args.root: missing"),
         ({"data": {"batch_size": 99}}, "error: data.init_args.batch_size: 99 is more than the 24 train chips"),
         ({"data": {"batch_size": 0}}, "error: data.init_args.batch_size: 0; expected a whole number"),
@@ -96,7 +96,7 @@ def test_the_data_part_needs_no_torch(sound):
         ({"data": {"class_share": 0.5}}, "warning: data.init_args.class_share: 24 of 24 train chips hold"),
         ({"data": {"fraction": 0.1}}, "error: data.init_args.batch_size: 4 is more than the 3 train chips"),
         ({"data": {"fraction": 0}}, "error: data.init_args.fraction: fraction 0; expected a share"),
-        ({"data": {"fold": 2}}, "error: data.init_args.fold: fold 2 of a dataset with no folds"),
+        ({"data": {"fold": 2}}, "error: data.init_args.fold: fold 2"),
         ({"data": {"bands": ["B02", "B05"]}}, "has no band B05 (it has B02"),
         ({"data": {"bands": ["B02", "purple"]}}, "error: data.init_args.bands: unknown band 'purple'"),
         ({"data": {"bands": ["B02", "BLUE"]}}, "error: data.init_args.bands: B02, B02; expected each band once"),
@@ -170,7 +170,7 @@ def _first(root, kind):
 @pytest.mark.parametrize(
     ("harm", "line"),
     [
-        (_swap, "is not the one that was prepared (checksum differs)"),
+        (_swap, "(checksum differs)"),
         # Trap 6.
         (
             lambda root: _rewrite(_first(root, "images"), lambda p: p * np.float32("nan"), dtype="float32"),
@@ -197,8 +197,8 @@ def test_a_sample_read_finds_chips_that_are_not_what_was_prepared(root, harm, li
         (lambda stats: stats["bands"].pop("B12"), "error: data.init_args.root: stats.json has 5 bands"),
         (lambda stats: stats["bands"]["B02"].update(std=0.0), "error: data.init_args.root: B02 is constant over train"),
         (lambda stats: stats["bands"]["B02"].update(mean=0.1, std=0.03), "expected DN of 1e-4 reflectance"),
-        (lambda stats: stats["bands"]["B02"].update(mean=float("nan")), "B02: statistics that are not finite"),
-        (lambda stats: stats["bands"]["B02"].update(mean=-9000), "warning: data.init_args.root: B02: a mean of -9000"),
+        (lambda stats: stats["bands"]["B02"].update(mean=float("nan")), "B02: its statistics are not finite"),
+        (lambda stats: stats["bands"]["B02"].update(mean=-9000), "warning: data.init_args.root: B02: mean -9000"),
         (
             lambda stats: [band["percentiles"].update(p2=1100) for band in stats["bands"].values()],
             "no band has ground darker than 1100 DN",
@@ -230,7 +230,7 @@ def _move(tiles: gpd.GeoDataFrame, split: str, **by: float) -> None:
         (lambda tiles: _move(tiles, "test", xoff=-330), "val and test share 12800 m² of ground"),
         (lambda tiles: _set(tiles, "block", "val", "test"), "1 blocks in two splits, such as test"),
         (lambda tiles: _set(tiles, "split", "val", "dev"), "splits ['dev']; expected train, val, test"),
-        (lambda tiles: _set(tiles, "tile", "train", "scene_0_0"), "23 tiles twice, such as scene_0_0"),
+        (lambda tiles: _set(tiles, "tile", "train", "scene_0_0"), "23 duplicate tiles, such as scene_0_0"),
         (lambda tiles: _set(tiles, "class_fraction", "val", 0), "a class in val"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The shift between footprints and imagery: planted ones are found, and undone only when asked for."""
+"""The offset between footprints and imagery: it is measured, and removed only on request."""
 
 import json
 
@@ -84,7 +84,7 @@ def _iou(first, second):
     return both / either
 
 
-def test_a_shift_that_cannot_be_told_is_not_applied(city, tmp_path):
+def test_a_shift_that_is_not_clear_is_not_applied(city, tmp_path):
     scene, footprints, *_ = city
     noise = np.random.default_rng(0).integers(500, 3000, (2, 300, 300), dtype=np.uint16)
     path = tmp_path / "noise.tif"
@@ -92,7 +92,7 @@ def test_a_shift_that_cannot_be_told_is_not_applied(city, tmp_path):
         target.write(noise)
     shift = measure_shift(find_scenes(path)[0], footprints.geometry.to_numpy())
     assert not shift.clear
-    with pytest.raises(LabelError, match="no clear shift .* expected at least 5 for label_shift: apply"):
+    with pytest.raises(LabelError, match="not clear .* expected at least 5 for label_shift: apply"):
         shift.undone(footprints.geometry.to_numpy(), gsd=10)
 
 
