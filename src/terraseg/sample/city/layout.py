@@ -1,7 +1,7 @@
-"""Where things are in the synthetic city: streets, blocks, buildings, trees and a river, as exact vector geometry.
+"""Layout of the synthetic city: streets, blocks, buildings, trees and a river, as exact vector geometry.
 
-The city is laid out on a square lattice of blocks that is turned against the pixel grid, dense in the middle and
-green at the edge. Everything is drawn at once with the array functions of numpy and shapely.
+The city is a square lattice of blocks, rotated against the pixel grid, dense in the centre and green at the edge.
+Everything is drawn with the array functions of numpy and shapely.
 """
 
 from dataclasses import dataclass
@@ -19,19 +19,19 @@ ORIGIN = (504780.0, 4067040.0)
 """Upper left corner: near Algiers, on the 60 m grid of tile 31SEA."""
 
 MARGIN = 200.0
-"""How far the city goes on beyond the scene, in metres: the sensor sees it through the point-spread function."""
+"""How far the city extends beyond the scene, in metres: the point-spread function reaches beyond the scene."""
 
 ROOFS = ("roof_tile", "roof_concrete", "roof_metal", "roof_dark")
 GROUND = "street"
-"""What lies where no object does."""
+"""Surface between the objects."""
 
 _PITCH, _STREET = 110.0, 12.0  # block spacing and street width, metres
-_CLEARANCE = 3.0  # least distance of a building from the edge of its plot, metres
-_SIDES = (6.0, 40.0)  # of a building, metres
+_CLEARANCE = 3.0  # least distance between a building and the edge of its plot, metres
+_SIDES = (6.0, 40.0)  # sides of a building, metres
 _SQUARE = ((-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5))
 _BENT = ((0, 0), (0.5, 0), (0.5, 0.5), (-0.5, 0.5), (-0.5, -0.5), (0, -0.5))
 
-# Zone: ground, plots along one side of a block, range of building sides (m), chance that a plot is built on.
+# Zone: surface, plots along one side of a block, range of building sides (m), probability that a plot has a building.
 _ZONES = {
     "houses": ("grass", 4, (6.0, 18.0), 0.85),
     "flats": ("grass", 2, (16.0, 40.0), 0.8),
@@ -52,8 +52,8 @@ class Layout:
 
     Attributes:
         geobox: the 10 m pixel grid.
-        objects: kind, brightness (factor on the spectrum of the kind) and geometry in the CRS of the grid; a later
-            row lies on top of an earlier one. Where nothing lies is street.
+        objects: kind, brightness (factor on the spectrum of the kind) and geometry in the CRS of the grid; later
+            rows lie on top of earlier ones. Ground without an object is street.
     """
 
     geobox: GeoBox
@@ -61,7 +61,7 @@ class Layout:
 
     @property
     def buildings(self) -> gpd.GeoDataFrame:
-        """The objects that are buildings and touch the scene; they don't overlap and nothing lies on them."""
+        """The buildings that touch the scene; they don't overlap, and no other object lies on them."""
         buildings = self.objects[self.objects["kind"].isin(ROOFS)]
         inside = buildings.intersects(shapely.box(*self.geobox.extent.geom.bounds))
         return buildings[inside].reset_index(drop=True)
@@ -75,7 +75,7 @@ def lay_out(*, size: int, seed: int) -> Layout:
     half = extent.length / 8
     angle = rng.uniform(5, 40)
 
-    # Blocks are drawn around (0, 0) and turned and moved into place at the end.
+    # Blocks are drawn around (0, 0), then rotated and moved into place at the end.
     reach = int(np.ceil((half * np.sqrt(2) + MARGIN) / _PITCH)) + 1
     steps = np.arange(-reach, reach) * _PITCH
     centres = np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2) + _PITCH / 2
@@ -109,7 +109,7 @@ def lay_out(*, size: int, seed: int) -> Layout:
 
 
 def _draw_zones(rng: np.random.Generator, centres: _Array, half: float) -> npt.NDArray[np.int64]:
-    """Zone of each block: dense in the middle of the city, mostly green and bare at its edge."""
+    """Zone of each block: dense in the centre of the city, mostly green and bare at its edge."""
     outwards = np.clip(np.hypot(*centres.T) / (half * np.sqrt(2)), 0, 1)[:, None]
     chance = (1 - outwards) * np.array(_ZONE_CHANCE_CENTRE) + outwards * np.array(_ZONE_CHANCE_EDGE)
     drawn: npt.NDArray[np.int64] = (rng.random((len(centres), 1)) > chance.cumsum(axis=1)).sum(axis=1)
@@ -117,7 +117,7 @@ def _draw_zones(rng: np.random.Generator, centres: _Array, half: float) -> npt.N
 
 
 def _buildings(rng: np.random.Generator, centres: _Array, zones: npt.NDArray[np.int64]) -> npt.NDArray[np.object_]:
-    """Rectangular and L-shaped buildings, one a plot at most; some turned against their street."""
+    """Rectangular and L-shaped buildings, at most one per plot; some are rotated against their street."""
     shapes = []
     for index, (_, plots, sides, chance) in enumerate(_ZONES.values()):
         blocks = centres[zones == index]
@@ -140,7 +140,7 @@ def _buildings(rng: np.random.Generator, centres: _Array, zones: npt.NDArray[np.
 
 
 def _rectangles(middles: _Array, sizes: _Array, turns: _Array, *, bent: bool = False) -> npt.NDArray[np.object_]:
-    """Rectangles of a size (n, 2) turned by degrees (n,) around their middles (n, 2); without a quarter if ``bent``."""
+    """Rectangles of sizes (n, 2), rotated by degrees (n,) around their centres (n, 2); L-shaped if ``bent``."""
     cos, sin = np.cos(np.radians(turns)), np.sin(np.radians(turns))
     rotation = np.stack([np.stack([cos, -sin], axis=-1), np.stack([sin, cos], axis=-1)], axis=-2)
     outline = np.array(_BENT if bent else _SQUARE)[None] * sizes[:, None]
@@ -162,7 +162,7 @@ def _trees(rng: np.random.Generator, centres: _Array, zones: npt.NDArray[np.int6
 
 
 def _river(rng: np.random.Generator, half: float) -> shapely.Geometry:
-    """A winding river of 40 to 60 m that passes beside the middle of the city."""
+    """A winding river, 40 to 60 m wide, that passes near the centre of the city."""
     along = np.linspace(-2 * half - MARGIN, 2 * half + MARGIN, 200)
     winding = half * (0.4 + 0.12 * np.sin(along / half * rng.uniform(2, 4) + rng.uniform(0, 2 * np.pi)))
     return shapely.LineString(np.stack([along, winding], axis=1)).buffer(rng.uniform(20, 30))

@@ -1,8 +1,8 @@
-"""The synthetic city: imagery with exact truth for the tests, seeded and of any size.
+"""Make a synthetic city: imagery with exact truth for tests, seeded and of any size.
 
 `make_city` writes what a catalogue would offer: several dates of Sentinel-2 level 2A with cloud, as Cloud Optimized
-GeoTIFFs with STAC items shaped like those of Earth Search v1, and the truth beside them. `make_city_scene` is the
-short way to a clear scene (contract 1) with its footprints (contract 2), which `python src/data.py city` goes.
+GeoTIFFs with STAC items like those of Earth Search v1, and the truth. `make_city_scene` directly writes a cloudless
+scene and its footprints, as `python src/data.py city` does.
 """
 
 from collections import Counter
@@ -33,7 +33,7 @@ _DN = npt.NDArray[np.uint16]
 
 _DAY = "2023-07-15"
 
-# One of each kind that the offset rule must tell apart; more dates begin again ten days later.
+# One date of each kind that the offset rule must distinguish; further dates repeat them ten days later.
 _KINDS = (
     (datetime(2020, 7, 5, 10, 46, 21, tzinfo=UTC), "02.14", False),
     (datetime(2022, 7, 10, 10, 46, 21, tzinfo=UTC), "04.00", False),
@@ -43,15 +43,15 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class City:
-    """What `make_city` wrote.
+    """Files and truth that `make_city` wrote.
 
     Attributes:
-        folder: of everything; a catalogue can be served from it.
+        folder: folder of all files; a STAC server can serve it.
         geobox: the 10 m grid.
-        items: STAC items, one a date, with the rasters beside each.
-        footprints: the buildings, contract 2.
+        items: STAC items, one per date, each in a folder with its rasters.
+        footprints: the buildings.
         reflectance: DN without cloud, noise and offset: uint16, all bands on the 10 m grid (coarser pixels repeated).
-        skies: cloud and shadow of each date at 20 m; the grid goes on to the next whole 60 m.
+        skies: cloud and shadow of each date at 20 m; the grid is extended to a multiple of 60 m.
     """
 
     folder: Path
@@ -68,11 +68,11 @@ def make_city(
     """Write a city of ``size`` x ``size`` pixels of 10 m.
 
     Args:
-        folder: gets a folder a date, and ``truth``.
-        dates: how many; the first three are of baseline 02.14, of 04.00 with its offset still in the DN, and of
-            05.09 with the offset already removed.
+        folder: gets one folder per date, and ``truth``.
+        dates: number of dates; the first three have baseline 02.14, baseline 04.00 with the offset still in the DN,
+            and baseline 05.09 with the offset already removed.
         cloud: share of each date under cloud.
-        noise: standard deviation in DN.
+        noise: standard deviation of the noise, in DN.
     """
     layout = lay_out(size=size, seed=seed)
     acquisitions = [_acquisition(index) for index in range(dates)]
@@ -103,14 +103,14 @@ def make_city(
 
 
 def make_city_scene(folder: Path, *, size: int = 256, seed: int = 0, noise: float = 15.0) -> tuple[Path, Path]:
-    """Write a cloudless scene ``city.tif`` and its buildings, in place of those of a city that was there.
+    """Write a cloudless scene ``city.tif`` and its buildings; an earlier city is replaced.
 
     Returns:
-        The folders of the scene and of the footprints, as the download leaves them.
+        The folders of the scene and of the footprints, as after a download.
     """
     layout = lay_out(size=size, seed=seed)
     buildings = folder / "footprints" / "buildings.parquet"
-    buildings.unlink(missing_ok=True)  # written last: a run that is killed leaves no city with another's buildings
+    buildings.unlink(missing_ok=True)  # written last, so that a killed run never leaves a city with wrong buildings
     item = scene_item(
         name="city",
         geobox=layout.geobox,
@@ -138,7 +138,7 @@ def _acquisition(index: int) -> Acquisition:
 
 
 def _open_rasters(stack: ExitStack, folder: Path, geobox: GeoBox) -> dict[str, DatasetWriter]:
-    """A raster each band and for the scene classification, by name."""
+    """Rasters of the bands and of the scene classification, by name."""
     rasters = {
         band.name: stack.enter_context(
             cog_writer(
@@ -166,7 +166,7 @@ def _reflectance_writer(path: Path, geobox: GeoBox) -> Iterator[DatasetWriter]:
 
 
 def _stack(strip: Strip, size: int, *, noise: float, rng: np.random.Generator) -> _DN:
-    """A strip's DN of all bands on the 10 m grid, cut to the scene."""
+    """DN of all bands of a strip on the 10 m grid, cropped to the scene."""
     rows = min(strip.reflectance["B02"].shape[0], size - strip.row)
     stack = np.empty((len(CITY_BANDS), rows, size), dtype=np.uint16)
     for target, band in zip(stack, CITY_BANDS, strict=True):
@@ -177,7 +177,7 @@ def _stack(strip: Strip, size: int, *, noise: float, rng: np.random.Generator) -
 
 
 def _digits(reflectance: Float, *, noise: float, offset: int, rng: np.random.Generator) -> _DN:
-    """DN of a reflectance; never 0, which means no observation."""
+    """Reflectance as DN; never 0, which means no observation."""
     values = reflectance / np.float32(REFLECTANCE_SCALE) + offset
     if noise:
         values += np.float32(noise) * rng.standard_normal(values.shape, dtype=np.float32)
@@ -186,7 +186,7 @@ def _digits(reflectance: Float, *, noise: float, offset: int, rng: np.random.Gen
 
 
 def _write(target: DatasetWriter, pixels: npt.NDArray[np.generic], row: int) -> None:
-    """Write a strip (bands, rows, columns), cut to the raster."""
+    """Write a strip (bands, rows, columns), cropped to the raster."""
     rows, columns = min(pixels.shape[1], target.height - row), target.width
     target.write(pixels[:, :rows, :columns], window=Window(0, row, columns, rows))
 
