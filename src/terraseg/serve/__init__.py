@@ -1,1 +1,1 @@
-"""The fine-tuning service: `terraseg serve` on the GPU machine, `terraseg.serve.client` on anybody's."""
+"""The fine-tuning service: `terraseg serve` on a GPU machine, `terraseg.serve.client` on any other."""

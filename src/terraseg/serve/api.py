@@ -1,4 +1,4 @@
-"""The service over HTTP: routes to the store, the queue and the workers. docs/service.md has the table of them."""
+"""HTTP routes of the service; docs/service.md lists them."""
 
 import asyncio
 import hmac
@@ -42,15 +42,15 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Settings:
-    """What a service is started with.
+    """Settings of a service.
 
     Attributes:
-        root: its folder.
-        recipes: folder of the configs that it trains with.
-        weights: folder of the weights' files that a request may name.
-        token: what requests must carry; None: nothing, and they must come from this machine.
-        max_upload: bytes of one upload.
-        command: what does the work, see `Workers`.
+        root: folder of datasets and jobs.
+        recipes: folder of the configs for trainings.
+        weights: folder of the weights files that a request may name.
+        token: token that requests must have; None: requests need no token and must come from this machine.
+        max_upload: most bytes of an upload.
+        command: command of the worker processes, see `Workers`.
     """
 
     root: Path
@@ -63,7 +63,7 @@ class Settings:
 
 @dataclass
 class _Upload:
-    """One that is not a dataset yet. ``sizes`` are bytes by path."""
+    """An upload that is not a dataset yet. ``sizes`` are bytes by path."""
 
     folder: Path
     sizes: dict[str, int] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class Service:
         self._one_import = asyncio.Lock()
 
     def application(self) -> web.Application:
-        """The application; its start queues again what was interrupted, its end kills what runs."""
+        """The application. On start it queues interrupted jobs again; on exit it stops the running job."""
         application = web.Application(middlewares=[self._faults_as_json, self._only_the_allowed])
         application.add_routes(
             [
@@ -123,7 +123,7 @@ class Service:
         task.cancel()
         await asyncio.wait([task])
 
-    # --- what every request passes ---
+    # --- middleware of all requests ---
 
     @web.middleware
     async def _faults_as_json(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
@@ -146,16 +146,16 @@ class Service:
     @web.middleware
     async def _only_the_allowed(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         if "Origin" in request.headers:
-            raise DeniedError("a web page asks", expected="the SDK or another program")
+            raise DeniedError("the request comes from a web page", expected="the SDK or another program")
         token = self._settings.token
         if token is None:
-            # Else a web page could reach this machine's service by a name of its own that leads here.
+            # Otherwise a web page could reach this service with a host name that resolves to this machine.
             if (request.url.host or "") not in LOOPBACK:
                 raise DeniedError(f"the request is for host {request.url.host!r}", expected="127.0.0.1 or localhost")
         elif not hmac.compare_digest(request.headers.get("Authorization", "").encode(), f"Bearer {token}".encode()):
             raise DeniedError(
                 "the token is wrong" if "Authorization" in request.headers else "the request has no token",
-                fix="give the token that the service was started with, Authorization: Bearer TOKEN",
+                fix="send the token of the service: Authorization: Bearer TOKEN",
             )
         return await handler(request)
 
@@ -233,7 +233,7 @@ class Service:
     def _known_upload(self, name: str) -> _Upload:
         if name not in self._uploads:
             raise NotThereError(
-                f"no upload {name!r}", expected="one that is not imported yet", fix="begin the upload again"
+                f"no upload {name!r}", expected="an upload that is not imported yet", fix="start the upload again"
             )
         if self._uploads[name].importing:
             raise WrongStateError(f"upload {name} is being imported")
@@ -267,7 +267,7 @@ class Service:
             dataset=self._store.dataset(asked.dataset),
             output=self._store.jobs / name / "outputs",
         )
-        # The dataset may be gone when an image like its own is to be mapped.
+        # Kept here because the dataset may be deleted before an image is mapped.
         request = {**plain(asked), "import": self._store.import_options(asked.dataset)}
         return self._store.add_job(name, request, config=config)
 
@@ -276,7 +276,7 @@ class Service:
         self._succeeded(asked.job, kind="train", what="a model")
         upload = self._known_upload(asked.upload)
         if len(upload.sizes) != 1:
-            raise ConfigError(f"upload {asked.upload} holds {len(upload.sizes)} files", expected="the one image")
+            raise ConfigError(f"upload {asked.upload} has {len(upload.sizes)} files", expected="one image")
         (image,) = upload.sizes
         request = {**plain(asked), "image": image, "assumed": self._store.request(asked.job)["import"]}
         job = self._store.add_job(self._store.new_job_id(), request, files=upload.folder / "files")
@@ -323,23 +323,23 @@ class Service:
         return await send_folder(request, folder / "outputs" / image.stem)
 
     def _succeeded(self, name: str, *, kind: str, what: str) -> Path:
-        """Folder of a job of this kind that has come to its end.
+        """Folder of a job of this kind that has succeeded.
 
         Raises:
-            NotThereError: there is none.
-            WrongStateError: it has not, or is of another kind.
+            NotThereError: no such job.
+            WrongStateError: the job has not succeeded, or is of another kind.
         """
         job = self._store.job(name)
         if job.kind != kind or job.state != "succeeded":
             raise WrongStateError(
-                f"job {name}, to {job.kind}, is {job.state}",
-                expected=f"one to {kind} that has succeeded: it has {what}",
+                f"job {name} ({job.kind}) is {job.state}",
+                expected=f"a {kind} job that has succeeded, with {what}",
             )
         return self._store.job_folder(name)
 
 
 def _ended(task: "asyncio.Task[None]") -> None:
-    """A queue that fails ends the service, which would take jobs and never run them."""
+    """Stop the service if its queue fails: otherwise it would accept jobs and never run them."""
     if not task.cancelled() and (error := task.exception()) is not None:
         _log.critical("the queue of jobs failed: %s", error, exc_info=error)
         raise web.GracefulExit
@@ -349,14 +349,14 @@ async def _body(request: web.Request) -> object:
     try:
         return await request.json(loads=_loads)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"the body of {request.method} {request.path} is no JSON ({error})") from error
+        raise ConfigError(f"the body of {request.method} {request.path} is not JSON ({error})") from error
 
 
 def _loads(text: str) -> object:
-    """JSON without the numbers that Python alone takes for it, and that no file of the store could hold."""
+    """Parse JSON; NaN and infinity, which Python would accept, raise an error."""
 
     def refuse(name: str) -> NoReturn:
-        raise ValueError(f"{name} is no number")
+        raise ValueError(f"{name} is not a JSON number")
 
     return json.loads(text, parse_constant=refuse)
 

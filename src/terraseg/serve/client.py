@@ -1,4 +1,4 @@
-"""The SDK: fine-tune on another machine from a script or a notebook.
+"""The SDK: fine-tune on another machine, from a script or a notebook.
 
 ::
 
@@ -7,9 +7,9 @@
     job = client.finetune(dataset, recipe="baseline_unet", steps=300)
     job.wait(progress=True)
 
-Of terraseg's requirements it needs httpx alone (and rich, for progress): neither torch nor GDAL. Every refusal of the
-service is the `terraseg.errors.TerrasegError` that the same fault raises locally. Questions, files sent and downloads
-are tried again where the network fails; what must not happen twice is not.
+It needs httpx (and rich, for progress), but neither torch nor GDAL. Errors of the service are raised as the same
+`terraseg.errors.TerrasegError` as in a local run. If the network fails, queries, uploads and downloads are tried again;
+requests that must not happen twice are not.
 """
 
 import json
@@ -27,19 +27,19 @@ from terraseg.serve.http_errors import Fault, NotThereError, WrongStateError
 
 _SUFFIXES = (".tif", ".tiff")
 _BUNDLE, _PRODUCT = "bundle.json", "item.json"
-"""The file that each of these folders has."""
+"""A file that is in each of these folders."""
 
 _OVER = ("succeeded", "failed", "cancelled")
 
 
 class Client:
-    """A service.
+    """A connection to a service.
 
     Args:
-        url: its address.
-        token: what it was started with; None where it has none.
-        timeout: seconds without an answer, or without progress of a transfer.
-        retries: of what may happen twice, after 0.5 s, 1 s, 2 s and so on: six bridge a restart of the service.
+        url: address of the service.
+        token: token of the service, if it has one.
+        timeout: longest wait in seconds for an answer, or for progress of a transfer.
+        retries: number of retries, after 0.5 s, 1 s, 2 s and so on; six are enough for a restart of the service.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout: float = 60.0, retries: int = 6) -> None:
@@ -52,7 +52,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._transport.close()
 
     def about(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Client:
         return about
 
     def recipes(self) -> list[dict[str, Any]]:
-        """What it can train: name, about, backbone, bands, weights and licence of each recipe."""
+        """The recipes: name, about, backbone, bands, weights and licence of each."""
         recipes: list[dict[str, Any]] = self._transport.get("/recipes")
         return recipes
 
@@ -76,18 +76,18 @@ class Client:
         """Make a dataset of labelled GeoTIFFs on the service.
 
         Args:
-            images: folder of the images. Without ``masks`` it holds the folders ``images`` and ``masks``, or ``train``,
-                ``val`` and ``test`` with ``input`` and ``ground_truth`` each, or images and masks side by side, told
-                apart by ``image_suffix`` and ``mask_suffix``.
+            images: folder of the images. Without ``masks`` it has the folders ``images`` and ``masks``; or ``train``,
+                ``val`` and ``test``, each with ``input`` and ``ground_truth``; or images and masks with different
+                ``image_suffix`` and ``mask_suffix``.
             masks: folder of the masks.
-            name: of the dataset; the folder's where absent.
-            options: as of `terraseg data import`: ``classes``, ``bands``, ``unit``, ``tile_size``, ``image_suffix``,
+            name: name of the dataset, by default that of the folder.
+            options: as for `terraseg data import`: ``classes``, ``bands``, ``unit``, ``tile_size``, ``image_suffix``,
                 ``mask_suffix``, ``nodata``, ``label_nodata``, ``attribution``, ``block_chips``, ``gap_m``, ``gsd``,
                 ``seed``, ``assume_independent``.
 
         Raises:
-            DatasetError: no GeoTIFF there.
-            TerrasegError: what the import refuses; nothing of the upload is kept.
+            DatasetError: the folder has no GeoTIFF.
+            TerrasegError: the import failed; nothing of the upload is kept.
         """
         files, layout = _files(Path(images), None if masks is None else Path(masks))
         asked = {
@@ -106,11 +106,11 @@ class Client:
         return Dataset(self._transport, self._transport.post(f"{address}/import", patient=True))
 
     def datasets(self) -> list["Dataset"]:
-        """All of them."""
+        """All datasets."""
         return [Dataset(self._transport, answer) for answer in self._transport.get("/datasets")]
 
     def dataset(self, name: str) -> "Dataset":
-        """The dataset of an id."""
+        """The dataset with an id."""
         return Dataset(self._transport, self._transport.get(f"/datasets/{quote(name, safe='')}"))
 
     def finetune(
@@ -127,19 +127,19 @@ class Client:
         positive: str | None = None,
         weights: str | None = None,
     ) -> "Job":
-        """Queue a training. It is checked before it begins: what it would get wrong is the job's error.
+        """Queue a training. The job first checks its config and data, and fails if it finds an error.
 
         Args:
             dataset: to train on, or its id.
             recipe: name of one of `recipes`.
-            steps: of the optimizer; without steps and epochs the recipe's own length.
+            steps: optimizer steps. Without steps and epochs, the length that the recipe sets.
             epochs: instead of steps.
-            seed: of the training, and of the labelled chips.
-            fraction: share of the ground of train that is learned from.
-            batch_size: chips of a step; the recipe's where absent.
-            bands: in the order of the model's channels; the recipe's where absent.
-            positive: class that threshold, metrics and maps are about; class 1 where absent.
-            weights: ``hub``, ``random``, or a file in the service's folder of weights; the recipe's where absent.
+            seed: for the training, and for the choice of chips.
+            fraction: share of the train area to learn from.
+            batch_size: chips per step, by default that of the recipe.
+            bands: in the order of the model's channels, by default those of the recipe.
+            positive: class for threshold, metrics and maps, by default class 1.
+            weights: ``hub``, ``random``, or a file in the service's weights folder, by default those of the recipe.
         """
         asked = {
             "dataset": dataset if isinstance(dataset, str) else dataset.id,
@@ -156,23 +156,23 @@ class Client:
         return Job(self._transport, self._transport.post("/jobs", asked))
 
     def jobs(self) -> list["Job"]:
-        """All of them, the oldest first."""
+        """All jobs, the oldest first."""
         return [Job(self._transport, answer) for answer in self._transport.get("/jobs")]
 
     def job(self, name: str) -> "Job":
-        """The job of an id."""
+        """The job with an id."""
         return Job(self._transport, self._transport.get(f"/jobs/{quote(name, safe='')}"))
 
 
 class _Thing:
-    """Something of the service; ``answer`` is what the service last said of it."""
+    """A dataset or job of the service; ``answer`` is its latest description."""
 
     def __init__(self, transport: Transport, answer: dict[str, Any]) -> None:
         self._transport, self.answer = transport, answer
 
     @property
     def id(self) -> str:
-        """Its name on the service."""
+        """Its id on the service."""
         return str(self.answer["id"])
 
 
@@ -184,7 +184,7 @@ class Dataset(_Thing):
         return f"<Dataset {self.id}: {', '.join(self.answer['classes'])}; chips: {chips}>"
 
     def delete(self) -> None:
-        """Remove it from the service."""
+        """Delete it from the service."""
         self._transport.delete(f"/datasets/{self.id}")
 
 
@@ -196,31 +196,31 @@ class Job(_Thing):
 
     @property
     def state(self) -> str:
-        """``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``, when it was last asked."""
+        """``queued``, ``running``, ``succeeded``, ``failed`` or ``cancelled``, at the last `refresh`."""
         return str(self.answer["state"])
 
     @property
     def weights(self) -> str:
-        """Where the training starts from; once it has ended, where it did start from."""
+        """The weights that the training starts from."""
         return str(self.answer["weights"])
 
     @property
     def pretrained(self) -> bool:
-        """Whether these are other weights than random ones."""
+        """Whether the weights are not random."""
         return bool(self.answer["pretrained"])
 
     @property
     def error(self) -> TerrasegError | None:
-        """Why it failed."""
+        """The error, if the job failed."""
         fault = Fault.parse(self.answer)
         return None if fault is None else fault.error()
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Figures on the test split, each with its 95 % interval, and all that they depend on.
+        """Metrics on the test split, each with its 95 % interval, and the settings behind them.
 
         Raises:
-            WrongStateError: there are none.
+            WrongStateError: there are no metrics.
         """
         if "test" not in self.answer["metrics"]:
             raise WrongStateError(f"job {self.id} is {self.state}", expected="succeeded", fix="wait for it")
@@ -228,21 +228,21 @@ class Job(_Thing):
         return metrics
 
     def refresh(self) -> Self:
-        """Ask the service again."""
+        """Get the present state from the service."""
         self.answer = self._transport.get(f"/jobs/{self.id}")
         return self
 
     def wait(self, *, progress: bool = False, every: float = 2.0, timeout: float | None = None) -> Self:
-        """Wait for its end.
+        """Wait until the job ends.
 
         Args:
             progress: show stages, steps, losses and scores.
-            every: seconds between questions.
-            timeout: seconds; None: as long as it takes.
+            every: seconds between queries.
+            timeout: longest wait in seconds; None: no limit.
 
         Raises:
-            TerrasegError: why it failed.
-            WrongStateError: it was cancelled, or is not over in time.
+            TerrasegError: the job failed.
+            WrongStateError: the job was cancelled, or did not end in time.
         """
         show = _shown() if progress else None
         start = time.monotonic()
@@ -261,20 +261,20 @@ class Job(_Thing):
         return self
 
     def log(self) -> str:
-        """All that its process said."""
+        """The log of its process."""
         return self._transport.text(f"/jobs/{self.id}/log")
 
     def full_metrics(self, split: str = "test") -> dict[str, Any]:
-        """The whole result on val or test, as docs/assessment.md describes it."""
+        """The full result on val or test, see docs/assessment.md."""
         metrics: dict[str, Any] = self._transport.get(f"/jobs/{self.id}/metrics/{split}")
         return metrics
 
     def download_bundle(self, folder: str | Path) -> Path:
-        """Get the trained model: a folder that `terraseg predict --bundle` takes.
+        """Download the trained model: a folder for `terraseg predict --bundle`.
 
         Raises:
             WrongStateError: the job has not succeeded.
-            OutputError: the folder holds something else.
+            OutputError: the folder has other files.
         """
         self._transport.download_folder(f"/jobs/{self.id}/bundle", Path(folder), mark=_BUNDLE)
         return Path(folder)
@@ -293,28 +293,28 @@ class Job(_Thing):
         progress: bool = False,
         every: float = 2.0,
     ) -> Path:
-        """Map an image with this training's model: queued as any job, waited for, fetched, and removed there.
+        """Map an image with this training's model: queue a job, wait, download the map, and delete the job.
 
         Args:
-            image: a scene with its STAC item beside it, as `terraseg data download` writes it, or any GeoTIFF like
-                those that were uploaded, with its date.
-            output: gets a folder of the image's name: probability and mask as COG, polygons, STAC item.
+            image: a scene with its STAC item, as `terraseg data download` writes it; or any GeoTIFF like the training
+                images, with its date.
+            output: gets a folder with the image's name: probability and mask as COG, polygons, STAC item.
             date: when the image was taken, YYYY-MM-DD.
-            attribution: credit that the map will carry.
-            bands: names in file order, where neither the image nor those of the upload had them.
-            unit: likewise.
-            nodata: likewise.
-            threshold: of the probability; the one that was chosen on val where absent.
+            attribution: credit line for the map.
+            bands: names in file order, if neither the image nor the training images declare them.
+            unit: as for bands.
+            nodata: as for bands.
+            threshold: probability threshold, by default the one chosen on val.
             progress: show stages.
-            every: seconds between questions.
+            every: seconds between queries.
 
         Returns:
             The folder.
 
         Raises:
             WrongStateError: the training has not succeeded.
-            OutputError: the folder holds something else.
-            TerrasegError: why it can't be mapped.
+            OutputError: the folder has other files.
+            TerrasegError: the image can't be mapped.
         """
         image, beside = Path(image), Path(image).with_suffix(".json")
         if not image.is_file():
@@ -347,24 +347,24 @@ class Job(_Thing):
         return folder
 
     def cancel(self) -> None:
-        """Stop it; what it has made up to now is kept until it is deleted.
+        """Stop the job; its files are kept until it is deleted.
 
         Raises:
-            WrongStateError: it is over.
+            WrongStateError: the job has ended.
         """
         self.answer = self._transport.post(f"/jobs/{self.id}/cancel")
 
     def delete(self) -> None:
-        """Remove it and all that it made from the service.
+        """Delete the job and its files from the service.
 
         Raises:
-            WrongStateError: it is not over.
+            WrongStateError: the job has not ended.
         """
         self._transport.delete(f"/jobs/{self.id}")
 
 
 def _files(images: Path, masks: Path | None) -> tuple[dict[str, Path], dict[str, str | None]]:
-    """The files to send by their path there, and which folders these are."""
+    """Files to send, by their path in the upload, and the folders of images and masks."""
     if masks is None and (images / "images").is_dir() and (images / "masks").is_dir():
         images, masks = images / "images", images / "masks"
     files = {f"images/{there}": path for there, path in _rasters(images).items()}
@@ -389,12 +389,12 @@ def _item(path: Path) -> Any:  # noqa: ANN401  # JSON, which the service checks
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise SceneError(f"{path} is no JSON ({error})", expected="the STAC item of the image beside it") from error
+        raise SceneError(f"{path} is not JSON ({error})", expected="the STAC item of the image") from error
 
 
 def _give_up(transport: Transport, upload: str) -> None:
-    """Remove an upload that will not be used; one that the service doesn't know any more is gone already."""
-    with suppress(UnreachableError, NotThereError):  # unreachable: it is forgotten when the service starts again
+    """Delete an upload that will not be used, if the service still has it."""
+    with suppress(UnreachableError, NotThereError):  # the service deletes uploads when it starts again
         transport.delete(upload)
 
 
@@ -403,7 +403,7 @@ def _slug(folder: Path) -> str:
 
 
 def _shown() -> Callable[[dict[str, Any]], None]:
-    """How answers become lines on the screen, each once."""
+    """A function that prints new lines of progress."""
     from rich.console import Console
 
     console, last = Console(highlight=False, markup=False, soft_wrap=True), [""]

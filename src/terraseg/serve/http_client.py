@@ -1,4 +1,4 @@
-"""How the client talks HTTP: bounded, repeated where that does no harm, and each refusal as the error that it is."""
+"""HTTP for the client: timeouts, safe retries, and errors of the service raised as they are."""
 
 import logging
 import shutil
@@ -21,10 +21,10 @@ _T = TypeVar("_T")
 
 _CHUNK = 1 << 20
 _PASSING = (502, 503, 504)
-"""Answers of a proxy whose service is away for a moment."""
+"""Status codes of a proxy whose service is briefly unavailable."""
 
 _PAUSE = 0.5
-"""Seconds before the first repetition; they double."""
+"""Seconds before the first retry; doubled each time."""
 
 
 class UnreachableError(ServiceError):
@@ -35,13 +35,13 @@ class Transport:
     """A connection to a service.
 
     Args:
-        url: its address.
-        token: what requests carry; None: nothing.
-        timeout: seconds without an answer, or without progress of a transfer.
-        retries: of what may happen twice.
+        url: address of the service.
+        token: token that requests have, if any.
+        timeout: longest wait in seconds for an answer, or for progress of a transfer.
+        retries: number of retries of requests that may happen twice.
 
     Raises:
-        ConfigError: the address is none.
+        ConfigError: the address is invalid.
     """
 
     def __init__(self, url: str, *, token: str | None, timeout: float, retries: int) -> None:
@@ -49,38 +49,38 @@ class Transport:
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise ConfigError(f"the service's address is {url!r}", expected="http://HOST:PORT or https://HOST")
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
-        here = parts.hostname in ("127.0.0.1", "localhost", "::1")  # where no proxy of the environment leads
+        here = parts.hostname in ("127.0.0.1", "localhost", "::1")  # a proxy can't reach this machine
         self.url, self._retries = url.rstrip("/"), retries
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not here)
 
     def close(self) -> None:
-        """Let go of the connections."""
+        """Close the connections."""
         self._http.close()
 
     def get(self, path: str) -> Any:  # noqa: ANN401  # JSON
-        """The answer to a question, asked again where the network fails."""
+        """Get JSON, with retries if the network fails."""
         return self._repeated(lambda: self._once("GET", path)).json()
 
     def text(self, path: str) -> str:
-        """Likewise, of plain text."""
+        """Get plain text, with retries if the network fails."""
         return self._repeated(lambda: self._once("GET", path)).text
 
     def post(self, path: str, value: object = None, *, patient: bool = False) -> Any:  # noqa: ANN401  # JSON
-        """Ask for something to happen, once.
+        """Send a request once, without retries.
 
         Args:
             value: the JSON to send.
-            patient: wait for the answer however long it takes.
+            patient: wait for the answer without a time limit.
         """
         how: dict[str, Any] = {"timeout": httpx.Timeout(60.0, read=None)} if patient else {}
         return self._once("POST", path, json=value, **how).json()
 
     def delete(self, path: str) -> None:
-        """Remove something."""
+        """Send a delete request once."""
         self._once("DELETE", path)
 
     def send(self, path: str, file: Path) -> None:
-        """Put a file, again from its beginning where the network fails."""
+        """Upload a file; if the network fails, start again."""
 
         def once() -> None:
             with file.open("rb") as handle:
@@ -90,7 +90,7 @@ class Transport:
         self._repeated(once)
 
     def download(self, path: str, target: Path) -> None:
-        """Get a file, which appears whole."""
+        """Download a file, atomically."""
 
         def once() -> None:
             with atomic_path(target) as temporary, temporary.open("wb") as handle:
@@ -107,14 +107,14 @@ class Transport:
         self._repeated(once)
 
     def download_folder(self, path: str, target: Path, *, mark: str) -> None:
-        """Get a folder that comes as a tar; it appears whole.
+        """Download a folder, sent as a tar, atomically.
 
         Args:
-            target: replaced where it is of the same kind.
+            target: replaced if it has the file ``mark``.
             mark: a file that such folders have.
 
         Raises:
-            OutputError: ``target`` holds something else.
+            OutputError: ``target`` has other files.
         """
         refuse_other_files(target, mark=mark)
         with atomic_folder(target) as folder:
@@ -126,7 +126,7 @@ class Transport:
                     if not member.isfile() or name.is_absolute() or ".." in name.parts:
                         raise ServiceError(f"the service sent {member.name!r} in a folder", expected="plain files")
                     source = tar.extractfile(member)
-                    assert source is not None  # noqa: S101  # it is a plain file
+                    assert source is not None  # noqa: S101  # it is a regular file
                     (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     with source, (folder / name).open("wb") as handle:
                         shutil.copyfileobj(source, handle, _CHUNK)
@@ -138,7 +138,7 @@ class Transport:
                 return call()
             except UnreachableError as error:
                 pause = _PAUSE * 2**attempt
-                _log.info("%s; again in %g s", error.found, pause)
+                _log.info("%s; next try in %g s", error.found, pause)
                 time.sleep(pause)
         return call()
 
@@ -165,15 +165,15 @@ class Transport:
         fault = Fault.parse(answer.json()) if is_json else None
         if fault is None:
             found = f"{self.url} answers {answer.status_code} {answer.reason_phrase}"
-            raise ServiceError(found, expected="an answer of terraseg", fix="see the service's log")
+            raise ServiceError(found, expected="an answer from terraseg", fix="see the service's log")
         raise fault.error()
 
 
 def refuse_other_files(folder: Path, *, mark: str) -> None:
-    """Refuse to replace a folder that is not of the kind that has the file ``mark``.
+    """Check that a folder is new, empty, or has the file ``mark``, so that no other files are replaced.
 
     Raises:
-        OutputError: it holds something else.
+        OutputError: the folder has other files.
     """
     if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
-        raise OutputError(f"{folder} holds other files", expected="a new folder", fix="name another folder")
+        raise OutputError(f"{folder} holds other files", expected="a new folder", fix="choose another folder")

@@ -1,4 +1,4 @@
-"""How errors travel: what the service refuses, with which HTTP status, and the same error at the client again.
+"""Errors over HTTP: their status codes and JSON, from which the client raises the same error.
 
 An error is JSON, ``{"error": {"kind": ..., "found": ..., "expected": ..., "fix": ...}}``; its kind is the name of a
 class here or in `terraseg.errors`.
@@ -12,7 +12,7 @@ from terraseg.errors import OutputError, ServiceError, TerrasegError
 
 
 class DeniedError(ServiceError):
-    """The token is missing or wrong, or a web page of another origin asks."""
+    """The token is missing or wrong, or the request comes from a web page."""
 
 
 class NotThereError(ServiceError):
@@ -24,7 +24,7 @@ class WrongStateError(ServiceError):
 
 
 class TooLargeError(ServiceError):
-    """More than the service takes."""
+    """The upload is larger than the service accepts."""
 
 
 _STATUS: dict[type[TerrasegError], int] = {
@@ -37,17 +37,17 @@ _STATUS: dict[type[TerrasegError], int] = {
 
 
 def status_of(error: TerrasegError) -> int:
-    """HTTP status; 422, a request that was understood and can't be done, for all errors of the data and the config."""
+    """HTTP status of an error; errors of data and config have 422, unprocessable."""
     return next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A `TerrasegError` as plain values.
+    """A `TerrasegError` as JSON values.
 
     Attributes:
-        kind: name of its class.
-        found, expected, fix: its parts.
+        kind: name of the class.
+        found, expected, fix: parts of the message.
     """
 
     kind: str
@@ -57,30 +57,30 @@ class Fault:
 
     @classmethod
     def of(cls, error: TerrasegError) -> "Fault":
-        """The fault of an error."""
+        """Make it from an error."""
         return cls(type(error).__name__, error.found, error.expected, error.fix)
 
     @classmethod
     def parse(cls, value: object) -> "Fault | None":
-        """The fault in a JSON answer; None where it holds none."""
+        """The fault in a JSON answer; None if there is none."""
         given = value.get("error") if isinstance(value, dict) else None
         if not isinstance(given, dict):
             return None
         return cls(str(given["kind"]), str(given["found"]), given.get("expected"), given.get("fix"))
 
     def json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As JSON values."""
         return asdict(self)
 
     def error(self) -> TerrasegError:
-        """The error again; of a class that this version doesn't know, a `ServiceError`."""
+        """The error; a `ServiceError` if this version doesn't know its class."""
         kind = globals().get(self.kind) or getattr(errors, self.kind, None)
         known = isinstance(kind, type) and issubclass(kind, TerrasegError)
         made: TerrasegError = (kind if known else ServiceError)(self.found, expected=self.expected, fix=self.fix)  # type: ignore[misc]
         return made
 
     def without(self, folder: str) -> "Fault":
-        """The same without a folder of the server, of whose place the client knows nothing."""
+        """The same without the path of a folder on the server, which means nothing to the client."""
         parts = (part and part.replace(f"{folder}/", "").replace(folder, "its folder") for part in self._parts)
         return Fault(self.kind, *parts)  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""A given image as a scene of contract 1, so that it can be mapped: bands, unit and grid as the contract wants them."""
+"""Convert an image to a scene, so that it can be mapped."""
 
 import datetime as dt
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from terraseg.prepare.config import FolderOptions
 from terraseg.prepare.import_files import Header, Pair, header_of, read_image
 
 _LIKE_TRAINING = 0.1
-"""Share by which pixels may be another size on the ground than those that the model knows."""
+"""Largest relative difference between the pixel size of an image and that of the training images."""
 
 
 def scene_of(
@@ -31,25 +31,25 @@ def scene_of(
     attribution: str,
     gsd: float,
 ) -> Path:
-    """Write an image as a scene. One on a metric grid keeps its pixels; another one is resampled (nearest) to UTM.
+    """Write an image as a scene. Images on a metric grid keep their pixels; others are resampled (nearest) to UTM.
 
-    The image is held in memory as a whole.
+    The whole image is held in memory.
 
     Args:
         path: the GeoTIFF.
         output: folder of the scene, which keeps the image's name.
-        said: bands, unit and nodata of it, as of `FolderOptions`; None each where it says so itself.
-        assumed: likewise, of the images that the model was trained on: where neither says it.
-        day: of the image.
-        attribution: credit that its map carries.
-        gsd: pixel size in metres that the model was trained at; an image that is resampled gets it, and must have
-            about that size by itself.
+        said: bands, unit and nodata from the request, see `FolderOptions`; None if the image declares them.
+        assumed: the same for the training images, used if neither the request nor the image has a value.
+        day: date of the image.
+        attribution: credit line for the map.
+        gsd: pixel size in metres of the training images. A resampled image gets this pixel size, and its own pixel size
+            must be similar.
 
     Returns:
         The scene.
 
     Raises:
-        SceneError: unreadable, without a place, bands, unit or type that are unknown, or pixels of another size.
+        SceneError: the image can't be read, has no CRS, has unknown bands, unit or type, or another pixel size.
     """
     try:
         with rasterio.open(path) as image:
@@ -89,7 +89,7 @@ def scene_of(
 
 
 def _options(image: rasterio.DatasetReader, said: Mapping[str, Any], assumed: Mapping[str, Any]) -> FolderOptions:
-    """What is said goes before what the image says, which is an error where they differ; the rest is assumed."""
+    """Values of the request, then of the image, then assumed ones; request and image must not differ."""
     known = {
         "bands": all(image.descriptions),
         "unit": "UNIT" in image.tags(),
@@ -103,19 +103,19 @@ def _options(image: rasterio.DatasetReader, said: Mapping[str, Any], assumed: Ma
 
 
 def _is_metric(header: Header) -> bool:
-    """Whether the image lies on a north-up grid of square pixels in metres, as contract 1 wants it."""
+    """Whether the image has a north-up grid of square pixels in metres, as a scene needs it."""
     crs, transform = rasterio.CRS.from_string(header.crs), header.transform
     metric = crs.is_projected and crs.linear_units_factor[1] == 1
     return bool(metric and transform.b == transform.d == 0 and transform.a == -transform.e)
 
 
 def _check_size(path: Path, geobox: GeoBox, *, gsd: float) -> None:
-    """After the resampling nobody could tell that the image was much finer or coarser."""
+    """Check the pixel size: after resampling, a wrong one could not be seen any more."""
     side = max(pixel_on_ground(geobox))
     if not abs(side / gsd - 1) <= _LIKE_TRAINING:
         raise SceneError(
-            f"{path} has pixels of {side:.3g} m on the ground, the model was trained at {gsd:g} m",
-            expected="pixel sizes within 10 %",
+            f"{path} has pixels of {side:.3g} m on the ground, but the model was trained at {gsd:g} m",
+            expected="a difference of at most 10 %",
             fix="resample the image, or train at its resolution",
         )
 

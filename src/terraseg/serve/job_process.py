@@ -1,7 +1,7 @@
 """The process that does one piece of work: `python -m terraseg.serve.job_process FOLDER`.
 
-It reads request.json, says in stage.json what it is at, and how it ended in result.json. Whatever it can't say there,
-such as a crash, its exit code and log.txt do. A training that was stopped goes on from its last checkpoint.
+It reads request.json, and writes its stage to stage.json and its result to result.json. After a crash, the exit code
+and log.txt show what happened. A stopped training resumes from its last checkpoint.
 """
 
 import datetime as dt
@@ -29,16 +29,16 @@ from terraseg.serve.store import read_json, training_folder
 _log = logging.getLogger("terraseg.serve.job_process")  # not __main__, which this module is
 
 _PATIENCE = 30.0
-"""Seconds that a process whose service was killed has to notice it."""
+"""Seconds until a process notices that its service was killed."""
 
 _BOUNDARY_PIXELS = 2
-"""How far apart outlines may lie and still agree."""
+"""Tolerance for outlines, in pixels."""
 
 Request = dict[str, Any]
 
 
 def main(folder: Path) -> None:
-    """Do the work of a folder; an error that the user can mend is its result."""
+    """Do the work of a folder; a `TerrasegError` becomes its result."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stdout, force=True)
     logging.getLogger("terraseg").setLevel(logging.INFO)
     threading.Thread(target=_die_with_the_service, daemon=True).start()
@@ -58,7 +58,7 @@ def main(folder: Path) -> None:
 
 
 def _die_with_the_service() -> None:
-    """The service holds the other end of standard input, which the kernel closes however the service ends."""
+    """The service holds the other end of standard input; the kernel closes it when the service ends in any way."""
     os.read(0, 1)
     os.killpg(os.getpgrp(), signal.SIGKILL)
 
@@ -95,7 +95,7 @@ def _import(folder: Path, request: Request) -> None:
         options=terraseg.FolderOptions.checked(request["options"]),
     )
     write_json(output / "import.json", request["options"])
-    # Chips that keep the contract are second names of the files; where the disk has no hard links, they need them.
+    # Chips may be links to the uploaded files; symbolic links, on disks without hard links, still need these files.
     if not any(path.is_symlink() for path in output.rglob("*.tif")):
         shutil.rmtree(files)
 
@@ -108,7 +108,7 @@ def _train(folder: Path, request: Request) -> None:
     values: dict[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
     outputs = Path(values["trainer"]["default_root_dir"])
     dataset = terraseg.open_dataset(values["data"]["init_args"]["root"])
-    if not (outputs / "bundle" / "bundle.json").is_file():  # the last thing that a training writes
+    if not (outputs / "bundle" / "bundle.json").is_file():  # the last file that a training writes
         _stage(folder, "checking")
         _check(folder, config)
         _stage(folder, "training")
@@ -126,8 +126,8 @@ def _train(folder: Path, request: Request) -> None:
 
 
 def _check(folder: Path, config: Path) -> None:
-    """What `terraseg check` says: errors end the job, warnings are kept for its answer."""
-    _refuse(terraseg.check(config, model=False))  # in a second: TerraTorch's import need not be waited for
+    """Run `terraseg check`: errors end the job, warnings are kept for its answer."""
+    _refuse(terraseg.check(config, model=False))  # takes a second, without the import of TerraTorch
     findings = terraseg.check(config)
     for finding in findings:
         _log.log(logging.ERROR if finding.severity == "error" else logging.WARNING, "%s", finding)
@@ -143,7 +143,7 @@ def _refuse(findings: "Sequence[terraseg.Finding]") -> None:
 
 
 def _fit(config: Path, last: Path) -> None:
-    """`terratorch fit`, in this process: its imports took seconds, and the check has paid them."""
+    """Run `terratorch fit` in this process, which has already imported TerraTorch for the check."""
     from terratorch.__main__ import main as terratorch
 
     resumed = ["--ckpt_path", str(last)] if last.is_file() else []

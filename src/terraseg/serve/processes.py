@@ -1,4 +1,4 @@
-"""Processes that do the service's work: started, watched, killed; what became of each is one line."""
+"""Worker processes of the service: start, watch and kill them."""
 
 import asyncio
 import os
@@ -14,7 +14,7 @@ from terraseg.serve.http_errors import Fault
 from terraseg.serve.store import read_json
 
 Command = Callable[[Path], Sequence[str]]
-"""From the folder of a piece of work to the command that does it."""
+"""Makes the command of a worker process from the folder of its work."""
 
 
 def worker_command(folder: Path) -> list[str]:
@@ -23,12 +23,12 @@ def worker_command(folder: Path) -> list[str]:
 
 
 class Workers:
-    """Runs commands, each in a process group of its own, which dies with this process.
+    """Runs commands, each in its own process group, which ends with this process.
 
-    Each gets a pipe as its standard input, which it watches: the kernel closes the pipe however this process ends.
+    Each command watches a pipe on its standard input; the kernel closes the pipe when this process ends in any way.
 
     Args:
-        command: `worker_command`; another one for tests.
+        command: `worker_command`, or another one for tests.
     """
 
     def __init__(self, command: Command = worker_command) -> None:
@@ -37,10 +37,10 @@ class Workers:
         self._doomed: set[Path] = set()
 
     async def run(self, folder: Path) -> "Fault | None":
-        """Do the work of a folder to its end.
+        """Do the work of a folder.
 
         Returns:
-            Why it failed: what its process says in result.json, or how it died; None where it ended well.
+            The error, from result.json or from the way the process ended; None if it succeeded.
         """
         for of_before in ("result.json", "stage.json"):
             (folder / of_before).unlink(missing_ok=True)
@@ -54,20 +54,20 @@ class Workers:
                 start_new_session=True,
             )
         self._running[folder] = process
-        if folder in self._doomed:  # while it was being started
+        if folder in self._doomed:  # killed while it was starting
             _kill_group(process.pid)
         try:
             code = await process.wait()
         finally:
             del self._running[folder]
             self._doomed.discard(folder)
-            _kill_group(process.pid)  # where its children outlive it, and where we are stopped
+            _kill_group(process.pid)  # children may still run, or this process is being stopped
             await process.wait()
         result = read_json(folder / "result.json")
         return _fault(code, result, stage=str(read_json(folder / "stage.json").get("stage", "starting")), log=log)
 
     def kill(self, folder: Path) -> None:
-        """Kill the process of a folder and all that it started: whatever it writes is written whole or not at all."""
+        """Kill the process of a folder and its children. This is safe: all files are written atomically."""
         self._doomed.add(folder)
         if folder in self._running:
             _kill_group(self._running[folder].pid)
@@ -76,7 +76,7 @@ class Workers:
 def _kill_group(leader: int) -> None:
     try:
         os.killpg(leader, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):  # it has ended; macOS says the latter of zombies
+    except (ProcessLookupError, PermissionError):  # it has ended; macOS raises the latter for zombies
         return
 
 
@@ -86,8 +86,8 @@ def _fault(code: int, result: dict[str, Any], *, stage: str, log: Path) -> Fault
     if code < 0:
         error = ServiceError(
             f"the job's process was killed by {signal.Signals(-code).name} while {stage}",
-            expected="that it ends by itself",
-            fix="where memory ran out, choose a smaller batch_size; then ask for the job again",
+            expected="a process that ends by itself",
+            fix="if memory ran out, choose a smaller batch_size; then start the job again",
         )
     else:
         error = ServiceError(

@@ -1,4 +1,4 @@
-"""The queue: one job at a time, the oldest first, each to a state that will not change, whatever happens to it."""
+"""The queue runs one job at a time, the oldest first, until it reaches a final state."""
 
 import asyncio
 import logging
@@ -11,15 +11,15 @@ from terraseg.serve.store import Job, Store
 _log = logging.getLogger(__name__)
 
 MOST_ATTEMPTS = 3
-"""Starts of one job. One amid which the service stopped so often may be what stops it."""
+"""Most starts of one job. A job during which the service stopped more often may be the cause."""
 
 
 class Queue:
     """Runs the jobs of a store.
 
     Args:
-        store: where they are.
-        workers: what does their work.
+        store: holds the jobs.
+        workers: do the work.
     """
 
     def __init__(self, store: Store, workers: Workers) -> None:
@@ -28,26 +28,26 @@ class Queue:
         self._cancelled: set[str] = set()
 
     def recover(self) -> None:
-        """Queue again the jobs amid which the service was stopped; their training goes on from its last checkpoint."""
+        """Queue the interrupted jobs again; a training resumes from its last checkpoint."""
         for job in self._store.all_jobs():
             if job.state != "running":
                 continue
             if job.attempts < MOST_ATTEMPTS:
-                _log.info("job %s was interrupted: it goes on", job.id)
+                _log.info("job %s was interrupted and resumes", job.id)
                 self._store.move(job, "queued")
                 continue
             error = ServiceError(
                 f"the service stopped {job.attempts} times while it ran this job",
-                fix="look into the logs of the job and of the machine; then ask for the job again",
+                fix="see the logs of the job and of the machine; then start the job again",
             )
             self._store.move(job, "failed", error=Fault.of(error).json())
 
     def notify(self) -> None:
-        """There is a new job."""
+        """Tell the queue that there is a new job."""
         self._news.set()
 
     async def run(self) -> None:
-        """Run jobs until cancelled; the one at work is then killed and stays ``running``, for `recover`."""
+        """Run jobs until cancelled. The running job is then killed and stays ``running``, for `recover`."""
         while True:
             self._news.clear()
             waiting = [job for job in self._store.all_jobs() if job.state == "queued"]
@@ -58,7 +58,7 @@ class Queue:
 
     async def _work(self, job: Job) -> None:
         job = self._store.move(job, "running")
-        _log.info("job %s runs (attempt %d)", job.id, job.attempts)
+        _log.info("job %s is running (attempt %d)", job.id, job.attempts)
         fault = await self._workers.run(self._store.job_folder(job.id))
         if fault is None:
             job = self._store.move(job, "succeeded")
@@ -72,15 +72,15 @@ class Queue:
         _log.info("job %s %s", job.id, job.state)
 
     def cancel(self, name: str) -> None:
-        """Stop a job: a queued one never runs, a running one is killed and becomes ``cancelled`` when it has ended.
+        """Stop a job. A queued job never runs; a running job is killed and becomes ``cancelled`` when it has ended.
 
         Raises:
             NotThereError: no such job.
-            WrongStateError: it is over.
+            WrongStateError: the job has ended.
         """
         job = self._store.job(name)
         if job.is_over:
-            raise WrongStateError(f"job {name} is {job.state} already")
+            raise WrongStateError(f"job {name} is already {job.state}")
         if job.state == "queued":
             self._store.move(job, "cancelled")
             return

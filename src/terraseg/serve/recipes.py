@@ -1,4 +1,4 @@
-"""Recipes: the configs of a folder that train on any dataset, and the config that a request makes of one."""
+"""Recipes: configs that train on any dataset, and the config for a request."""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,20 +17,20 @@ from terraseg.serve.schema import AskedTraining
 _log = logging.getLogger(__name__)
 
 _VALIDATIONS = 5
-"""Of a training by steps: the best checkpoint is one of so many."""
+"""Number of validations of a training by steps; the best checkpoint is one of them."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A config that trains on any dataset with its bands.
+    """A config that trains on any dataset that has its bands.
 
     Attributes:
-        name: its file's, without the suffix.
+        name: file name without the suffix.
         about: first line of the file.
         backbone: name in TerraTorch.
         bands: ESA names.
-        weights: where they come from unless the request says it.
-        licence: of the weights.
+        weights: default source of the weights.
+        licence: licence of the weights.
     """
 
     name: str
@@ -41,31 +41,31 @@ class Recipe:
     licence: str
 
     def json(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """As JSON values."""
         return asdict(self)
 
 
 def find_recipes(folder: Path) -> list[Recipe]:
-    """The recipes of a folder, sorted; its other files (data, comparisons, several dates, a debug run) are left out."""
+    """The recipes of a folder, sorted. Other configs (data, comparisons, several dates, debug runs) are skipped."""
     return [recipe for path in sorted(folder.glob("*.yaml")) if (recipe := _recipe(path))]
 
 
 def resolve(
     asked: AskedTraining, *, recipes: Path, weights: Path, dataset: ChipDataset, output: Path
 ) -> dict[str, Any]:
-    """The config of a training, for `terratorch fit`.
+    """Make the config of a training, for `terratorch fit`.
 
     Args:
         asked: the request.
         recipes: folder of the recipes.
-        weights: folder of the weights' files that a request may name.
-        dataset: to train on.
-        output: folder of the experiment's folder, which has the recipe's name.
+        weights: folder of the weights files that a request may name.
+        dataset: dataset to train on.
+        output: the experiment's folder, named after the recipe, is made in this folder.
 
     Raises:
         NotThereError: no such recipe.
         ConfigError: no such class or weights.
-        SceneError: a band that nobody knows.
+        SceneError: unknown band.
     """
     path = recipes / f"{asked.recipe}.yaml"
     recipe = _recipe(path) if path.is_file() else None
@@ -85,7 +85,7 @@ def resolve(
     model["model_args"]["num_classes"] = len(dataset.info.classes)
     if asked.positive is not None:
         model["positive_class"] = _class_id(asked.positive, dataset)
-    # Nobody looks at a bar in a log, and the summary is a page of it.
+    # A log needs no progress bar, and the model summary is a page long.
     trainer["callbacks"] = [
         each for each in trainer.get("callbacks") or [] if not str(each.get("class_path")).endswith("ProgressBar")
     ]
@@ -115,7 +115,7 @@ def _recipe(path: Path) -> Recipe | None:
         about=path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# "),
         backbone=str(arguments.get("backbone")),
         bands=tuple(sections["data"].get("bands") or ()),
-        # Random weights are for those who ask for them: no service falls back to them.
+        # The service uses random weights only on request; it never falls back to them.
         weights="hub" if asks == "hub-or-random" else asks,
         licence=declared_licence(values) or "",
     )
@@ -124,7 +124,7 @@ def _recipe(path: Path) -> Recipe | None:
 def _set_length(asked: AskedTraining, trainer: dict[str, Any]) -> None:
     if asked.steps is not None:
         trainer.pop("max_epochs", None)
-        # Not 1, which Lightning takes for 1.0: once an epoch.
+        # Not 1, which Lightning reads as 1.0: once per epoch.
         every = max(2, asked.steps // _VALIDATIONS)
         trainer |= {"max_steps": asked.steps, "check_val_every_n_epoch": None, "val_check_interval": every}
     elif asked.epochs is not None:
@@ -146,15 +146,15 @@ def _set_bands(names: Sequence[str], data: dict[str, Any], arguments: dict[str, 
 
 
 def _weights(asked: str, *, folder: Path, given: bool) -> str:
-    """The source of the weights; a file that a request names is one of the folder's."""
+    """The source of the weights; a request may name only files of the folder."""
     if not given or asked in ("hub", "random"):
         return asked
     files = sorted(_files(folder))
     if asked not in files:
         raise ConfigError(
-            f"the service has no weights {asked!r}",
+            f"the service has no weights file {asked!r}",
             expected=", ".join(["hub", "random", *files]),
-            fix=f"put the file into {folder} on the service's machine",
+            fix=f"put the file into {folder} on the machine of the service",
         )
     return str(folder / asked)
 

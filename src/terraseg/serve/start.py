@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _LEAST_TOKEN = 16
-"""Characters."""
+"""Least length of a token, in characters."""
 
 
 def serve(
@@ -67,7 +67,7 @@ def serve(
         with output_lock(root):
             _listen(settings, host=host, port=port)
     except BusyError as error:
-        raise BusyError(f"another service works in {root}", fix="stop it, or choose another --root") from error
+        raise BusyError(f"another service uses {root}", fix="stop it, or choose another --root") from error
 
 
 def _listen(settings: "Settings", *, host: str, port: int) -> None:
@@ -77,30 +77,33 @@ def _listen(settings: "Settings", *, host: str, port: int) -> None:
 
     application = Service(settings).application()
     _log.info(
-        "terraseg serves %s at http://%s:%d; Ctrl-C stops it, the same command goes on", settings.root, host, port
+        "terraseg serves %s at http://%s:%d; stop it with Ctrl-C, resume it with the same command",
+        settings.root,
+        host,
+        port,
     )
     try:
         web.run_app(application, host=host, port=port, print=None, access_log=None)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES):
             raise
-        raise ConfigError(f"can't listen at {host}:{port} ({error.strerror})", fix="choose another --port") from error
+        raise ConfigError(f"can't listen on {host}:{port} ({error.strerror})", fix="choose another --port") from error
 
 
 def read_token(path: Path) -> str:
-    """The token of a file.
+    """Read the token from a file.
 
     Raises:
-        ConfigError: no such file, others may read it, or it holds no token.
+        ConfigError: the file is missing, can be read by other users, or has no valid token.
     """
     if not path.is_file():
         raise ConfigError(f"no token file at {path}", fix="correct --token-file")
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(f"other users of this machine may read {path}", fix=f"chmod 600 {path}")
+        raise ConfigError(f"other users of this machine can read {path}", fix=f"chmod 600 {path}")
     token = path.read_text(encoding="utf-8").strip()
     if len(token) < _LEAST_TOKEN or not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError(
-            f"{path} holds no token",
+            f"{path} has no valid token",
             expected=f"at least {_LEAST_TOKEN} characters on one line",
             fix=f"openssl rand -hex 32 > {path}",
         )

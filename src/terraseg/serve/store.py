@@ -1,21 +1,21 @@
-"""What the service keeps on disk. The only place that knows these files; each appears whole or not at all.
+"""Files of the service. The only module that knows them; all are written atomically.
 
 ::
 
-    <root>/.lock                  held by the one service that works here
-    uploads/<id>/                 an upload that is not a dataset yet: gone when the service starts again
+    <root>/.lock                  held by the service that uses this folder
+    uploads/<id>/                 an upload that is not a dataset yet; deleted when the service starts
         request.json, files/, result.json, log.txt
-    datasets/<id>/                contract 3, and import.json: the options that it was imported with
+    datasets/<id>/                a dataset, and import.json: the options of its import
     jobs/<id>/
-        request.json              what was asked for; never changes
-        config.yaml               of a training, as `terratorch fit` takes it
-        job.json                  `Job`; written by the service alone
-        stage.json, result.json   what the job's process is at, and how it ended; written by that process alone
-        log.txt                   all that it said
-        outputs/<recipe>/         of a training, contract 4: checkpoints, metrics.csv, timings.json, bundle/
-        metrics/{val,test}.json   of a training, contract 6
-        input/, scene/            of a prediction: the image that was sent, and as a scene of contract 1
-        outputs/<image>/          of a prediction, contract 5
+        request.json              the request; never changes
+        config.yaml               of a training, for `terratorch fit`
+        job.json                  `Job`; written only by the service
+        stage.json, result.json   stage and result of the job's process; written only by this process
+        log.txt                   its log
+        outputs/<recipe>/         of a training: checkpoints, metrics.csv, timings.json, bundle/
+        metrics/{val,test}.json   of a training: results
+        input/, scene/            of a prediction: the uploaded image, and the scene made from it
+        outputs/<image>/          of a prediction: the product
 """
 
 import datetime as dt
@@ -41,21 +41,21 @@ State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 
 _NEXT: Mapping[State, tuple[State, ...]] = {
     "queued": ("running", "cancelled", "failed"),
-    "running": ("succeeded", "failed", "cancelled", "queued"),  # queued: the service stopped amid it
+    "running": ("succeeded", "failed", "cancelled", "queued"),  # queued: the service stopped while it ran
 }
-"""Where a job may go from a state; the others are its end."""
+"""Next states of a job; states that are not keys are final."""
 
 
 class Job(Strict):
     """job.json.
 
     Attributes:
-        id: its folder's name.
-        kind: what it does, as in its request.
-        state: where it is.
-        created, started, finished: ISO 8601, UTC; started is that of the last attempt.
-        attempts: how often its process was started: more than once where the service stopped amid it.
-        error: `terraseg.serve.http_errors.Fault` of a failed one.
+        id: name of its folder.
+        kind: kind of the request.
+        state: state of the job.
+        created, started, finished: ISO 8601, UTC; started is the time of the last attempt.
+        attempts: number of starts; more than one if the service stopped while the job ran.
+        error: `terraseg.serve.http_errors.Fault` of a failed job.
     """
 
     id: str
@@ -69,7 +69,7 @@ class Job(Strict):
 
     @property
     def is_over(self) -> bool:
-        """Whether it will never change again."""
+        """Whether its state is final."""
         return self.state not in _NEXT
 
 
@@ -77,7 +77,7 @@ class Store:
     """A service's folder.
 
     Args:
-        root: the folder; made where it is missing.
+        root: the folder; made if it is missing.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,7 +85,7 @@ class Store:
         self.uploads, self.datasets, self.jobs = (self.root / name for name in ("uploads", "datasets", "jobs"))
 
     def open(self) -> None:
-        """Make the folders, and remove what a service that was killed left half done; call it under the root's lock."""
+        """Make the folders, and delete what a killed service left unfinished. Call it with the root's lock held."""
         shutil.rmtree(self.uploads, ignore_errors=True)
         for folder in (self.uploads, self.datasets, self.jobs):
             folder.mkdir(parents=True, exist_ok=True)
@@ -95,39 +95,39 @@ class Store:
     # --- uploads and datasets ---
 
     def new_upload(self, name: str, request: Mapping[str, Any]) -> Path:
-        """The folder of a new upload; its name will be that of the dataset."""
+        """Make the folder of a new upload; the dataset will have the same name."""
         folder = self.uploads / f"{name}-{secrets.token_hex(4)}"
         (folder / "files").mkdir(parents=True)
         write_json(folder / "request.json", {**request, "output": str(self.datasets / folder.name)})
         return folder
 
     def delete_upload(self, folder: Path) -> None:
-        """Remove an upload, imported or not."""
+        """Delete an upload, imported or not."""
         shutil.rmtree(folder)
 
     def dataset(self, name: str) -> ChipDataset:
         """A dataset.
 
         Raises:
-            NotThereError: there is none of this id.
+            NotThereError: no dataset with this id.
             DatasetError: it was changed by hand.
         """
         return open_dataset(self._there(self.datasets, name, "dataset"))
 
     def import_options(self, name: str) -> dict[str, Any]:
-        """What the files of a dataset's import didn't say themselves; nothing of a dataset that came otherwise."""
+        """Import options of a dataset; empty if it was not imported by the service."""
         return read_json(self._there(self.datasets, name, "dataset") / "import.json")
 
     def dataset_ids(self) -> list[str]:
-        """All of them, sorted."""
+        """Ids of all datasets, sorted."""
         return sorted(path.parent.name for path in self.datasets.glob("[!.]*/dataset.yaml"))
 
     def delete_dataset(self, name: str) -> None:
-        """Remove a dataset.
+        """Delete a dataset.
 
         Raises:
-            NotThereError: there is none of this id.
-            WrongStateError: a job that is not over needs it.
+            NotThereError: no dataset with this id.
+            WrongStateError: an unfinished job needs it.
         """
         folder = self._there(self.datasets, name, "dataset")
         self._refuse_in_use("dataset", name)
@@ -136,7 +136,7 @@ class Store:
     # --- jobs ---
 
     def new_job_id(self) -> str:
-        """An id that no job has; ids sort by time."""
+        """A new id; ids sort by time."""
         return f"{_now():%Y%m%d-%H%M%S}-{secrets.token_hex(4)}"
 
     def add_job(
@@ -151,9 +151,9 @@ class Store:
 
         Args:
             name: its id, from `new_job_id`.
-            request: what was asked for.
-            config: of a training.
-            files: folder of a prediction's image; it is moved.
+            request: the request.
+            config: config of a training.
+            files: folder with the image of a prediction; it is moved.
         """
         job = Job(id=name, kind=request["kind"], created=_now().isoformat())
         with atomic_folder(self.jobs / name) as folder:
@@ -169,7 +169,7 @@ class Store:
         """A job.
 
         Raises:
-            NotThereError: there is none of this id.
+            NotThereError: no job with this id.
         """
         path = self.job_folder(name) / "job.json"
         return Job.model_validate_json(path.read_text(encoding="utf-8"))
@@ -178,12 +178,12 @@ class Store:
         """A job's folder.
 
         Raises:
-            NotThereError: there is none of this id.
+            NotThereError: no job with this id.
         """
         return self._there(self.jobs, name, "job")
 
     def request(self, name: str) -> dict[str, Any]:
-        """What a job was asked to do."""
+        """The request of a job."""
         return read_json(self.job_folder(name) / "request.json")
 
     def all_jobs(self) -> list[Job]:
@@ -192,14 +192,14 @@ class Store:
 
     def _jobs(self) -> Iterator[Job]:
         for path in self.jobs.glob("[!.]*/job.json"):
-            with suppress(FileNotFoundError):  # deleted meanwhile
+            with suppress(FileNotFoundError):  # just deleted
                 yield Job.model_validate_json(path.read_text(encoding="utf-8"))
 
     def move(self, job: Job, state: State, *, error: dict[str, Any] | None = None) -> Job:
-        """Put a job into another state, on disk.
+        """Change the state of a job, on disk.
 
         Raises:
-            WrongStateError: it can't get there from where it is.
+            WrongStateError: the job can't change to this state.
         """
         if state not in _NEXT.get(job.state, ()):
             raise WrongStateError(f"job {job.id} is {job.state}: it can't become {state}")
@@ -213,11 +213,11 @@ class Store:
         return job
 
     def delete_job(self, name: str) -> None:
-        """Remove a job and all that it made.
+        """Delete a job and its files.
 
         Raises:
-            NotThereError: there is none of this id.
-            WrongStateError: it is not over, or another job needs it.
+            NotThereError: no job with this id.
+            WrongStateError: it has not ended, or another job needs it.
         """
         job = self.job(name)
         if not job.is_over:
@@ -238,13 +238,13 @@ class Store:
 
 
 def training_folder(folder: Path) -> Path:
-    """The experiment's folder of a training."""
+    """Experiment folder of a training."""
     values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return Path(values["trainer"]["default_root_dir"])
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; an empty one where there is no such file."""
+    """Read a JSON object; empty if there is no such file."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder so that a stop amid it leaves none under its name."""
+    """Rename and delete a folder, so that no half-deleted folder keeps its name."""
     gone = folder.rename(folder.with_name(f".{folder.name}.part"))
     shutil.rmtree(gone)
 

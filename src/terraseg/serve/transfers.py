@@ -1,4 +1,4 @@
-"""Files over HTTP without holding them in memory: bodies into files, tars into folders, folders into tars."""
+"""Files over HTTP, streamed: bodies to files, tars to folders, folders to tars."""
 
 import gzip
 import lzma
@@ -18,24 +18,24 @@ from terraseg.serve.schema import upload_path
 _CHUNK = 1 << 20
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-"""First bytes of TIFF and BigTIFF. GDAL goes by content: a VRT named .tif would read any file of this machine."""
+"""First bytes of TIFF and BigTIFF. Checked because GDAL would open a VRT named .tif, which can read any file here."""
 
 _SUFFIXES = (".tif", ".tiff")
 
 
 async def receive(body: AsyncIterator[bytes], target: Path, *, room: int) -> int:
-    """Write a body to a file, which appears whole.
+    """Write a body to a file, atomically.
 
     Args:
         body: in chunks.
-        target: the file; replaced where it is there.
-        room: bytes that it may have.
+        target: the file; replaced if it exists.
+        room: most bytes.
 
     Returns:
-        Bytes that it has.
+        Bytes written.
 
     Raises:
-        TooLargeError: it has more.
+        TooLargeError: the body is larger.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary, size = target.with_name(f".{target.name}.part"), 0
@@ -53,45 +53,45 @@ async def receive(body: AsyncIterator[bytes], target: Path, *, room: int) -> int
 
 
 def too_large(room: int) -> TooLargeError:
-    """That more was sent than there is room for."""
+    """The error for an upload that is larger than ``room`` bytes."""
     return TooLargeError(
-        "the upload is larger than what the service still takes",
+        "the upload is larger than the service accepts",
         expected=f"at most {room / 1e9:.3g} GB more",
         fix="upload fewer images, or start the service with a larger --max-upload-gb",
     )
 
 
 def raster_path(name: str) -> PurePosixPath:
-    """The relative path of a GeoTIFF in an upload.
+    """Check the relative path of a GeoTIFF in an upload.
 
     Raises:
-        ConfigError: a path that leads elsewhere, or another kind of file.
+        ConfigError: the path leads outside the upload, or the suffix is not that of a GeoTIFF.
     """
     try:
         path = upload_path(name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     if path.suffix.lower() not in _SUFFIXES:
-        raise ConfigError(f"{name} is no GeoTIFF by its name", expected=".tif or .tiff", fix="leave it out")
+        raise ConfigError(f"{name} is not named like a GeoTIFF", expected=".tif or .tiff", fix="leave it out")
     return path
 
 
 def check_tiff(path: Path, name: str) -> None:
-    """Look at the first bytes of a file; remove it where they are no TIFF's.
+    """Check the first bytes of a file; delete it if it is not a TIFF.
 
     Raises:
-        SceneError: naming it.
+        SceneError: the file is not a TIFF.
     """
     with path.open("rb") as handle:
         first = handle.read(4)
     if first not in _TIFF:
         path.unlink()
-        raise SceneError(f"{name} is no TIFF by its content", fix="upload the GeoTIFF itself")
+        raise SceneError(f"the content of {name} is not a TIFF", fix="upload the GeoTIFF itself")
 
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What came out of an archive: bytes by path, and the names of what is no GeoTIFF and was left out."""
+    """Files from an archive: bytes by path, and names of the files left out because they are not GeoTIFFs."""
 
     sizes: dict[str, int]
     left_out: list[str]
@@ -101,12 +101,12 @@ def unpack(archive: Path, folder: Path, *, room: int) -> Unpacked:
     """Unpack the GeoTIFFs of a tar, plain or compressed.
 
     Args:
-        room: bytes that they may have, unpacked.
+        room: most bytes, unpacked.
 
     Raises:
-        ConfigError: no tar, or an entry that leads elsewhere.
-        TooLargeError: there is more.
-        SceneError: a file that is no TIFF.
+        ConfigError: not a tar, or a path that leads outside.
+        TooLargeError: the files are larger.
+        SceneError: a file is not a TIFF.
     """
     unpacked = Unpacked({}, [])
     try:
@@ -116,7 +116,7 @@ def unpack(archive: Path, folder: Path, *, room: int) -> Unpacked:
                 if member.isdir():
                     continue
                 if not member.isfile():
-                    raise ConfigError(f"the archive's {member.name} is a link or a device", expected="plain files")
+                    raise ConfigError(f"{member.name} in the archive is a link or a device", expected="regular files")
                 if not name.lower().endswith(_SUFFIXES):
                     unpacked.left_out.append(name)
                     continue
@@ -126,18 +126,18 @@ def unpack(archive: Path, folder: Path, *, room: int) -> Unpacked:
                 target = folder / raster_path(name)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 source = tar.extractfile(member)
-                assert source is not None  # noqa: S101  # it is a plain file
+                assert source is not None  # noqa: S101  # it is a regular file
                 with source, target.open("wb") as handle:
                     shutil.copyfileobj(source, handle, _CHUNK)
                 check_tiff(target, name)
                 unpacked.sizes[name] = member.size
     except (tarfile.TarError, EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise ConfigError(f"the upload is no whole tar ({error})", fix="make it with `tar cf`") from error
+        raise ConfigError(f"the upload is not a complete tar ({error})", fix="make it with `tar cf`") from error
     return unpacked
 
 
 async def send_folder(request: web.Request, folder: Path) -> web.StreamResponse:
-    """A folder's files as a tar, whose length is said before."""
+    """Send the files of a folder as a tar; the header has its length."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not _hidden(path, folder))
     sent = [(path, *_header(path, folder)) for path in files]
     end = b"\0" * 2 * tarfile.BLOCKSIZE
@@ -164,7 +164,7 @@ def _hidden(path: Path, folder: Path) -> bool:
 
 
 def _header(path: Path, folder: Path) -> tuple[bytes, int]:
-    """A file's header in a tar, and its size."""
+    """Header of a file in a tar, and size of the file."""
     entry, stat = tarfile.TarInfo(path.relative_to(folder).as_posix()), path.stat()
     entry.size, entry.mtime = stat.st_size, int(stat.st_mtime)
     return entry.tobuf(tarfile.GNU_FORMAT), entry.size

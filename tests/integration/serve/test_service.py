@@ -137,7 +137,7 @@ def test_a_training_goes_on_from_its_checkpoint_where_the_service_was_killed(
 ) -> None:
     asked = {"recipe": "demo_unet", "steps": 12, "batch_size": 2, "weights": "random"}
     job = server.client.finetune(example["dataset"], **asked)
-    # A validation is told before its checkpoint is written: with the second one the first checkpoint is there.
+    # A validation is reported before its checkpoint is written: with the second one the first checkpoint is there.
     _until(lambda: job.refresh().answer["progress"].get("step", 0) > 2 or job.state not in ("queued", "running"))
     assert job.state == "running", job.log()
     assert server.stop(signal.SIGKILL) == -signal.SIGKILL
@@ -146,7 +146,7 @@ def test_a_training_goes_on_from_its_checkpoint_where_the_service_was_killed(
     job.wait(progress=True, every=0.2)
     assert "from RANDOM weights" in capsys.readouterr().out
     assert job.answer["attempts"] == 2
-    assert job.log().count("--ckpt_path") == 1, "it began anew"
+    assert job.log().count("--ckpt_path") == 1, "it started again"
     assert job.answer["progress"]["step"] == 12
     assert job.metrics["iou"]["value"] > 0.3, "water is easily told from land here"
 
