@@ -1,6 +1,6 @@
-"""Contract 2: footprints in data/osm_buildings, GeoParquet in EPSG:4326 with columns id, source, geometry.
+"""Footprints in data/osm_buildings: GeoParquet in EPSG:4326 with columns id, source, geometry.
 
-The only place that knows how footprints look on disk.
+Only this module knows how footprints are stored.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ import shapely
 from pydantic import Field, ValidationError
 
 from terraseg.core.files import atomic_path
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import LabelError
 
 _KEY = b"terraseg"
 _COLUMNS = ["id", "source", "geometry"]
 
 DENSE = 0.05
-"""Degrees between points of an edge: between two of them a projection bends it by some decimetres."""
+"""Degrees between the points of a densified edge. Between two points a projection bends it by a few decimetres."""
 
 
 class FootprintSource(Strict):
-    """Where footprints come from, kept in the file's metadata.
+    """The source of footprints, stored in the file's metadata.
 
     Attributes:
-        class_name: what one polygon is, ``building`` or for the demo ``settlement``.
+        class_name: class of each polygon, such as ``building``, or ``settlement`` in the demo.
         source: the provider, such as ``OpenStreetMap``.
         extract_date: day of the extract, ISO 8601.
         licence: SPDX name, such as ``ODbL-1.0``.
-        attribution: the line that every product must carry.
-        extent: WKT in EPSG:4326 of the area that was asked for. Outside of it nothing is known: it is never background.
-        dropped: how many polygons the hygiene dropped, by reason.
+        attribution: credit line for every product.
+        extent: WKT in EPSG:4326 of the requested area. Outside it nothing is known, so pixels there are not background.
+        dropped: number of polygons that the cleaning dropped, by reason.
     """
 
     class_name: str
@@ -46,10 +46,15 @@ class FootprintSource(Strict):
 
 
 def write_footprints(path: str | Path, footprints: gpd.GeoDataFrame, source: FootprintSource) -> None:
-    """Write footprints (columns id, source, geometry; any CRS) as contract 2, atomically.
+    """Write footprints atomically.
+
+    Args:
+        path: the GeoParquet file.
+        footprints: columns id, source, geometry; any CRS.
+        source: metadata of the file.
 
     Raises:
-        LabelError: no CRS, a missing column, or geometries that are not polygons.
+        LabelError: there is no CRS, a column is missing, or a geometry is not a polygon.
     """
     if footprints.crs is None:
         raise LabelError("the footprints have no CRS", expected="a CRS, such as EPSG:4326")
@@ -68,10 +73,10 @@ def write_footprints(path: str | Path, footprints: gpd.GeoDataFrame, source: Foo
 
 
 def read_footprints(path: str | Path) -> tuple[gpd.GeoDataFrame, FootprintSource]:
-    """Read one file of contract 2.
+    """Read one file of footprints.
 
     Raises:
-        LabelError: the file is missing, no GeoParquet, or without terraseg's metadata.
+        LabelError: the file is missing, not GeoParquet, or has no metadata of terraseg.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,19 +85,20 @@ def read_footprints(path: str | Path) -> tuple[gpd.GeoDataFrame, FootprintSource
         metadata = pq.read_schema(path).metadata or {}
         source = FootprintSource.model_validate_json(metadata[_KEY])
         return gpd.read_parquet(path), source
-    except (KeyError, ValueError, ValidationError, OSError) as error:
+    except (KeyError, ValueError, OSError) as error:
+        why = faults_of(error) if isinstance(error, ValidationError) else type(error).__name__
         raise LabelError(
-            f"{path} is not a footprint file of terraseg ({type(error).__name__})",
+            f"{path} is not a footprint file of terraseg ({why})",
             expected="GeoParquet with terraseg's metadata",
-            fix="bring vector files in with `terraseg data labels`",
+            fix="convert vector files with `terraseg data labels`",
         ) from error
 
 
 def footprint_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files of a folder (sorted by name), or the files themselves.
+    """The footprint files of a folder, sorted by name, or the given files.
 
     Raises:
-        LabelError: there is none.
+        LabelError: there are none.
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     files = [file for path in given for file in (sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path])]
@@ -105,26 +111,26 @@ def footprint_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
 
 
 def find_footprints(paths: str | Path | Sequence[str | Path]) -> tuple[gpd.GeoDataFrame, list[FootprintSource]]:
-    """All footprints of a folder or of files, one class only.
+    """Read all footprints of a folder or of several files, which must have one class.
 
     Raises:
-        LabelError: nothing there, or files of several classes.
+        LabelError: there are no files, or they have several classes.
     """
     frames, sources = zip(*(read_footprints(file) for file in footprint_files(paths)), strict=True)
     classes = sorted({source.class_name for source in sources})
     if len(classes) > 1:
         raise LabelError(
-            f"the footprints are of {len(classes)} classes ({', '.join(classes)})",
-            expected="one class a folder",
-            fix="keep them in separate folders",
+            f"the footprints have {len(classes)} classes ({', '.join(classes)})",
+            expected="one class per folder",
+            fix="move each class to its own folder",
         )
     frame = gpd.GeoDataFrame(pd.concat(frames, ignore_index=True), crs=frames[0].crs)
     return frame, list(sources)
 
 
 def known_extent(sources: Sequence[FootprintSource]) -> shapely.Geometry:
-    """The area, in EPSG:4326, in which a missing footprint means that there is none.
+    """The area in EPSG:4326 in which all footprints are known: no footprint there means that there is no object.
 
-    Its edges are straight in degrees and bend in other CRSs, so that they have points enough to do so.
+    Its edges are straight in degrees. They are densified, because they bend in other CRSs.
     """
     return shapely.segmentize(shapely.union_all([shapely.from_wkt(source.extent) for source in sources]), DENSE)

@@ -1,4 +1,4 @@
-"""Where footprints are known, and where they lie: edges that are straight in degrees, and degrees of other datums."""
+"""The known extent of footprints, and footprints in other projections and datums."""
 
 import datetime as dt
 
@@ -18,7 +18,7 @@ _ZONE = "EPSG:32631"
 _TO_UTM = Transformer.from_crs(4326, _ZONE, always_xy=True)
 
 
-def test_the_known_extent_bends_as_its_edges_do():
+def test_the_known_extent_bends_with_its_edges():
     about = {"class_name": "building", "source": "tests", "extract_date": "2026-01-01", "licence": "CC0-1.0"}
     source = FootprintSource(**about, attribution="tests", extent=_AREA.wkt)
     extent = gpd.GeoSeries([known_extent([source])], crs=4326).to_crs(_ZONE).iloc[0]
@@ -39,7 +39,7 @@ def test_footprints_at_the_middle_of_an_edge_are_found_in_a_projected_file(tmp_p
 
 
 @pytest.mark.parametrize(("crs", "sound"), [(4326, True), ("OGC:CRS84", True), (4267, False), (_ZONE, False)])
-def test_geoparquet_in_degrees_of_another_datum_is_refused(tmp_path, crs, sound):
+def test_geoparquet_in_degrees_of_another_datum_is_an_error(tmp_path, crs, sound):
     houses = gpd.GeoDataFrame({"id": ["1"]}, geometry=[shapely.box(3, 49.5, 3.001, 49.501)], crs=4326)
     houses.to_crs(crs).to_parquet(tmp_path / "houses.parquet")
     if sound:
