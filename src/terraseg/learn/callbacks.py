@@ -1,4 +1,4 @@
-"""What a training leaves in outputs/<experiment>: metrics.csv, timings.json and the bundle.
+"""What a training writes to outputs/<experiment>: metrics.csv, timings.json and the bundle.
 
 The folder is ``trainer.default_root_dir``, and its name is the experiment's.
 """
@@ -20,6 +20,7 @@ from terraseg.contracts.bundle import write_bundle
 from terraseg.core.files import atomic_path, write_json
 from terraseg.core.memory import peak_memory
 from terraseg.errors import ConfigError, TrainingError
+from terraseg.learn.check.config import CLASSES
 from terraseg.learn.models.load import weights_of
 from terraseg.learn.task import SegmentationTask
 from terraseg.learn.training.calibration import Calibration
@@ -27,14 +28,14 @@ from terraseg.learn.training.make_bundle import bundle_info, calibrate
 
 
 class MetricsTable(Callback):
-    """Write metrics.csv, one row a validation: epoch, step, and the scores of val and the loss of train.
+    """Write metrics.csv, one row per validation: epoch, step, the scores of val and the loss of train.
 
-    A resumed training continues the table from the step it resumed at; `test` and `predict` leave it alone, where
-    Lightning's CSVLogger would begin a new one.
+    A resumed training continues the table at the step where it resumed; `test` and `predict` do not change it, while
+    Lightning's CSVLogger would start a new one.
     """
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Read the rows of the part of the training that is being resumed."""
+        """If a training is resumed, read the rows it has written."""
         self._path = Path(trainer.default_root_dir) / "metrics.csv"
         self._rows: list[dict[str, Any]] = []
         if trainer.ckpt_path is not None and self._path.is_file():
@@ -61,11 +62,10 @@ class MetricsTable(Callback):
 
 
 class Timings(Callback):
-    """Write timings.json at the end of a training: epochs, steps, hours, images a second, memory, parameters.
+    """Write timings.json at the end of a training: epochs, steps, hours, images per second, memory, parameters.
 
-    Hours are those of all parts of a resumed training, and the memory is that of the fullest one: main memory of the
-    process in GB (10^9 bytes). Images a second are of the training steps with their waiting for data, without
-    validation.
+    Of a training that was resumed, the hours are the sum over its parts and the memory is their peak: main memory of
+    the process in GB (10^9 bytes). Images per second include waiting for data, but not validation.
     """
 
     def __init__(self) -> None:
@@ -73,7 +73,7 @@ class Timings(Callback):
         self._images = self._peak = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """What was spent up to now."""
+        """What the training has used so far."""
         return {
             "seconds": self._elapsed(),
             "train_seconds": self._train_seconds,
@@ -94,10 +94,10 @@ class Timings(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Start the clock."""
-        self._start = self._last = time.monotonic()  # amid an epoch where the checkpoint was made amid one
+        self._start = self._last = time.monotonic()  # a resumed training may start in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """The first batch of an epoch waits from here."""
+        """The first batch of an epoch is timed from here."""
         self._last = time.monotonic()
 
     def on_train_batch_end(
@@ -115,7 +115,7 @@ class Timings(Callback):
         self._last = now
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """A validation amid an epoch is no training."""
+        """Do not count a validation in the middle of an epoch as training."""
         self._last = time.monotonic()
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -140,26 +140,26 @@ class Timings(Callback):
 class BundleWriter(Callback):
     """Write the bundle at the end of a training, from the checkpoint with the best ``val/iou``.
 
-    Runs once more over the validation split to fit temperature and threshold. Afterwards the task holds the weights
+    It predicts the validation split once more to fit temperature and threshold. Afterwards the task holds the weights
     of that checkpoint.
 
     Args:
-        licence: of the backbone and its weights, an SPDX name; stands in the bundle.
+        licence: of the backbone and its weights, an SPDX name; written to the bundle.
     """
 
     def __init__(self, licence: str) -> None:
         self.licence = licence
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check before the training, not after it, that there will be a best checkpoint.
+        """Check before the training that there will be a best checkpoint.
 
         Raises:
-            ConfigError: another task than ours, or no ModelCheckpoint by ``val/iou``.
+            ConfigError: the task is not a `SegmentationTask`, or no ModelCheckpoint monitors ``val/iou``.
         """
         if not isinstance(pl_module, SegmentationTask):
             raise ConfigError(
-                f"the model is {type(pl_module).__name__}, of the config or of the checkpoint that replaced it",
-                expected="terraseg.learn.task.SegmentationTask",
+                f"the model is {type(pl_module).__name__}, from the config or from a checkpoint that replaced it",
+                expected=CLASSES["model"],
                 fix="use a checkpoint that this experiment wrote",
             )
         if stage == "fit" and _writes(trainer):
@@ -209,7 +209,7 @@ def _best_by_iou(trainer: Trainer) -> ModelCheckpoint:
         if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/iou" and callback.mode == "max":
             return callback
     raise ConfigError(
-        "no ModelCheckpoint chooses by the IoU of the class", fix="add one with monitor: val/iou and mode: max"
+        "no ModelCheckpoint monitors the IoU of the class", fix="add one with monitor: val/iou and mode: max"
     )
 
 
@@ -228,7 +228,7 @@ def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:
 
 
 def _config(task: SegmentationTask) -> str:
-    """The config as the command line resolved it; of a training from Python, the task's arguments."""
+    """The config as the command line resolved it; if trained from Python, the task's arguments."""
     for callback in task.trainer.callbacks:
         if isinstance(callback, SaveConfigCallback):
             text: str = callback.parser.dump(callback.config, skip_none=False)

@@ -1,4 +1,4 @@
-"""Decoder first: the backbone stays as it was pretrained for some epochs, then everything is trained."""
+"""Train the decoder first: the backbone is frozen for some epochs, then everything is trained."""
 
 import math
 
@@ -14,45 +14,47 @@ from terraseg.learn.task import SegmentationTask
 
 
 class FreezeBackbone(Callback):
-    """Freeze the backbone for the first epochs, as a new decoder's gradients would spoil its pretrained weights.
+    """Freeze the backbone for the first epochs: the gradients of a new decoder would spoil its pretrained weights.
 
-    While frozen the backbone has no gradients and runs in eval mode: the statistics of its batch norms stand still,
-    and neither dropout nor drop path touch its features. After it, each parameter and each module is again what it was
-    before: base weights below LoRA stay frozen for good.
+    A frozen backbone has no gradients and runs in eval mode: its batch norm statistics do not change, and neither
+    dropout nor drop path affects its features. Unfreezing restores each parameter and module to its earlier state, so
+    base weights below LoRA stay frozen.
 
-    * Resume: what is frozen follows from the epoch alone, at whichever a checkpoint was made.
-    * Optimizer and schedule run on as they are. The backbone's parameters are in their groups from the start, without
-      gradient and so without decay or momentum. A lower learning rate for them is ``lr_overrides`` of the task.
+    * Resume: the epoch alone decides what is frozen, whenever the checkpoint was made.
+    * Optimizer and schedule continue unchanged. The backbone's parameters are in their groups from the start, without
+      gradients and therefore without decay or momentum. Use the task's ``lr_overrides`` to give them a lower rate.
     * DDP synchronises the parameters that had a gradient when it wrapped the model. So it wraps the whole model, the
-      freezing comes after it, and DDP must be told that parameters may lack a gradient.
+      freezing comes afterwards, and DDP must accept parameters without a gradient.
 
     Args:
         epochs: how many epochs to keep it frozen.
 
     Raises:
-        ConfigError: fewer than one epoch, `freeze_backbone` is set too, early stopping would come before the
-            unfreezing, or the strategy would not synchronise what is unfrozen.
+        ConfigError: fewer than one epoch, `freeze_backbone` is set too, early stopping may end the training before the
+            unfreezing, or the strategy would not synchronise the unfrozen parameters.
     """
 
     def __init__(self, epochs: int) -> None:
         if epochs < 1:
-            raise ConfigError(f"FreezeBackbone has epochs {epochs}", expected="1 or more", fix="or leave it out")
+            raise ConfigError(
+                f"FreezeBackbone has epochs {epochs}", expected="1 or more", fix="set epochs, or remove it"
+            )
         self.epochs = epochs
         self._frozen: list[nn.Parameter] = []
         self._resting: list[nn.Module] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Check what the config says."""
+        """Check the config."""
         if not isinstance(pl_module, SegmentationTask):
             raise ConfigError(f"the model is {type(pl_module).__name__}", expected="a SegmentationTask of terraseg")
         if pl_module.hparams["freeze_backbone"]:
             raise ConfigError(
                 f"freeze_backbone keeps the backbone frozen, FreezeBackbone would unfreeze it at epoch {self.epochs}",
-                fix="leave one of them out",
+                fix="remove one of them",
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check the strategy, and freeze: a training that is resumed amid an epoch does not start it."""
+        """Check the strategy, and freeze: a training that resumes in the middle of an epoch has no epoch start."""
         self._check_strategy(trainer)
         self._check_stopping(trainer)
         if trainer.max_epochs is not None and 0 < trainer.max_epochs <= self.epochs:
@@ -64,7 +66,7 @@ class FreezeBackbone(Callback):
         self._apply(trainer, pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Leave the model as it was found, also where the training ended early."""
+        """Restore the model, also if the training ended early."""
         self._unfreeze()
 
     def _apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -95,12 +97,12 @@ class FreezeBackbone(Callback):
         if not right:
             raise ConfigError(
                 f"FreezeBackbone with strategy {type(trainer.strategy).__name__}: the unfrozen backbone would differ "
-                "from process to process",
+                "between processes",
                 fix="set trainer.strategy: ddp_find_unused_parameters_true",
             )
 
     def _check_stopping(self, trainer: Trainer) -> None:
-        if trainer.val_check_batch is None:  # by the clock
+        if trainer.val_check_batch is None:  # validation by time
             return
         per_epoch = trainer.num_training_batches / trainer.val_check_batch / (trainer.check_val_every_n_epoch or 1)
         validations = math.floor(self.epochs * per_epoch)

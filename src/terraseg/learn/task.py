@@ -1,6 +1,6 @@
-"""The task of every experiment, for `terratorch fit|test|predict`: TerraTorch's keys, with its traps closed."""
+"""The task of every experiment, for `terratorch fit|test|predict`: TerraTorch's keys without its traps."""
 
-# ruff: noqa: ARG002  # Lightning reads the constructor's arguments from its frame, and fixes the steps' signatures
+# ruff: noqa: ARG002  # Lightning reads the constructor's arguments from its frame and defines the signatures
 
 import math
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from terraseg.contracts.dataset import IGNORE
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
-from terraseg.learn.check.config import check_schedule
+from terraseg.learn.check.config import CLASSES, check_limits, check_schedule
 from terraseg.learn.check.data import check_held
 from terraseg.learn.check.finding import Finding, refuse
 from terraseg.learn.datamodule import ChipDataModule
@@ -38,40 +38,40 @@ from terraseg.learn.training.one_line_errors import one_line_errors
 from terraseg.learn.training.scores import SegmentationScores
 
 FROM_DATA = "from_data"
-"""Value of ``class_weights``: those of `balanced_class_weights`."""
+"""Value of ``class_weights`` that stands for `balanced_class_weights`."""
 
 
 class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     """Semantic segmentation of chips, by class_path in a config of the stock `terratorch` command.
 
-    What differs from TerraTorch's own task, and why:
+    Differences from TerraTorch's own task:
 
-    * Pixels of class -1 never count, in no loss and no score.
-    * `weights` says where the backbone's weights come from, and the checkpoint remembers it.
-    * The model section of the config is the one that runs. TerraTorch replaces it by the checkpoint's, silently;
-      here a checkpoint of another model, of other bands or other statistics is refused.
-    * `test` and `predict` without a checkpoint are refused: their maps would be those of random weights.
-    * A loss that is not a number stops the training and names the tiles.
+    * Pixels of class -1 count in no loss and no score.
+    * `weights` says where the backbone's weights come from, and the checkpoint records it.
+    * The model section of the config is the one that runs. TerraTorch silently replaces it by the checkpoint's; here a
+      checkpoint of another model, other bands or other statistics raises an error.
+    * `test` and `predict` without a checkpoint raise an error: they would run with random weights.
+    * A loss that is not a number stops the training, and the error names the tiles.
 
     Args:
         model_factory: ``EncoderDecoderFactory`` or ``SMPModelFactory``.
         model_args: the factory's arguments, without ``pretrained``.
         weights: ``hub``, ``hub-or-random``, ``random`` or a file, see `terraseg.learn.models.weights`.
-        loss: one of `LOSSES`: ``ce``, ``dice``, ``focal``, ``lovasz``, ``focal_tversky`` or
-            ``boundary``; a list adds several, a mapping adds them with factors.
-        class_weights: factor of each class in ``ce``, or ``from_data``: `balanced_class_weights` of the dataset.
+        loss: a name in `terraseg.learn.training.losses.LOSSES`; a list of names adds several losses, a mapping of names
+            to factors adds them with these factors.
+        class_weights: factor of each class in ``ce``, or ``from_data`` for `balanced_class_weights` of the dataset.
         ignore_index: -1, the only value that the masks use.
-        positive_class: id of the class that ``val/iou`` and ``val/f1`` speak of.
+        positive_class: id of the class that ``val/iou`` and ``val/f1`` describe.
         lr: (highest) learning rate.
         optimizer: a class of ``torch.optim``.
         optimizer_hparams: its further arguments.
-        scheduler: a class of ``torch.optim.lr_scheduler``; ``OneCycleLR`` spans the whole training by itself.
+        scheduler: a class of ``torch.optim.lr_scheduler``; ``OneCycleLR`` spans the whole training by default.
         scheduler_hparams: its arguments, and ``interval`` (``epoch`` or ``step``).
         lr_overrides: learning rate by a part of the parameters' names.
-        freeze_backbone: train the decoder and head alone. With adapters (`peft_config` in ``model_args``) leave it out:
-            they freeze the backbone, and are trained.
-        freeze_decoder: leave the decoder as it is.
-        plot_on_val: draw samples into the logger every so many epochs; 0 never.
+        freeze_backbone: train only decoder and head. Not with adapters (`peft_config` in ``model_args``): those freeze
+            the backbone themselves, and are trained.
+        freeze_decoder: do not train the decoder.
+        plot_on_val: epochs between the samples drawn into the logger; 0: never.
         output_on_inference: what `predict` writes: the class (``prediction``), ``probabilities`` or ``logits``.
         tiled_inference_parameters: arguments of TerraTorch's tiled inference in `predict`.
         matmul_precision: of float32 products; importing TerraTorch lowers it to ``medium`` for the whole process.
@@ -111,12 +111,12 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     # --- building ---
 
     def configure_models(self) -> None:
-        """Build the architecture; weights follow in `setup`, and only where a training starts."""
+        """Build the architecture; the weights are loaded when a training starts."""
         self.model = build_model(self.hparams["model_factory"], self.hparams["model_args"])
         self.model.register_load_state_dict_post_hook(self._weights_loaded)  # type: ignore[no-untyped-call]
         if self.hparams["freeze_backbone"] and is_adapted(self.model):
             raise ConfigError(
-                "freeze_backbone would freeze the adapters too", fix="leave it out: peft_config freezes the backbone"
+                "freeze_backbone would freeze the adapters too", fix="remove it: peft_config freezes the backbone"
             )
         if self.hparams["freeze_backbone"]:
             encoder_of(self.model).requires_grad_(False)
@@ -124,7 +124,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
             decoder_of(self.model).requires_grad_(False)
 
     def configure_losses(self) -> None:
-        """Build the loss; class weights from the data follow in `setup`."""
+        """Build the loss; class weights from the data are set in `setup`."""
         if self.hparams["ignore_index"] != IGNORE:
             raise ConfigError(f"ignore_index is {self.hparams['ignore_index']}", expected=f"{IGNORE}, as in the masks")
         loss, class_weights = self.hparams["loss"], self.hparams["class_weights"]
@@ -132,14 +132,16 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         self.criterion = SegmentationLoss(factors, class_weights=[] if class_weights == FROM_DATA else class_weights)
 
     def configure_metrics(self) -> None:
-        """Nothing yet: the names of the classes come with the data, in `setup`."""
+        """Nothing yet: `setup` reads the class names from the data."""
 
     def configure_optimizers(self) -> object:
-        """Optimizer and schedule, as TerraTorch makes them from their names."""
+        """Optimizer and schedule, made by TerraTorch from their names."""
         options, groups = dict(self.hparams["scheduler_hparams"] or {}), self._parameter_groups()
         if self.hparams["scheduler"] == "OneCycleLR":
             steps = int(self.trainer.estimated_stepping_batches)
-            top = [group.get("lr", self.hparams["lr"]) for group in groups]  # one number would void lr_overrides
+            top = [
+                group.get("lr", self.hparams["lr"]) for group in groups
+            ]  # a single number would override lr_overrides
             options = {"max_lr": top, "total_steps": steps, "interval": "step", **options}
         try:
             return optimizer_factory(
@@ -166,24 +168,22 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     def _weights_loaded(self, *_: object) -> None:
         self._has_weights = True
 
-    # --- what must hold before anything runs ---
+    # --- checks before anything runs ---
 
     @property
     def chips(self) -> ChipDataModule:
         """The datamodule.
 
         Raises:
-            ConfigError: it is another one than ours, or there is none.
+            ConfigError: there is none, or it is not a `ChipDataModule`.
         """
         data = getattr(self.trainer, "datamodule", None)
         if not isinstance(data, ChipDataModule):
-            raise ConfigError(
-                f"data is {type(data).__name__}", expected="class_path terraseg.learn.datamodule.ChipDataModule"
-            )
+            raise ConfigError(f"data is {type(data).__name__}", expected=f"class_path {CLASSES['data']}")
         return data
 
     def setup(self, stage: str) -> None:
-        """Check config, data and command line against each other; a checkpoint is loaded after it.
+        """Check config, data and command line against each other; a checkpoint is loaded afterwards.
 
         Raises:
             ConfigError: they contradict each other.
@@ -216,17 +216,13 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     def _check_command(self, stage: str) -> None:
         if "configure_optimizers" in vars(self):
             raise ConfigError(
-                "a top-level `optimizer:` section makes lr, scheduler and lr_overrides of the model section void",
+                "a top-level `optimizer:` section overrides lr, scheduler and lr_overrides of the model section",
                 fix="write optimizer, lr and scheduler under model.init_args",
             )
         for callback in self.trainer.callbacks:
             if isinstance(callback, SaveConfigCallback):
-                for key, value in vars(callback.config.trainer).items():
-                    if key.startswith("limit_") and isinstance(value, float) and value == 1:
-                        raise ConfigError(
-                            f"trainer.{key}: 1 is read as 1.0, all batches",
-                            fix="write 2 or more for a number of batches, or leave it out for all",
-                        )
+                given = vars(callback.config.trainer)
+                refuse(check_limits({key: value for key, value in given.items() if isinstance(value, float)}))
         dtype = np.dtype(getattr(self.trainer, "out_dtype", "int16"))
         if stage == "predict" and self.hparams["output_on_inference"] != "prediction" and dtype.kind != "f":
             raise ConfigError(
@@ -237,7 +233,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     # --- the steps ---
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Let dropout depend on seed, batch and process alone: a resumed training goes on as the unbroken one would."""
+        """Seed dropout by seed, batch and process alone, so that a resumed training equals an uninterrupted one."""
         key = (self._seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
 
@@ -252,7 +248,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
             raise TrainingError(
                 f"the loss became {loss.item()} at step {self.global_step}, in the batch of the tiles "
                 + ", ".join(batch["filename"]),
-                fix="look at these chips and their masks; if they are sound, lower lr",
+                fix="look at these chips and their masks; if they are correct, lower lr",
             )
         self.train_metrics.update(predicted, batch["mask"])
         return loss
@@ -270,7 +266,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         self.test_metrics[0].update(predicted, batch["mask"])
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> tuple[tuple[Tensor, str], list[str]]:
-        """What TerraTorch's writer expects: ((values, suffix of the file), paths of the images)."""
+        """Predict one batch, as TerraTorch's writer expects: ((values, suffix of the file), paths of the images)."""
 
         def logits_of(image: Tensor) -> Tensor:
             height, width = image.shape[-2:]
@@ -298,14 +294,14 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
 
     def on_train_epoch_end(self) -> None:
         """Log the scores of train."""
-        # The progress bar of the first process has just asked for the loss, and waits in its sum over processes. The
-        # others have to join it there: summing scores first, each would wait for the other for ever.
+        # The progress bar of the first process has just asked for the loss, and waits for the sum over processes. The
+        # others must join that sum first: if they summed the scores before, the processes would wait for each other.
         _ = self.trainer.callback_metrics
         self.log_dict(self.train_metrics.compute())
         self.train_metrics.reset()
 
     def on_validation_epoch_end(self) -> None:
-        """Log the scores of validation, the class of interest's IoU in the progress bar."""
+        """Log the scores of validation; the positive class's IoU also appears in the progress bar."""
         scores = self.val_metrics.compute()
         self.log("val/iou", scores.pop("val/iou"), prog_bar=True)
         self.log_dict(scores)
@@ -314,13 +310,13 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     # --- weights and checkpoints ---
 
     def on_fit_start(self) -> None:
-        """Check what the datamodule has not, then load the backbone's weights, unless a checkpoint brought them all.
+        """Check dataset and schedule, then load the backbone's weights, unless a checkpoint has brought all weights.
 
         Raises:
-            ConfigError: the dataset's splits, labels or statistics, or the schedule, are not sound.
+            ConfigError: the dataset's splits, labels or statistics, or the schedule, are wrong.
             WeightsError: see `load_weights`.
         """
-        self._seed = torch.initial_seed()  # that of seed_everything
+        self._seed = torch.initial_seed()  # set by seed_everything
         findings = check_held(self.chips.dataset) + self._check_schedule()
         refuse(findings)
         for finding in findings:
@@ -340,34 +336,29 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         return check_schedule(self.hparams["scheduler"], options, epochs=epochs, steps=steps)
 
     def on_validation_start(self) -> None:
-        """Refuse `validate` of random weights."""
-        self._check_weights()
+        """Raise an error if the weights are random.
 
-    def on_test_start(self) -> None:
-        """Refuse `test` of random weights."""
-        self._check_weights()
-
-    def on_predict_start(self) -> None:
-        """Refuse `predict` with random weights."""
-        self._check_weights()
-
-    def _check_weights(self) -> None:
+        Raises:
+            CheckpointError: no checkpoint was loaded, and no training has begun.
+        """
         if not self._has_weights:
             raise CheckpointError(
                 f"`{self.trainer.state.fn.value}` without a checkpoint would use random weights",
                 fix="add --ckpt_path outputs/<experiment>/checkpoints/best.ckpt",
             )
 
+    on_test_start = on_predict_start = on_validation_start
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Record what was trained, in place of the hyperparameters by which Lightning would overrule the config."""
+        """Record the training instead of the hyperparameters, with which Lightning would override the config."""
         checkpoint.pop("hyper_parameters", None)
         checkpoint[RECORD] = {**self._record(), "weights_statement": self.weights_statement}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a checkpoint of another model or other data.
+        """Raise an error if the checkpoint has another model or other data.
 
         Raises:
-            CheckpointError: naming what differs.
+            CheckpointError: it names the difference.
         """
         self.weights_statement = check_record(checkpoint, self._record(), where=self.trainer.ckpt_path)
 

@@ -193,7 +193,7 @@ def test_a_failed_trial_is_said_and_the_others_go_on(
 
 def test_all_failed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _with_faults(monkeypatch, [TrainingError("the loss became nan")] * 4)
-    with pytest.raises(TrainingError, match="none of the 4 trials came to its end; the last one: the loss became nan"):
+    with pytest.raises(TrainingError, match="none of the 4 trials finished; the last one: the loss became nan"):
         tune(_CONFIG, search="tune.yaml", output=tmp_path)
     assert not (tmp_path / "best.yaml").exists()
 
@@ -218,7 +218,7 @@ def _with_faults(monkeypatch: pytest.MonkeyPatch, faults: list[Exception | None]
 
 def test_a_loss_that_is_no_number_is_a_failed_trial(tmp_path: Path) -> None:
     space = {"model.init_args.lr": {"choices": [1e18, 1e19]}}
-    with pytest.raises(TrainingError, match="none of the 1 trials came to its end"):
+    with pytest.raises(TrainingError, match="none of the 1 trials finished"):
         tune(_CONFIG, search=_written(tmp_path, space=space, trials=1), output=tmp_path)
 
 

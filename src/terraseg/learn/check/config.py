@@ -150,7 +150,7 @@ def check_limits(trainer: Mapping[str, Any]) -> list[Finding]:
     return [
         error(
             f"trainer.{key}",
-            f"{value} is read as 1.0, all batches",
+            f"{value:g} is read as 1.0, all batches",
             fix="write 2 or more for a number of batches, or leave it out for all",
         )
         for key, value in trainer.items()

@@ -1,7 +1,7 @@
-"""The data part of the check, without torch: does the dataset hold what it promises, and fit the config?
+"""The data part of the check, without torch: is the dataset consistent, and does it fit the config?
 
-Each function is one question and returns its findings. Only `check_sample` reads chips, a few of them: packing, the
-first thing that a training does, reads and verifies all.
+Each function answers one question and returns its findings. Only `check_sample` reads chips, and only a few: a training
+starts by packing, which reads and verifies all of them.
 """
 
 import math
@@ -29,10 +29,10 @@ _SAMPLE = 4
 """Chips of each split that are read."""
 
 _RARE = 0.001
-"""Share of the labelled pixels under which a class is said to be rare."""
+"""A class with a smaller share of the labelled pixels is reported as rare."""
 
 _OFFSET = 1000
-"""If no band has darker ground than this many DN, the offset of processing baseline 04.00 was hardly removed."""
+"""If all ground is brighter than this many DN, the offset of processing baseline 04.00 was probably not removed."""
 
 
 def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | None, list[Finding]]:
@@ -42,7 +42,7 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | Non
         config: an experiment's YAML, parsed.
 
     Returns:
-        The dataset and the number of its chips that a training learns from, where they can be told; and all findings.
+        The dataset and its number of train chips, each None if unknown; and all findings.
     """
     data, model = _arguments(config, "data"), _arguments(config, "model")
     if not isinstance(data.get("root"), str):
@@ -77,12 +77,12 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | Non
 
 
 def check_held(dataset: ChipDataset) -> list[Finding]:
-    """What a training has not verified itself when it begins: statistics, labels and splits."""
+    """The checks that packing does not make: statistics, labels and splits."""
     return check_statistics(dataset) + check_labels(dataset) + check_splits(dataset)
 
 
 def check_statistics(dataset: ChipDataset) -> list[Finding]:
-    """One sound set of statistics a band, in the unit that the dataset declares."""
+    """Each band has valid statistics, in the unit that the dataset declares."""
     where, info = f"{_DATA}.root", dataset.info
     stats, findings = attempt(where, lambda: dataset.stats)
     if info.unit != UNIT:
@@ -97,17 +97,17 @@ def check_statistics(dataset: ChipDataset) -> list[Finding]:
     for name, held in stats.bands.items():
         levels = list(held.percentiles.values())
         if not all(map(math.isfinite, (held.mean, held.std, *levels))):
-            findings.append(error(where, f"{name}: statistics that are not finite", fix=_PREPARE))
+            findings.append(error(where, f"{name}: its statistics are not finite", fix=_PREPARE))
         elif held.std <= 0:
-            findings.append(error(where, f"{name} is constant over train", fix=f"leave it out of {_DATA}.bands"))
+            findings.append(error(where, f"{name} is constant over train", fix=f"remove it from {_DATA}.bands"))
         elif abs(held.mean) < 2 and held.std < 2:
             found = f"{name}: mean {held.mean:.3g}, std {held.std:.3g}"
             findings.append(
-                error(where, found, expected="DN of 1e-4 reflectance", fix="convert reflectance of 0 to 1 to DN")
+                error(where, found, expected="DN of 1e-4 reflectance", fix="convert reflectance from 0-1 to DN")
             )
         elif not -1000 < held.mean < 20_000 or (levels and not min(levels) <= held.mean <= max(levels)):
             findings.append(
-                warning(where, f"{name}: a mean of {held.mean:.0f} DN", expected="0 to 10000", fix="look at its values")
+                warning(where, f"{name}: mean {held.mean:.0f} DN", expected="0 to 10000", fix="check its values")
             )
     darkest = [min(held.percentiles.values()) for held in stats.bands.values() if held.percentiles]
     if info.unit == UNIT and darkest and min(darkest) >= _OFFSET:
@@ -116,16 +116,16 @@ def check_statistics(dataset: ChipDataset) -> list[Finding]:
                 where,
                 f"no band has ground darker than {min(darkest):.0f} DN",
                 expected=f"some below {_OFFSET}",
-                fix="look whether the offset of baseline 04.00 (-1000) was applied",
+                fix="check whether the offset of baseline 04.00 (-1000) was applied",
             )
         )
     return findings
 
 
 def check_labels(dataset: ChipDataset) -> list[Finding]:
-    """Class ids as declared, each of them seen in train, and the class in each split."""
+    """Class ids are as declared, train holds each of them, and each split holds the class."""
     where, info = f"{_DATA}.root", dataset.info
-    stats, _ = attempt(where, lambda: dataset.stats)  # said by check_statistics
+    stats, _ = attempt(where, lambda: dataset.stats)  # check_statistics reports it
     findings = []
     if sorted(info.classes) != list(range(len(info.classes))) or len(info.classes) < 2:
         findings.append(error(where, f"class ids {sorted(info.classes)}", expected="0, 1, ...", fix=_PREPARE))
@@ -141,7 +141,7 @@ def check_labels(dataset: ChipDataset) -> list[Finding]:
                 warning(
                     where,
                     f"{counts[key] / total:.3%} of train is {key} {name}",
-                    expected="more than a few pixels a batch",
+                    expected="more than a few pixels per batch",
                     fix=f"set {_DATA}.class_share",
                 )
             )
@@ -155,13 +155,13 @@ def check_labels(dataset: ChipDataset) -> list[Finding]:
 
 
 def check_splits(dataset: ChipDataset) -> list[Finding]:
-    """No ground, no block and no name in two splits, the promised gap between them: measured on the chips."""
+    """No two splits share ground, a block or a tile id, and they keep the promised gap; measured on the chips."""
     where, tiles = f"{_DATA}.root", dataset.tiles
     findings = []
     if foreign := sorted(set(tiles["split"]) - set(SPLITS)):
         findings.append(error(where, f"splits {foreign}", expected=", ".join(SPLITS), fix=_PREPARE))
     if len(twice := tiles.loc[tiles["tile"].duplicated(), "tile"]):
-        findings.append(error(where, f"{len(twice)} tiles twice, such as {twice.iloc[0]}", fix=_PREPARE))
+        findings.append(error(where, f"{len(twice)} duplicate tiles, such as {twice.iloc[0]}", fix=_PREPARE))
     of_block = tiles.groupby("block")["split"].nunique()
     if len(shared := of_block.index[of_block > 1]):
         findings.append(error(where, f"{len(shared)} blocks in two splits, such as {shared[0]}", fix=_PREPARE))
@@ -169,8 +169,8 @@ def check_splits(dataset: ChipDataset) -> list[Finding]:
     findings += faults
     shapes = tiles.geometry.to_numpy()
     if shapely.is_missing(shapes).any() or shapely.is_empty(shapes).any():
-        found = "chips without a place on earth: nobody can tell whether the splits share ground"
-        return [*findings, warning(where, found, expected="georeferenced chips", fix="say so beside each score")]
+        found = "chips without coordinates: the splits may share ground"
+        return [*findings, warning(where, found, expected="georeferenced chips", fix="mention it next to each score")]
     promised = float((audit or {}).get("gap_m", 0))
     for first, second in combinations(SPLITS, 2):
         mine, theirs = (tiles.geometry[tiles["split"] == split] for split in (first, second))
@@ -185,7 +185,7 @@ def check_splits(dataset: ChipDataset) -> list[Finding]:
 
 
 def check_bands(dataset: ChipDataset, bands: Sequence[str] | None) -> list[Finding]:
-    """The config's bands are bands of the dataset, each once."""
+    """The dataset has the config's bands, and each is listed once."""
     if bands is None:
         return []
     where = f"{_DATA}.bands"
@@ -198,7 +198,7 @@ def check_bands(dataset: ChipDataset, bands: Sequence[str] | None) -> list[Findi
 
 
 def train_chips(dataset: ChipDataset, data: Mapping[str, Any]) -> gpd.GeoDataFrame:
-    """The chips that a training learns from, by the fold and the fraction of ``data.init_args``.
+    """The train chips, by fold and fraction of ``data.init_args``.
 
     Raises:
         ConfigError, SplitError: see `chosen_chips`.
@@ -208,15 +208,15 @@ def train_chips(dataset: ChipDataset, data: Mapping[str, Any]) -> gpd.GeoDataFra
 
 
 def check_batches(chips: gpd.GeoDataFrame, batch_size: int, *, class_share: float | None) -> list[Finding]:
-    """At least one full batch an epoch: an incomplete one is dropped, so that fewer chips would be no step at all."""
+    """There is at least one full batch per epoch: incomplete ones are dropped, so fewer chips would mean no step."""
     findings = []
     if not isinstance(batch_size, int) or batch_size < 1:
-        return [error(f"{_DATA}.batch_size", f"{batch_size}", expected="a whole number from 1")]
+        return [error(f"{_DATA}.batch_size", f"{batch_size}", expected="a whole number, 1 or more")]
     if batch_size > len(chips):
         findings.append(
             error(
                 f"{_DATA}.batch_size",
-                f"{batch_size} is more than the {len(chips)} train chips: no step at all",
+                f"{batch_size} is more than the {len(chips)} train chips, so there would be no step",
                 expected=f"at most {len(chips)}",
                 fix="choose a smaller batch_size, or prepare more chips (train_stride, tile_size)",
             )
@@ -228,7 +228,7 @@ def check_batches(chips: gpd.GeoDataFrame, batch_size: int, *, class_share: floa
         elif with_class in (0, len(chips)):
             found = f"{with_class} of {len(chips)} train chips hold the class"
             findings.append(
-                warning(f"{_DATA}.class_share", found, expected="some with it and some without", fix="leave it out")
+                warning(f"{_DATA}.class_share", found, expected="some with it and some without", fix="remove it")
             )
     return findings
 
@@ -240,7 +240,7 @@ def check_classes(
     positive_class: int,
     class_weights: Sequence[float] | str | None,
 ) -> list[Finding]:
-    """The model has one output a class of the dataset."""
+    """The model has one output per class of the dataset."""
     classes = dataset.info.classes
     named, findings = ", ".join(classes.values()), []
     if num_classes != len(classes):
@@ -257,7 +257,7 @@ def check_classes(
 
 
 def check_sample(dataset: ChipDataset) -> list[Finding]:
-    """Some chips of each split are the ones that were prepared, and their files don't contradict the dataset."""
+    """A few chips of each split are unchanged since the preparation, and their files agree with the dataset."""
     findings = []
     for split in SPLITS:
         rows = dataset.split(split)
@@ -273,7 +273,7 @@ def _check_headers(dataset: ChipDataset, split: Split, tile: str, *, place: str)
     info, findings = dataset.info, []
     layers = info.layers(place)
     with rasterio.open(dataset.image(split, tile)) as image, rasterio.open(dataset.mask(split, tile)) as mask:
-        said = {
+        headers = {
             "CRS": (str(image.crs or "none"), " or ".join(info.crs) or "none"),
             "unit": (image.tags().get("UNIT", info.unit), info.unit),
             "bands": (
@@ -283,7 +283,7 @@ def _check_headers(dataset: ChipDataset, split: Split, tile: str, *, place: str)
             "nodata": (f"{image.nodata or 0:g}", f"{info.nodata:g}"),
             "nodata of the mask": (f"{IGNORE if mask.nodata is None else mask.nodata:g}", str(IGNORE)),
         }
-    for what, (found, expected) in said.items():
+    for what, (found, expected) in headers.items():
         if found != expected and not (what == "CRS" and found in info.crs):
             findings.append(
                 error(f"{_DATA}.root", f"chip {tile} of {split}: {what} {found}", expected=expected, fix=_PREPARE)
@@ -292,6 +292,6 @@ def _check_headers(dataset: ChipDataset, split: Split, tile: str, *, place: str)
 
 
 def _arguments(config: Mapping[str, Any], section: str) -> Mapping[str, Any]:
-    """``init_args`` of a section; empty where there are none."""
+    """``init_args`` of a section; empty if there are none."""
     arguments: Mapping[str, Any] = (config.get(section) or {}).get("init_args") or {}
     return arguments

@@ -1,4 +1,4 @@
-"""What a check has to say about a config or a dataset: one line, where it is, and how to fix it."""
+"""A finding of the check: what is wrong, where, and how to fix it."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Finding:
     """One fault.
 
     Attributes:
-        severity: ``error`` stops a training, ``warning`` is said.
+        severity: ``error`` stops a training, ``warning`` does not.
         key: path of the key in the YAML, ``data.init_args.batch_size``.
         found: what is there.
         expected: what should be there.
@@ -38,12 +38,12 @@ def error(key: str, found: str, *, expected: str = "", fix: str = "") -> Finding
 
 
 def warning(key: str, found: str, *, expected: str = "", fix: str = "") -> Finding:
-    """A fault that a training survives, perhaps not its result."""
+    """A fault that does not stop a training, but may spoil its result."""
     return Finding("warning", key, found, expected, fix)
 
 
 def attempt(key: str, call: Callable[[], _T]) -> tuple[_T | None, list[Finding]]:
-    """What ``call`` returns, or None and the finding that its `TerrasegError` is; other exceptions pass."""
+    """The result of ``call``; or None and its `TerrasegError` as a finding. Other exceptions propagate."""
     try:
         return call(), []
     except TerrasegError as fault:

@@ -1,4 +1,4 @@
-"""The model part of the check, which pays TerraTorch's import: names, keys, bands, and whether the model builds."""
+"""The model part of the check, which imports TerraTorch: names, keys, bands, and whether the model builds."""
 
 import difflib
 import importlib
@@ -25,9 +25,9 @@ def check_model(
 
     Args:
         config: an experiment's YAML, parsed.
-        bands: ESA names that the data gives; None where the dataset can't be opened.
+        bands: ESA names of the data's bands; None if the dataset can't be opened.
         classes: their names.
-        frames: dates of one place that a chip shows.
+        frames: dates per chip.
     """
     model = config["model"].get("init_args") or {}
     arguments = model.get("model_args") or {}
@@ -47,7 +47,7 @@ def check_model(
 
 
 def check_keys(config: Mapping[str, Any]) -> list[Finding]:
-    """The classes of data and model exist and know each key."""
+    """The classes of data and model exist and accept each key."""
     findings = []
     for section in ("data", "model"):
         path = str(config[section].get("class_path", ""))
@@ -66,7 +66,7 @@ def check_keys(config: Mapping[str, Any]) -> list[Finding]:
 def check_names(factory: str | None, arguments: Mapping[str, Any]) -> list[Finding]:
     """Backbone, decoder and necks are in TerraTorch's registries."""
     if factory != "EncoderDecoderFactory":
-        return []  # segmentation-models-pytorch keeps its own names; the building says it
+        return []  # segmentation-models-pytorch has its own names; `build_model` checks them
     asked: list[tuple[str, Any, Any]] = [
         (f"{_ARGS}.{key}", arguments.get(key), registry)
         for key, registry in (("backbone", BACKBONE_REGISTRY), ("decoder", DECODER_REGISTRY))
@@ -79,7 +79,7 @@ def check_names(factory: str | None, arguments: Mapping[str, Any]) -> list[Findi
 
 
 def check_weights(weights: str, arguments: Mapping[str, Any], *, licence: str | None) -> list[Finding]:
-    """The pretrained weights can be had, and their licence is the one that the bundle will state."""
+    """The pretrained weights are available, and their licence is the one that the bundle will state."""
     findings, backbone = [], str(arguments.get("backbone"))
     if weights in (HUB, HUB_OR_RANDOM) and not hub_answers():
         findings.append(
@@ -96,15 +96,15 @@ def check_weights(weights: str, arguments: Mapping[str, Any], *, licence: str | 
     key = "trainer.callbacks.BundleWriter.licence"
     if known is None:
         findings.append(
-            warning(key, f"{licence}: nothing is known of the weights of {backbone}", fix="look at their model card")
+            warning(key, f"{licence}: terraseg does not know the licence of {backbone}", fix="read its model card")
         )
     elif known.lower() != licence.lower():
-        findings.append(error(key, licence, expected=f"{known}, that of the weights of {backbone}"))
+        findings.append(error(key, licence, expected=f"{known}, the licence of the weights of {backbone}"))
     return findings
 
 
 def licence_of(backbone: str) -> str | None:
-    """SPDX name of the licence of a backbone's published weights; None where it isn't known."""
+    """SPDX name of the licence of a backbone's published weights; None if unknown."""
     if backbone in SPECS:
         return SPECS[backbone].licence
     config: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm_"), allow_unregistered=True)

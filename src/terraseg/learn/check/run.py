@@ -1,4 +1,4 @@
-"""`terraseg check`: everything that a training would get wrong, found before it begins, each fault with its fix."""
+"""`terraseg check`: find the faults of a training before it begins, each with its fix."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from terraseg.learn.check.finding import Finding
 
 
 def check(config: str | Path, *, root: str | Path | None = None, model: bool = True) -> list[Finding]:
-    """All faults of an experiment, those of the data first.
+    """All faults of an experiment, faults of the data first.
 
     Args:
         config: its YAML.
-        root: another dataset than the config's.
-        model: with the model part, which imports TerraTorch; all else needs no torch.
+        root: dataset to use instead of the config's.
+        model: also check the model, which imports TerraTorch (15 s); the rest needs no torch.
 
     Raises:
         ConfigError: the config can't be read at all.

@@ -1,1 +1,1 @@
-"""Chips from disk to batches."""
+"""Chips, from files to batches."""

@@ -15,7 +15,7 @@ class ResumableLoader(DataLoader[Any]):
     it sets the sampler's epoch, and workers that run ahead would load batches of the wrong epoch.
     """
 
-    sampler: ChipSampler  # type: ignore[assignment]
+    sampler: ChipSampler
     batch_size: int
     _delivered = 0
     _resumed: dict[str, int] | None = None

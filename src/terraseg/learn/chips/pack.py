@@ -1,7 +1,7 @@
-"""The packed copy of a dataset: all chips of a split in two arrays that are read by memory map.
+"""The packed copy of a dataset: all chips of a split in two memory-mapped arrays.
 
-Derived from the chips, keyed by the dataset's content hash, and may be deleted at any time. Building it is the one
-moment when every chip is read and compared with its checksum, so a swapped, changed or unreadable chip can't get past.
+It is derived from the chips, named by the dataset's content hash, and may be deleted at any time. Building it reads
+every chip and compares its checksum, so a swapped, changed or unreadable chip is always found.
 """
 
 import json
@@ -36,11 +36,11 @@ class Pack:
 
     Attributes:
         tiles: tile ids, in the order of the arrays.
-        images: (chips, layers, rows, columns), memory map, the dataset's type and order: bands, those of each date
-            one after the other where there are several.
+        images: (chips, layers, rows, columns), memory map, in the dataset's type and band order; of several dates, all
+            bands of the first date first.
         masks: (chips, rows, columns) int8, memory map; -1 = ignore.
-        has_class: (chips,) whether a chip holds a pixel of a class other than background.
-        observed: (chips,) whether all pixels of a chip have an observation, so that nobody has to look again.
+        has_class: (chips,) whether a chip holds a pixel of any class except background.
+        observed: (chips,) whether all pixels of a chip have an observation; saves checking them again.
     """
 
     tiles: tuple[str, ...]
@@ -51,10 +51,10 @@ class Pack:
 
 
 def open_pack(dataset: ChipDataset, split: Split) -> Pack:
-    """The packed split; built first where there is none for the dataset as it is now.
+    """The packed split; built first if there is none of the current dataset.
 
     Raises:
-        DatasetError: files missing, foreign, changed or corrupt; a packed copy that fails its checksum.
+        DatasetError: files are missing, unknown, changed or corrupt, or the packed copy fails its checksum.
     """
     pairs_on_disk(dataset, [split])
     folder = pack_folder(dataset) / split
@@ -75,12 +75,12 @@ def open_pack(dataset: ChipDataset, split: Split) -> Pack:
 
 
 def pack_folder(dataset: ChipDataset) -> Path:
-    """Where everything lies that is derived from the dataset as it is now; removed when it changes."""
+    """Folder of everything derived from the current dataset; removed when the dataset changes."""
     return dataset.root / _FOLDER / dataset.info.content_hash[:16]
 
 
 def _read_index(folder: Path) -> dict[str, Any] | None:
-    """index.json of a packed split; None where there is none, or one of another version of this module."""
+    """index.json of a packed split; None if it is missing or was written by another version of this module."""
     path = folder / "index.json"
     if not path.is_file():
         return None
@@ -89,7 +89,7 @@ def _read_index(folder: Path) -> dict[str, Any] | None:
 
 
 def _drop_stale(dataset: ChipDataset) -> None:
-    """Remove packed copies of what the dataset was before."""
+    """Remove packed copies of earlier states of the dataset."""
     for other in (dataset.root / _FOLDER).glob("*"):
         if other.name != dataset.info.content_hash[:16]:
             shutil.rmtree(other)
@@ -147,7 +147,7 @@ def read_chip(
     """One chip from its GeoTIFFs: image (layers, rows, columns), mask (rows, columns).
 
     Raises:
-        DatasetError: unreadable, another shape, NaN, no valid pixel, unknown label ids, or not what was prepared.
+        DatasetError: it is unreadable, has another shape, NaN, no valid pixel or unknown label ids, or has changed.
     """
     image_path, mask_path = dataset.image(split, tile), dataset.mask(split, tile)
     again = "run the preparation again"
@@ -179,12 +179,12 @@ def read_chip(
             fix=again,
         )
     if chip_checksum(image, mask) != checksum:
-        raise DatasetError(f"chip {tile} of {split} is not the one that was prepared (checksum differs)", fix=again)
+        raise DatasetError(f"chip {tile} of {split} has changed since the preparation (checksum differs)", fix=again)
     return image, mask
 
 
 def file_record(path: Path) -> dict[str, int]:
-    """What an index says of a file under ``files``, for `verify`: size, time and CRC-32."""
+    """Entry of a file under ``files`` of an index, for `verify`: size, time and CRC-32."""
     return {**_signature(path), "crc32": _crc32(path)}
 
 
@@ -202,15 +202,17 @@ def _crc32(path: Path) -> int:
 
 
 def verify(path: Path, index: dict[str, Any], index_path: Path) -> None:
-    """Compare with the index; the bytes are read again only where size or time differ from when they were last seen.
+    """Compare a file with its index; the bytes are read again only if size or time have changed.
 
     Raises:
-        DatasetError: the file is missing, or not the one that was recorded.
+        DatasetError: the file is missing or differs from its record.
     """
     recorded = index["files"][path.name]
     if path.is_file() and _signature(path) == {key: recorded[key] for key in ("size", "mtime_ns")}:
         return
     if not path.is_file() or path.stat().st_size != recorded["size"] or _crc32(path) != recorded["crc32"]:
-        raise DatasetError(f"the packed copy {path} is corrupt", fix=f"delete {path.parent.parent}; it is made again")
+        raise DatasetError(
+            f"the packed copy {path} is corrupt", fix=f"delete {path.parent.parent}; it will be built again"
+        )
     recorded.update(_signature(path))
     write_json(index_path, index)

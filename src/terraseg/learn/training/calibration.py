@@ -20,11 +20,11 @@ _TEMPERATURES = torch.logspace(-2, 2, 33, base=2)
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation split says about a model's probabilities.
+    """Temperature and threshold fitted on the validation split.
 
     Attributes:
         temperature: divisor of the logits (Guo et al. 2017, On Calibration of Modern Neural Networks).
-        threshold: probability at that temperature from which a pixel belongs to the class.
+        threshold: lowest probability, at that temperature, of a pixel of the class.
         iou: of the class at that threshold.
     """
 
@@ -68,14 +68,14 @@ class CalibrationCounts:
     def fit(self) -> Calibration:
         """The temperature of the highest likelihood, and the threshold of the highest IoU at it.
 
-        An optimum at either end of the range means that the split can't tell (no errors, or nothing but errors):
-        the temperature stays 1. Without a pixel of the class the threshold stays 0.5. Both are logged.
+        If the optimum is at either end of the range, the split does not determine it (no errors, or nothing but
+        errors), and the temperature stays 1. Without a pixel of the class the threshold stays 0.5. Both are logged.
 
-        Of equally good thresholds the middle one is taken: the lowest maps whatever the split has no example of.
+        Among equally good thresholds the middle one is chosen: the lowest would map anything unlike the split.
         """
         index = int(self._nll.argmin())
         if index in (0, len(_TEMPERATURES) - 1):
-            _log.warning("The validation split can't tell the temperature; it stays 1.")
+            _log.warning("The validation split does not determine the temperature; it stays 1.")
             index = len(_TEMPERATURES) // 2
         others, own = self._counts[index].double().cpu()
         if own.sum() == 0:
@@ -86,5 +86,5 @@ class CalibrationCounts:
         iou = (hits / (own.sum() + alarms))[1:]
         best = (iou == iou.max()).nonzero().flatten() + 1
         level = int(best[len(best) // 2])
-        # From here on a probability rounds to the level: maps are cut before they are rounded, and none reaches 1.
+        # From here a probability rounds to the level: maps apply the threshold before they round. It stays below 1.
         return Calibration(float(_TEMPERATURES[index]), (level - 0.5) / _STEPS, float(iou[level - 1]))

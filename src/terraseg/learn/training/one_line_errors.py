@@ -1,4 +1,4 @@
-"""How the stock `terratorch` process behaves once our task runs in it: what an error looks like."""
+"""Errors of the stock `terratorch` command as one line."""
 
 import sys
 from types import TracebackType
@@ -11,16 +11,16 @@ _previous_hook = sys.excepthook
 
 
 def one_line_errors() -> None:
-    """End the process with one line on stderr, and status 1, where an error of ours would end it with a traceback.
+    """Print an error of terraseg as one line on stderr instead of a traceback; the status is 1.
 
-    Also where jsonargparse wrapped it ("Does not validate against any of the Union subtypes"), which it does with
-    every exception that a constructor raises. All other exceptions keep their traceback.
+    This includes errors that jsonargparse wrapped ("Does not validate against any of the Union subtypes"), as it wraps
+    every exception of a constructor. All other exceptions keep their traceback.
     """
     sys.excepthook = _hook
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine lacked memory: on the CPU torch says so in a plain RuntimeError."""
+    """Whether a device or the machine ran out of memory; on the CPU torch raises a plain RuntimeError."""
     text = str(error).lower()
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("not enough memory" in text or "out of memory" in text)

@@ -12,11 +12,11 @@ from terraseg.contracts.dataset import IGNORE
 class SegmentationScores(Metric):
     """IoU, F1, precision and recall of the positive class, IoU of every class and their mean.
 
-    Summed over processes. TerraTorch's own collection computes a boundary score for each batch, which costs the most.
-    A score without any pixel to tell is NaN.
+    Summed over processes. TerraTorch's own collection also computes a boundary score for each batch, its slowest part.
+    A score without any pixel is NaN.
 
     Args:
-        prefix: of each score's name, ``val/``.
+        prefix: of each score's name, such as ``val/``.
         classes: names by class id.
         positive: id of the class of interest.
     """

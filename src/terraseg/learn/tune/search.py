@@ -1,8 +1,8 @@
-"""`terraseg tune`: the same search of hyperparameters for every experiment, by Optuna, in one process.
+"""`terraseg tune`: one search for hyperparameters, the same for every experiment, by Optuna in one process.
 
-A trial is a short training of the experiment's own config. Its score is the best ``val/iou``; the test split is never
-opened. The study is a SQLite file: what is finished is never run again, and what a killed run left half is repeated
-with the same values, because trial n draws from the seed and the trials before it alone.
+A trial is a short training with the experiment's own config. Its score is the best ``val/iou``; the test split is never
+opened. The study is a SQLite file. A finished trial is never run again. A trial that was killed is repeated with the
+same values, because trial n depends only on the seed and the trials before it.
 """
 
 import csv
@@ -45,20 +45,20 @@ _STATES = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialSt
 def tune(
     config: str | Path, *, search: str | Path, root: str | Path | None = None, output: str | Path | None = None
 ) -> Path:
-    """Run the search, or what is left of it.
+    """Run the search, or finish an interrupted one.
 
     Args:
         config: the experiment's YAML.
         search: budget and space, see `terraseg.learn.tune.space.Search`.
-        root: another dataset than the config's.
-        output: folder of study.db, trials.csv and best.yaml; outputs/<experiment>/tune where absent.
+        root: dataset to use instead of the config's.
+        output: folder of study.db, trials.csv and best.yaml; outputs/<experiment>/tune by default.
 
     Returns:
-        best.yaml, to be given to ``terratorch fit`` as a second ``--config``.
+        best.yaml; pass it to ``terratorch fit`` as a second ``--config``.
 
     Raises:
-        ConfigError: a key that the experiment lacks, or a study that was made with another experiment, space or data.
-        TrainingError: no trial came to its end.
+        ConfigError: the experiment lacks a key, or the study belongs to another experiment, space or dataset.
+        TrainingError: no trial finished.
         OutputError: another run holds the folder.
     """
     config = Path(config)
@@ -77,7 +77,7 @@ def tune(
         study = _open_study(folder, _made_with(experiment, wanted, dataset_hash=dataset_hash), search=wanted)
         _set_aside_interrupted(study)
         while (number := len(_counted(study))) < wanted.trials:
-            # Seeded for each trial, not for each process: a resumed search draws what the unbroken one would have.
+            # Seeded per trial, not per process: a resumed search draws the same values as an uninterrupted one.
             study.sampler = TPESampler(seed=int(np.random.SeedSequence((wanted.seed, number)).generate_state(1)[0]))
             _run_trial(study, number, experiment, search=wanted, folder=folder)
             _write_table(folder / "trials.csv", study, search=wanted)
@@ -92,7 +92,7 @@ def tune(
 
 
 def _open_study(folder: Path, made_with: Mapping[str, Any], *, search: Search) -> optuna.Study:
-    with warnings.catch_warnings():  # SQLAlchemy's and Alembic's own deprecations
+    with warnings.catch_warnings():  # of SQLAlchemy and Alembic
         warnings.simplefilter("ignore", DeprecationWarning)
         study = optuna.create_study(
             study_name="tune",
@@ -116,24 +116,24 @@ def _open_study(folder: Path, made_with: Mapping[str, Any], *, search: Search) -
 
 
 def _made_with(experiment: Mapping[str, Any], search: Search, *, dataset_hash: str) -> dict[str, Any]:
-    """All that a score depends on, in plain values. The number of trials is not among it: a search may go on."""
+    """Everything that a score depends on, in plain values; not the number of trials, so a search can be extended."""
     trained = trial_config(experiment, {}, search=search, folder=Path())
     values = {**dict(flattened(trained)), "dataset": dataset_hash}
     values |= flattened(search.model_dump(mode="json", exclude={"trials"}), "search.")
-    values.pop("data.init_args.root")  # its content counts, not its place
+    values.pop("data.init_args.root")  # its content matters, not its path
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
 
 def _set_aside_interrupted(study: optuna.Study) -> None:
-    """A trial that is still said to run belongs to a killed process: nobody else holds the folder's lock."""
+    """Mark running trials as failed: this process holds the folder's lock, so theirs was killed."""
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.set_user_attr(_INTERRUPTED, [*study.user_attrs.get(_INTERRUPTED, []), trial.number])
         study.tell(trial.number, state=TrialState.FAIL)
 
 
 def _counted(study: optuna.Study) -> list[FrozenTrial]:
-    """Trials that were run, in their order."""
+    """Trials that were not interrupted, in order."""
     interrupted = study.user_attrs.get(_INTERRUPTED, [])
     return [trial for trial in study.get_trials(deepcopy=False) if trial.number not in interrupted]
 
@@ -142,8 +142,8 @@ def _best(study: optuna.Study) -> FrozenTrial:
     if not study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)):
         reason = _counted(study)[-1].user_attrs.get(_REASON, "stopped early")
         raise TrainingError(
-            f"none of the {len(_counted(study))} trials came to its end; the last one: {reason}",
-            fix="correct the cause or narrow the space, and delete the study's folder",
+            f"none of the {len(_counted(study))} trials finished; the last one: {reason}",
+            fix="correct the cause or narrow the space, then delete the study's folder",
         )
     return study.best_trial
 
@@ -153,7 +153,7 @@ def _best(study: optuna.Study) -> FrozenTrial:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Without its lines on seeds and devices for each trial; warnings stay."""
+    """Hide Lightning's lines about seeds and devices of each trial; keep its warnings."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -196,11 +196,11 @@ def _run_trial(
 
 
 class _Watch(Callback):
-    """Report each validation to the study, remember the best, and stop a training that the pruner gives up.
+    """Report each validation to the study, keep the best score, and stop a training that the pruner rejects.
 
     Attributes:
         best: highest ``val/iou``.
-        best_step: when it was.
+        best_step: its step.
     """
 
     def __init__(self, trial: optuna.Trial, *, last_step: int) -> None:
@@ -211,8 +211,8 @@ class _Watch(Callback):
         """Take the score.
 
         Raises:
-            TrainingError: it is not a number.
-            TrialPruned: the trial is worse than the median of the others at this step.
+            TrainingError: the score is not a number.
+            TrialPruned: the trial is below the median of the others at this step.
         """
         iou, step = float(trainer.callback_metrics["val/iou"]), trainer.global_step
         if not math.isfinite(iou):
@@ -224,7 +224,7 @@ class _Watch(Callback):
             raise optuna.TrialPruned
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Refuse a training that nobody validated.
+        """Raise an error if the training was never validated.
 
         Raises:
             TrainingError: there was no validation.
@@ -234,21 +234,21 @@ class _Watch(Callback):
 
 
 def train(config: Mapping[str, Any], watch: Callback) -> None:
-    """One training as ``terratorch fit --config`` would do it, but for what it leaves.
+    """Train like ``terratorch fit --config``, but write nothing.
 
     Args:
-        config: of the trial, whole.
-        watch: one more callback.
+        config: of the trial, complete.
+        watch: an additional callback.
 
     Raises:
-        TerrasegError: those of task and datamodule.
+        TerrasegError: an error of the task or the datamodule.
     """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trial.yaml"
         path.write_text(yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8")
         try:
             cli = build_lightning_cli(["--config", str(path)], run=False)
-        except ValueError as error:  # jsonargparse wraps what a constructor raises
+        except ValueError as error:  # jsonargparse wraps exceptions of constructors
             if isinstance(error.__cause__, TerrasegError):
                 raise error.__cause__ from error
             raise
@@ -256,7 +256,7 @@ def train(config: Mapping[str, Any], watch: Callback) -> None:
     cli.trainer.fit(cli.model, datamodule=cli.datamodule)
 
 
-# --- what it leaves ---
+# --- outputs ---
 
 
 def _write_table(path: Path, study: optuna.Study, *, search: Search) -> None:
@@ -296,7 +296,7 @@ def _write_best(
         f"# {name}: trial {number} of {len(counted)}, each of at most {search.max_steps} steps; "
         f"val/iou {best.value:.4f}.\n"
         f"# Dataset {dataset_hash[:16]}, search seed {search.seed}; the test split was not opened.\n"
-        "# Give it to `terratorch fit` as a second --config, after the experiment's own.\n"
+        "# Pass it to `terratorch fit` as a second --config, after the experiment's own.\n"
     )
     body = yaml.safe_dump(overlay(experiment, best.params), sort_keys=False)
     with atomic_path(path) as temporary:

@@ -1,4 +1,4 @@
-"""configs/tune.yaml: which keys of an experiment `terraseg tune` changes, within which bounds, and for how long."""
+"""configs/tune.yaml: the keys of an experiment that `terraseg tune` changes, their bounds, and the budget."""
 
 import difflib
 from collections.abc import Iterator, Mapping
@@ -10,19 +10,19 @@ from optuna import Trial
 from pydantic import Field, ValidationError, model_validator
 
 from terraseg.core.files import read_yaml
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError
 
 _WRITERS = ("ModelCheckpoint", "BundleWriter", "MetricsTable", "Timings", "LearningRateMonitor", "RichProgressBar")
-"""Callbacks that a trial goes without: they write, show, or need a logger. The others belong to the training."""
+"""Callbacks that a trial drops, because they write, display or need a logger. The others belong to the training."""
 
 
 class Values(Strict):
     """The values of one key: ``low`` to ``high``, or one of ``choices``.
 
     Attributes:
-        low, high: bounds, included; whole numbers where both are.
-        log: even in the logarithm.
+        low, high: bounds, inclusive; if both are whole numbers, so are the values.
+        log: uniform in the logarithm.
         choices: plain values.
     """
 
@@ -35,9 +35,9 @@ class Values(Strict):
     def _sound(self) -> Self:
         if self.choices:
             if self.low is not None or self.high is not None or self.log:
-                raise ValueError("choices stand alone, without low, high and log")
+                raise ValueError("choices exclude low, high and log")
         elif self.low is None or self.high is None or not self.low < self.high or (self.log and self.low <= 0):
-            raise ValueError("expected choices, or low below high, both above 0 with log")
+            raise ValueError("expected choices, or low below high; with log, both above 0")
         return self
 
     def suggest(self, trial: Trial, key: str) -> object:
@@ -53,14 +53,14 @@ class Values(Strict):
 
 
 class Search(Strict):
-    """The file.
+    """Budget and space of a search, as configs/tune.yaml holds them.
 
     Attributes:
-        trials: how many.
+        trials: number of trials.
         max_steps: optimizer steps of each.
         val_check_interval: steps between validations.
-        startup_trials: trials before any is stopped early.
-        seed: of the choice of values.
+        startup_trials: trials before any trial may be stopped early.
+        seed: of the values.
         space: values by the dotted key of the experiment's config.
     """
 
@@ -74,36 +74,35 @@ class Search(Strict):
     @model_validator(mode="after")
     def _sound(self) -> Self:
         if self.max_steps % self.val_check_interval:
-            raise ValueError("max_steps is no multiple of val_check_interval: the last steps would never be validated")
+            raise ValueError("max_steps is not a multiple of val_check_interval: the last steps would not be validated")
         return self
 
 
 def read_search(path: str | Path) -> Search:
-    """Read the file.
+    """Read a search space.
 
     Raises:
-        ConfigError: missing, no YAML, unknown keys, or values that can't be; the line names each.
+        ConfigError: the file is missing, is not YAML, or has unknown keys or invalid values; the message names each.
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError(f"no search space at {path}", fix="correct --search; configs/tune.yaml is one")
+        raise ConfigError(f"no search space at {path}", fix="correct --search, or use configs/tune.yaml")
     values = read_yaml(path)
     try:
         return Search.model_validate(values)
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-        raise ConfigError(f"{path}: {'; '.join(faults)}", fix="docs/training.md explains the keys") from error
+        raise ConfigError(f"{path}: {faults_of(error)}", fix="docs/training.md explains the keys") from error
 
 
 def check_space(search: Search, config: Mapping[str, Any], *, name: str) -> None:
-    """Check that the experiment has each key: one that it lacks would be tuned without any effect, or by accident.
+    """Check that the experiment has each key: tuning one that it lacks would have no effect, or an unintended one.
 
     Args:
         config: an experiment's YAML, parsed.
         name: of its file.
 
     Raises:
-        ConfigError: unknown keys, with the nearest known ones.
+        ConfigError: an unknown key; the message suggests similar ones.
     """
     known = dict(flattened(config))
     for key in search.space:
@@ -111,7 +110,7 @@ def check_space(search: Search, config: Mapping[str, Any], *, name: str) -> None
             close = difflib.get_close_matches(key, known, n=3)
             raise ConfigError(
                 f"{name} has no key {key}",
-                fix=f"did you mean {' or '.join(close)}?" if close else "write it into the experiment first",
+                fix=f"did you mean {' or '.join(close)}?" if close else "add it to the experiment first",
             )
         if isinstance(known[key], list) or not key.startswith(("model.init_args.", "data.init_args.")):
             raise ConfigError(f"{key} can't be tuned", expected="a single value under model or data")
@@ -129,12 +128,12 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def trial_config(
     config: Mapping[str, Any], values: Mapping[str, Any], *, search: Search, folder: Path
 ) -> dict[str, Any]:
-    """The experiment as one trial runs it: with the trial's values and the search's length, on one device, silent.
+    """The config of one trial: the experiment with the trial's values and the search's length, on one device, silent.
 
     Args:
         config: the experiment's YAML, parsed.
         values: by dotted key.
-        folder: the trainer's.
+        folder: the trainer's ``default_root_dir``.
     """
     changed = deepcopy(dict(config))
     for key, value in values.items():
@@ -163,9 +162,9 @@ def trial_config(
 
 
 def overlay(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A config to be given after the experiment's, which changes it to ``values``.
+    """A config that, passed after the experiment's, sets ``values``.
 
-    An argument that is a mapping stands there whole, as jsonargparse would replace it whole.
+    A mapping argument is written completely, because jsonargparse replaces it completely.
     """
     changed = deepcopy(dict(config))
     for key, value in values.items():

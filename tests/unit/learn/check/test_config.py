@@ -85,7 +85,7 @@ def test_our_configs_are_sound(path, monkeypatch):
             "warning: out_dtype: probabilities written as int16",
         ),  # 8
         ({"trainer": {"limit_train_batches": 1}}, "error: trainer.limit_train_batches: 1 is read as 1.0"),  # 10
-        ({"trainer": {"limit_val_batches": 1.0}}, "error: trainer.limit_val_batches: 1.0 is read as 1.0"),
+        ({"trainer": {"limit_val_batches": 1.0}}, "error: trainer.limit_val_batches: 1 is read as 1.0"),
         ({"optimizer": {"class_path": "SGD"}}, "error: optimizer: a top-level section overrides lr"),
         ({"lr_scheduler": {}}, "error: lr_scheduler: a top-level section overrides lr"),
         ({"model": {"loss": {"ce": 1.0, "jaccard": 1.0}}}, "error: model.init_args.loss: 'jaccard'; expected one"),
