@@ -1,1 +1,1 @@
-"""From an area of interest to data/raw and data/osm_buildings: catalogues, composites, footprints."""
+"""From an area of interest to scenes in data/raw and footprints in data/osm_buildings."""

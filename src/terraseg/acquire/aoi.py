@@ -1,4 +1,4 @@
-"""The area of interest and its pixel grid: 10 m pixels on the UTM grid of Sentinel-2."""
+"""The area of interest (AOI) and its pixel grid: 10 m pixels on the UTM grid of Sentinel-2."""
 
 import logging
 import math
@@ -17,7 +17,7 @@ GSD = 10
 """Pixel size in metres. The corners of Sentinel-2 tiles are multiples of it in every UTM zone."""
 
 _POLYGONAL = {"Polygon", "MultiPolygon"}
-_SLACK = 0.1  # metres: an AOI drawn along pixel edges is not widened by the rounding of its degrees
+_SLACK = 0.1  # metres: rounded degrees must not add a row or column to an AOI drawn along pixel edges
 _UTM_LATITUDES = (-80.0, 84.0)
 _log = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ class AOI:
     """An area of interest.
 
     Attributes:
-        name: stem of its file, the name of what is made for it.
+        name: stem of the AOI's file; outputs are named after it.
         geometry: valid (multi)polygon in EPSG:4326.
-        geobox: the smallest box of whole 10 m pixels of its UTM zone that holds the geometry, to 0.1 m.
+        geobox: the smallest box of whole 10 m pixels in the UTM zone that contains the geometry, to 0.1 m.
     """
 
     name: str
@@ -43,11 +43,11 @@ class AOI:
 
 
 def read_aoi(path: str | Path) -> AOI:
-    """Read a GeoJSON or any vector file of one layer; all its features together are the AOI.
+    """Read a GeoJSON or any vector file of one layer. The AOI is the union of its features.
 
     Raises:
-        AOIError: unreadable, several layers, not polygonal, invalid, not on Earth, over the antimeridian, at a pole,
-            or wider than one UTM zone can bear.
+        AOIError: the file is missing or unreadable or has several layers; its geometry is not polygonal, invalid, not
+            in degrees, over the antimeridian, at a pole, or too wide for one UTM zone.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,11 +63,11 @@ def read_aoi(path: str | Path) -> AOI:
         raise AOIError(f"{path} has no feature", expected="at least one polygon")
     kinds = sorted({str(kind) for kind in frame.geom_type} - _POLYGONAL)
     if kinds:
-        raise AOIError(f"{path} holds {', '.join(kinds)}", expected="polygons only")
+        raise AOIError(f"{path} contains {', '.join(kinds)}", expected="polygons only")
     for geometry in frame.geometry:
         if geometry.is_empty or not geometry.is_valid:
             raise AOIError(
-                f"{path} holds an invalid polygon ({shapely.is_valid_reason(geometry)})",
+                f"{path} contains an invalid polygon ({shapely.is_valid_reason(geometry)})",
                 fix="repair it with `ogr2ogr -makevalid`",
             )
     if frame.crs is not None and frame.crs.to_epsg() != 4326:
@@ -77,9 +77,9 @@ def read_aoi(path: str | Path) -> AOI:
 
 
 def utm_zone(longitude: float, latitude: float) -> int:
-    """EPSG code of the UTM zone of a place in degrees, with the exceptions of MGRS that Sentinel-2 tiles follow.
+    """EPSG code of the UTM zone at a point in degrees, with the MGRS exceptions, as Sentinel-2 tiles use them.
 
-    Source: NGA.STND.0037, The Universal Grids: zone 32 is wider in Norway, 31 to 37 are uneven at Svalbard.
+    Source: NGA.STND.0037, The Universal Grids: zone 32 is wider in Norway, zones 31 to 37 are uneven at Svalbard.
     """
     zone = min(int((longitude + 180) // 6) + 1, 60)
     if 56 <= latitude < 64 and 3 <= longitude < 12:
@@ -93,29 +93,29 @@ def _geobox(geometry: shapely.Geometry, name: str) -> GeoBox:
     west, south, east, north = geometry.bounds
     if west < -180 or east > 180 or south < -90 or north > 90:
         raise AOIError(
-            f"{name} reaches from {west:g}, {south:g} to {east:g}, {north:g}",
+            f"{name} extends from {west:g}, {south:g} to {east:g}, {north:g}",
             expected="longitude and latitude in degrees",
             fix="store its CRS in the file, or reproject it to EPSG:4326",
         )
     if south < _UTM_LATITUDES[0] or north > _UTM_LATITUDES[1]:
-        raise AOIError(f"{name} reaches latitude {south:g} to {north:g}", expected="UTM latitudes, 80° S to 84° N")
+        raise AOIError(f"{name} extends from latitude {south:g} to {north:g}", expected="UTM latitudes, 80° S to 84° N")
     if east - west > 180:
-        raise AOIError(f"{name} crosses the antimeridian", fix="make one AOI each side of it")
+        raise AOIError(f"{name} crosses the antimeridian", fix="make one AOI on each side of it")
     centre = geometry.centroid
     epsg = utm_zone(centre.x, centre.y)
     meridian = (epsg % 100) * 6 - 183
-    # An AOI over two zones is kept in one, up to the next zone's central meridian: there a UTM pixel is 0.5 % too
-    # small. Scenes of the other zone are resampled into it.
+    # An AOI over two zones stays in one zone. It may reach the next zone's central meridian, where a UTM pixel is
+    # 0.5 % too small. Scenes of the other zone are resampled.
     if max(abs(west - meridian), abs(east - meridian)) > 6:
         raise AOIError(
-            f"{name} reaches from longitude {west:g} to {east:g}, too far for UTM zone {epsg % 100}",
-            expected=f"at most 6° from its meridian {meridian}°",
-            fix="split it into one AOI a zone",
+            f"{name} extends from longitude {west:g} to {east:g}, too far for UTM zone {epsg % 100}",
+            expected=f"at most 6° from the zone's meridian {meridian}°",
+            fix="split it into one AOI per zone",
         )
     if west < meridian - 3 or east > meridian + 3:
-        _log.warning("%s lies over two UTM zones; all of it is brought to EPSG:%d", name, epsg)
+        _log.warning("%s lies in two UTM zones; all of it will be in EPSG:%d", name, epsg)
     to_utm = Transformer.from_crs(4326, epsg, always_xy=True)
-    # Straight edges in degrees bend in UTM, so the densified outline is what bounds the box.
+    # Edges that are straight in degrees bend in UTM, so the box is that of the densified outline.
     outline = shapely.segmentize(geometry, max(east - west, north - south) / 100)
     left, bottom, right, top = shapely.transform(outline, to_utm.transform, interleaved=False).bounds
     left, bottom = (math.floor((edge + _SLACK) / GSD) * GSD for edge in (left, bottom))

@@ -1,4 +1,4 @@
-"""The sections ``acquire`` and ``labels`` of configs/data_config.yaml; unknown keys are refused."""
+"""The sections ``acquire`` and ``labels`` of configs/data_config.yaml; unknown keys are errors."""
 
 import datetime as dt
 from pathlib import Path
@@ -10,19 +10,19 @@ from terraseg.core.bands import PRITHVI_BANDS, band
 from terraseg.core.settings import Strict
 
 SCL_CLASSES = range(12)
-"""Sen2Cor's scene classification (ESA, Sentinel-2 Products Specification): 0 nodata to 11 snow."""
+"""Sen2Cor's scene classification, SCL (ESA, Sentinel-2 Products Specification): 0 nodata to 11 snow."""
 
 
 class CatalogueConfig(Strict):
-    """Where scenes are searched.
+    """The catalogue to search for scenes.
 
     Attributes:
-        name: a known catalogue, or ``custom`` for any STAC API that has Sentinel-2 L2A.
-        url: root of the STAC API; needed for ``custom``, elsewhere it replaces the known address (a mirror).
-        collection: id of the collection; needed for ``custom``.
-        assets: band name -> asset key, with ``SCL`` for the classification; needed for ``custom``.
-        offset: DN to add to every scene, where a catalogue is known to break the rule of `terraseg.core.offsets`;
-            ``rule`` applies the rule.
+        name: a known catalogue, or ``custom`` for any STAC API with Sentinel-2 L2A.
+        url: root of the STAC API. Required for ``custom``; for a known catalogue the address of a mirror.
+        collection: id of the collection; required for ``custom``.
+        assets: band name -> asset key, with ``SCL`` for the classification; required for ``custom``.
+        offset: DN to add to every scene, for catalogues that break the rule of `terraseg.core.offsets`; ``rule``
+            applies that rule.
     """
 
     name: Literal["earth-search", "planetary-computer", "cdse", "custom"] = "earth-search"
@@ -44,7 +44,7 @@ class CatalogueConfig(Strict):
 
 
 class Period(Strict):
-    """Days of acquisition, both included."""
+    """First and last day of acquisition, both included."""
 
     start: dt.date
     end: dt.date
@@ -57,11 +57,11 @@ class Period(Strict):
 
 
 class MaskConfig(Strict):
-    """Which pixels of a scene are no observation of the ground.
+    """Pixels to mask because they don't show the ground.
 
     Attributes:
-        classes: SCL classes that are masked; none: the classification is not read.
-        dilation: by how many 20 m pixels of SCL the masked area grows in each direction (a square), for the rims
+        classes: SCL classes to mask; if empty, the classification is not read.
+        dilation: number of 20 m pixels by which the masked area grows in each direction (a square), to cover the rims
             of clouds and shadows. Nodata and defective pixels (0, 1) don't grow.
     """
 
@@ -80,18 +80,18 @@ class AcquireConfig(Strict):
     """Scenes to composite.
 
     Attributes:
-        periods: one composite a period; several periods make several frames of one place, for models of many dates.
-        bands: names in any dialect, in file order.
+        periods: one composite is made per period; several periods are the frames of models of several dates.
+        bands: names in any naming scheme, in file order.
         max_cloud_cover: of a scene, in percent.
-        scenes_per_tile: at most so many scenes of each tile and period, the least cloudy ones.
+        scenes_per_tile: largest number of scenes per tile and period; the least cloudy ones are used.
         exclude: ids of items to leave out.
         composite: the median of the clear observations, or the observation of the least cloudy scene.
-        resampling: of the 20 m and 60 m bands to 10 m, and of scenes of the neighbouring UTM zone. SCL: nearest.
-        offset_check: what happens when the dark pixels of a scene contradict its offset.
-        block: edge of a block in pixels; memory grows with its square.
-        workers: blocks at a time on this machine, which hides the latency of a far catalogue; memory grows with them.
-        retries: of a request or a block, before it is given up.
-        backoff: seconds before the first retry; they double with each.
+        resampling: of 20 m and 60 m bands to 10 m, and of scenes from the neighbouring UTM zone. SCL: always nearest.
+        offset_check: whether to raise an error or warn if the dark pixels of a scene contradict its offset.
+        block: side of a block in pixels; memory grows with its square.
+        workers: blocks at a time on this machine; more of them hide the latency of the catalogue but need more memory.
+        retries: number of retries of a request or a block.
+        backoff: seconds before the first retry, doubled with each further one.
         timeout: seconds that a request may take or stall.
     """
 
@@ -116,7 +116,7 @@ class AcquireConfig(Strict):
     def _esa_names(cls, bands: tuple[str, ...]) -> tuple[str, ...]:
         names = tuple(band(name).name for name in bands)
         if not names or len(set(names)) < len(names) or "B10" in names:
-            raise ValueError(f"bands {bands}: expected at least one, none twice, and no B10 (it exists in L1C only)")
+            raise ValueError(f"bands {bands}: expected at least one, none twice, and not B10 (it exists in L1C only)")
         return names
 
 
@@ -124,11 +124,11 @@ class OverpassSource(Strict):
     """OpenStreetMap through an Overpass API.
 
     Attributes:
-        url: without ``/interpreter``.
-        cache: folder of the answers; the same question is not asked twice. Delete it to ask for newer data.
+        url: address of the API without ``/interpreter``.
+        cache: folder for responses, so that no query is sent twice. Delete it to get newer data.
         timeout: seconds that the server may compute.
-        retries: of a request, before it is given up.
-        backoff: seconds before the first retry; they double with each.
+        retries: number of retries of a request.
+        backoff: seconds before the first retry, doubled with each further one.
     """
 
     kind: Literal["overpass"] = "overpass"
@@ -143,8 +143,8 @@ class ExtractSource(Strict):
     """A local OpenStreetMap extract.
 
     Attributes:
-        path: .osm.pbf or .osm.
-        extract_date: its day, as the place that you have it from states it.
+        path: .osm.pbf or .osm file.
+        extract_date: day of the data, as stated by the provider of the extract.
     """
 
     kind: Literal["extract"]
@@ -156,13 +156,14 @@ class VectorSource(Strict):
     """Any vector file that GDAL reads.
 
     Attributes:
-        layer: needed where the file has several.
-        where: SQL condition on its columns, such as ``fclass = 'residential'``.
-        id_column: column with the object's id, so that objects listed twice are found.
-        provider: name of who made it.
-        extract_date: its day.
+        path: the file.
+        layer: required if the file has several layers.
+        where: SQL condition on the columns, such as ``fclass = 'residential'``.
+        id_column: column with object ids, to find objects that are listed twice.
+        provider: who made the data.
+        extract_date: day of the data.
         licence: SPDX name.
-        attribution: the line that every product must carry.
+        attribution: credit line for every product.
     """
 
     kind: Literal["vector"]
@@ -177,13 +178,14 @@ class VectorSource(Strict):
 
 
 class GeoParquetSource(Strict):
-    """Open building footprints as GeoParquet; only what meets the AOI's bounding box is kept in memory.
+    """Open building footprints as GeoParquet. Only footprints that intersect the AOI are kept in memory.
 
     Attributes:
         location: a file, a folder of files, or the http(s) address of a file.
-        provider: whose data; decides licence and attribution.
+        provider: who made the data; this determines licence and attribution.
         extract_date: day of the release.
-        min_confidence: of Google's and Overture's column ``confidence``, 0 to 1; objects without one are kept.
+        min_confidence: lowest ``confidence`` (a column of Google's and Overture's data), 0 to 1; objects without one
+            are kept.
     """
 
     kind: Literal["geoparquet"]
@@ -199,12 +201,12 @@ FootprintConfig = Annotated[
 
 
 class BuiltUpRaster(Strict):
-    """A raster that shows where is built-up land, such as WorldCover (class 50) or GHSL.
+    """A raster of built-up land, such as WorldCover (class 50) or GHSL. Set either ``above`` or ``classes``.
 
     Attributes:
-        path: anything that GDAL reads, in any CRS.
-        above: a pixel is built-up where its value is greater, ...
-        classes: ... or where its value is one of these.
+        path: any raster that GDAL reads, in any CRS.
+        above: pixels with a greater value are built-up.
+        classes: pixels with one of these values are built-up.
     """
 
     kind: Literal["raster"]
@@ -224,8 +226,8 @@ class CompletenessConfig(Strict):
 
     Attributes:
         reference: a second source of footprints, or a built-up raster.
-        cell: edge of a cell in metres, a multiple of 10.
-        reach: built-up area counts as covered when a label lies within so many metres.
+        cell: side of a cell in metres, a multiple of 10.
+        reach: built-up land counts as covered if a label lies within this distance in metres.
     """
 
     reference: Annotated[VectorSource | GeoParquetSource | BuiltUpRaster, Field(discriminator="kind")]
@@ -237,10 +239,10 @@ class LabelsConfig(Strict):
     """Footprints to learn from.
 
     Attributes:
-        class_name: what one polygon is.
-        tags: OpenStreetMap key -> values (or true for any) that make an object one of the class.
-        source: where they come from.
-        completeness: against what their completeness is measured; none: it is not.
+        class_name: class of the polygons.
+        tags: OpenStreetMap key -> values of the class (or true for any value).
+        source: the source of the footprints.
+        completeness: how to measure the completeness of the footprints; by default it is not measured.
     """
 
     class_name: str = "building"

@@ -1,4 +1,4 @@
-"""A composite on a real Dask scheduler with workers as processes of their own."""
+"""A composite on a real Dask scheduler whose workers are separate processes."""
 
 import os
 import signal
@@ -16,6 +16,7 @@ import shapely
 from helpers.clusters import dask_cluster
 from terraseg.acquire.config import AcquireConfig
 from terraseg.api.acquire import download
+from terraseg.core import tasks
 from terraseg.errors import ConfigError
 from terraseg.sample.city.make import make_city
 from terraseg.sample.servers import stac_server
@@ -58,9 +59,7 @@ def _pixels(path: Path) -> np.ndarray[Any, Any]:
         return source.read()
 
 
-def test_an_absent_scheduler_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from terraseg.core import tasks as executor
-
-    monkeypatch.setattr(executor, "_CONNECT_TIMEOUT", "1s")
-    with pytest.raises(ConfigError, match="no Dask scheduler answers at tcp://127.0.0.1:9"):
-        list(executor.run_tasks(str, [1, 2], workers=1, scheduler="tcp://127.0.0.1:9"))
+def test_a_missing_scheduler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tasks, "_CONNECT_TIMEOUT", "1s")
+    with pytest.raises(ConfigError, match="tcp://127.0.0.1:9"):
+        list(tasks.run_tasks(str, [1, 2], workers=1, scheduler="tcp://127.0.0.1:9"))

@@ -1,4 +1,4 @@
-"""What goes wrong on the way ends in a finished, right composite or in one clear line, never in a wrong raster."""
+"""Any fault on the way ends in a correct composite or in a one-line error, never in a wrong raster."""
 
 import multiprocessing
 import os
@@ -19,7 +19,7 @@ import rasterio
 import shapely
 
 from terraseg.acquire.config import AcquireConfig
-from terraseg.acquire.imagery import composite_block as blocks
+from terraseg.acquire.imagery import composite_block
 from terraseg.api.acquire import download
 from terraseg.errors import CatalogueError, OutputError, TerrasegError
 from terraseg.sample.city.make import City, make_city
@@ -66,7 +66,7 @@ def _config(url: str, **changes: Any) -> AcquireConfig:
 
 @pytest.fixture(scope="module")
 def right(city: tuple[City, Path], tmp_path_factory: pytest.TempPathFactory) -> np.ndarray[Any, Any]:
-    """The composite as it is without any fault."""
+    """The composite without any fault."""
     folder = tmp_path_factory.mktemp("right")
     geobox = city[0].geobox
     box = shapely.box(*geobox.boundingbox).buffer(-2)
@@ -86,7 +86,7 @@ def _one_line(error: TerrasegError) -> bool:
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_storm_on_the_search_is_waited_out(
+def test_search_errors_are_retried(
     server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], status: int
 ) -> None:
     server.faults.questions = [status] * 3
@@ -95,7 +95,7 @@ def test_a_storm_on_the_search_is_waited_out(
     assert server.requests.count("POST /search") == 4
 
 
-def test_a_storm_without_end_on_the_search_is_told(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+def test_endless_search_errors_end_in_one_line(server: StacServer, aoi: Path, tmp_path: Path) -> None:
     server.faults.questions = [503] * 100
     with pytest.raises(CatalogueError, match="503") as caught:
         download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
@@ -103,15 +103,13 @@ def test_a_storm_without_end_on_the_search_is_told(server: StacServer, aoi: Path
     assert server.requests.count("POST /search") == 4
 
 
-def test_a_storm_on_the_pixels_is_waited_out(
-    server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any]
-) -> None:
+def test_pixel_errors_are_retried(server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any]) -> None:
     server.faults.pixels = [503, 429, 500, 502, 503, 504]
     (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url))
     assert np.array_equal(_pixels(path), right)
 
 
-def test_a_storm_without_end_on_the_pixels_leaves_no_scene(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+def test_endless_pixel_errors_leave_no_scene(server: StacServer, aoi: Path, tmp_path: Path) -> None:
     server.faults.pixels = [503] * 10_000
     with pytest.raises(CatalogueError, match="can't be read after 2 attempts") as caught:
         download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=1))
@@ -136,7 +134,7 @@ def test_tiles_that_stay_truncated_leave_no_scene(server: StacServer, aoi: Path,
     assert not list((tmp_path / "raw").glob("*.tif"))
 
 
-def test_a_file_that_was_cut_on_the_server_leaves_no_scene(city: tuple[City, Path], aoi: Path, tmp_path: Path) -> None:
+def test_a_file_truncated_on_the_server_leaves_no_scene(city: tuple[City, Path], aoi: Path, tmp_path: Path) -> None:
     folder = tmp_path / "cut"
     for path in city[1].glob("S2A*/*"):
         copy = folder / path.parent.name / path.name
@@ -157,7 +155,7 @@ def test_changing_etags_and_slow_bodies_change_nothing(
     assert np.array_equal(_pixels(path), right)
 
 
-def test_a_body_that_stalls_is_given_up(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+def test_a_response_that_stalls_is_an_error(server: StacServer, aoi: Path, tmp_path: Path) -> None:
     server.faults.delay = 30
     with pytest.raises(CatalogueError, match="can't be read after 1 attempts"):
         download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=0, timeout=1))
@@ -166,35 +164,35 @@ def test_a_body_that_stalls_is_given_up(server: StacServer, aoi: Path, tmp_path:
 def test_a_server_that_is_killed_and_comes_back_loses_nothing(
     server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CPL_VSIL_CURL_NON_CACHED", "/vsicurl/")  # else GDAL holds files this small after block 0
-    compute, calls = blocks._compute, []
+    monkeypatch.setenv("CPL_VSIL_CURL_NON_CACHED", "/vsicurl/")  # otherwise GDAL caches such small files after block 0
+    compute, calls = composite_block._compute, []
 
-    def killing(task: blocks.BlockTask) -> blocks.BlockResult:
+    def killing(task: composite_block.BlockTask) -> composite_block.BlockResult:
         calls.append(task.index)
         if len(calls) == 2:
             server.stop()
             threading.Timer(0.5, server.start).start()
         return compute(task)
 
-    monkeypatch.setattr(blocks, "_compute", killing)
+    monkeypatch.setattr(composite_block, "_compute", killing)
     (path,) = download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=8, backoff=0.1))
-    assert len(calls) > 4, "no block was tried again"
+    assert len(calls) > 4, "no block was retried"
     assert np.array_equal(_pixels(path), right)
 
 
-def test_a_run_resumes_after_the_server_was_away_too_long(
+def test_a_run_resumes_after_the_server_was_gone_too_long(
     server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("CPL_VSIL_CURL_NON_CACHED", "/vsicurl/")  # else GDAL holds files this small after block 0
-    compute, calls = blocks._compute, []
+    monkeypatch.setenv("CPL_VSIL_CURL_NON_CACHED", "/vsicurl/")  # otherwise GDAL caches such small files after block 0
+    compute, calls = composite_block._compute, []
 
-    def killing(task: blocks.BlockTask) -> blocks.BlockResult:
+    def killing(task: composite_block.BlockTask) -> composite_block.BlockResult:
         calls.append(task.index)
         if len(calls) == 3:
             server.stop()
         return compute(task)
 
-    monkeypatch.setattr(blocks, "_compute", killing)
+    monkeypatch.setattr(composite_block, "_compute", killing)
     with pytest.raises(CatalogueError, match="can't be read"):
         download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, retries=0))
     assert not list((tmp_path / "raw").glob("*.tif"))
@@ -206,33 +204,33 @@ def test_a_run_resumes_after_the_server_was_away_too_long(
     assert not list((tmp_path / "raw").glob(".*"))
 
 
-def test_wrong_credentials_are_told_at_once(server: StacServer, aoi: Path, tmp_path: Path) -> None:
+def test_wrong_credentials_are_an_error_at_once(server: StacServer, aoi: Path, tmp_path: Path) -> None:
     server.faults.denied = True
     with pytest.raises(CatalogueError, match="denied") as caught:
         download(aoi=aoi, output=tmp_path / "raw", config=_config(server.url, backoff=60))
     assert "check the credentials" in str(caught.value)
 
 
-def test_a_name_that_does_not_resolve_is_told(aoi: Path, tmp_path: Path) -> None:
+def test_a_host_that_does_not_resolve_is_an_error(aoi: Path, tmp_path: Path) -> None:
     with pytest.raises(CatalogueError, match="catalogue.invalid") as caught:
         download(aoi=aoi, output=tmp_path / "raw", config=_config("http://catalogue.invalid/v1", retries=1))
     assert _one_line(caught.value)
 
 
-def test_a_closed_port_is_told(aoi: Path, tmp_path: Path) -> None:
+def test_a_closed_port_is_an_error(aoi: Path, tmp_path: Path) -> None:
     with stac_server(tmp_path) as gone:
         url = gone.url
     with pytest.raises(CatalogueError, match="Connection refused"):
         download(aoi=aoi, output=tmp_path / "raw", config=_config(url, retries=1))
 
 
-def test_an_answer_that_is_no_stac_is_told(city: tuple[City, Path], aoi: Path, tmp_path: Path) -> None:
+def test_an_answer_that_is_not_stac_is_an_error(city: tuple[City, Path], aoi: Path, tmp_path: Path) -> None:
     with stac_server(city[1]) as running, pytest.raises(CatalogueError, match="did not answer"):
         download(aoi=aoi, output=tmp_path / "raw", config=_config(f"{running.url}/data"))
 
 
 def _download_with_a_small_disk(aoi: Path, output: Path, url: str, limit: int, queue: Any) -> None:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond: as a full disk
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # no file may grow beyond it, as on a full disk
     try:
         download(aoi=aoi, output=output, config=_config(url))
     except OutputError as error:
@@ -240,7 +238,7 @@ def _download_with_a_small_disk(aoi: Path, output: Path, url: str, limit: int, q
 
 
 @pytest.mark.parametrize("limit", [16_000, 40_000], ids=["in a block", "in the scene"])
-def test_a_full_disk_is_told_and_the_run_resumes(
+def test_a_full_disk_is_an_error_and_the_run_resumes(
     server: StacServer, aoi: Path, tmp_path: Path, right: np.ndarray[Any, Any], limit: int
 ) -> None:
     context = multiprocessing.get_context("spawn")

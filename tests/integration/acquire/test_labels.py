@@ -1,4 +1,4 @@
-"""Footprints from every kind of source into contract 2, and their completeness."""
+"""Footprints from every kind of source, and their completeness."""
 
 import datetime as dt
 import logging
@@ -38,7 +38,7 @@ def aoi(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def buildings() -> gpd.GeoDataFrame:
-    """A 5 x 5 grid of houses of 20 m, one with a court, one of two parts, one outside of the town."""
+    """A 5 x 5 grid of houses of 20 m, one with a courtyard, one of two parts, and one house outside the town."""
     houses = [
         shapely.box(x, y, x + 20, y + 20) for y in range(4000100, 4001000, 200) for x in range(500100, 501000, 200)
     ]
@@ -85,7 +85,7 @@ def test_overpass_is_asked_once(server: OverpassServer, aoi: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("status", [429, 502, 504])
-def test_overpass_is_tried_again_but_not_for_ever(
+def test_overpass_is_retried_a_limited_number_of_times(
     server: OverpassServer, aoi: Path, tmp_path: Path, status: int
 ) -> None:
     server.faults.questions = [status] * 2
@@ -97,7 +97,7 @@ def test_overpass_is_tried_again_but_not_for_ever(
     assert len(server.requests) == 6
 
 
-def test_a_remark_is_an_error_not_a_part_of_the_map(server: OverpassServer, aoi: Path, tmp_path: Path) -> None:
+def test_an_answer_with_a_remark_is_an_error(server: OverpassServer, aoi: Path, tmp_path: Path) -> None:
     server.faults.remark = 'runtime error: Query timed out in "query"'
     with pytest.raises(CatalogueError, match="Query timed out"):
         labels(aoi=aoi, output=tmp_path / "osm", config=_overpass(server, tmp_path))
@@ -105,9 +105,9 @@ def test_a_remark_is_an_error_not_a_part_of_the_map(server: OverpassServer, aoi:
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_refused_query_and_an_absent_server_are_told(server: OverpassServer, aoi: Path, tmp_path: Path) -> None:
+def test_a_rejected_query_and_a_missing_server_are_errors(server: OverpassServer, aoi: Path, tmp_path: Path) -> None:
     server.faults.questions = [400]
-    with pytest.raises(CatalogueError, match="refused the query with status 400"):
+    with pytest.raises(CatalogueError, match="status 400"):
         labels(aoi=aoi, output=tmp_path / "osm", config=_overpass(server, tmp_path))
     server.stop()
     with pytest.raises(CatalogueError, match="ConnectionError"):
@@ -126,7 +126,7 @@ def test_other_tags_make_other_classes(aoi: Path, buildings: gpd.GeoDataFrame, t
     assert source.class_name == "settlement"
 
 
-def test_an_area_with_nothing_mapped_is_refused(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_an_area_without_footprints_is_an_error(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
     with (
         overpass_server(buildings.iloc[25:], timestamp=_DATE) as server,
         pytest.raises(LabelError, match="no building of OpenStreetMap in the area"),
@@ -143,7 +143,7 @@ def _extract(path: Path) -> LabelsConfig:
     return LabelsConfig.model_validate({"source": {"kind": "extract", "path": path, "extract_date": "2024-01-01"}})
 
 
-def test_an_extract_gives_every_building_and_counts_what_is_dropped(liechtenstein: Path, tmp_path: Path) -> None:
+def test_an_extract_gives_every_building_and_counts_dropped_ones(liechtenstein: Path, tmp_path: Path) -> None:
     aoi = tmp_path / "country.geojson"
     gpd.GeoDataFrame(geometry=[shapely.box(9.3, 47.0, 9.8, 47.4)], crs=4326).to_file(aoi)
     frame, source = read_footprints(labels(aoi=aoi, output=tmp_path / "osm", config=_extract(liechtenstein)))
@@ -152,11 +152,11 @@ def test_an_extract_gives_every_building_and_counts_what_is_dropped(liechtenstei
     assert frame["id"].is_unique
     assert frame["id"].str.match(r"(way|relation)/\d+$").all()
     assert frame.geometry.is_valid.all()
-    # Vaduz castle is a relation with a court.
+    # Vaduz Castle is a relation with a courtyard.
     assert "relation/1252853" in set(frame["id"])
 
 
-def test_an_extract_is_cut_to_whole_footprints_of_the_area(liechtenstein: Path, tmp_path: Path) -> None:
+def test_an_extract_gives_whole_footprints_that_intersect_the_area(liechtenstein: Path, tmp_path: Path) -> None:
     aoi = tmp_path / "vaduz.geojson"
     box = shapely.box(9.515, 47.135, 9.525, 47.145)
     gpd.GeoDataFrame(geometry=[box], crs=4326).to_file(aoi)
@@ -166,7 +166,7 @@ def test_an_extract_is_cut_to_whole_footprints_of_the_area(liechtenstein: Path, 
     assert not frame.within(box).all()
 
 
-def test_what_an_extract_does_not_know_is_told(liechtenstein: Path, aoi: Path, tmp_path: Path) -> None:
+def test_unknown_tags_and_broken_extracts_are_errors(liechtenstein: Path, aoi: Path, tmp_path: Path) -> None:
     config = _extract(liechtenstein)
     with pytest.raises(LabelError, match="the key surface"):
         labels(aoi=aoi, output=tmp_path, config=config.model_copy(update={"tags": {"surface": True}}))
@@ -201,7 +201,9 @@ def test_a_vector_file_in_any_crs(aoi: Path, buildings: gpd.GeoDataFrame, tmp_pa
     assert frame["id"].is_unique
 
 
-def test_what_a_vector_file_lacks_is_told(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_a_vector_file_without_column_layer_or_crs_is_an_error(
+    aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path
+) -> None:
     file = tmp_path / "houses.gpkg"
     plain = buildings[["building", "geometry"]]
     plain.to_file(file, layer="a")
@@ -271,7 +273,7 @@ def test_geoparquet_by_address(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path:
     assert len(read_footprints(path)[0]) == 25
 
 
-def test_what_is_no_geoparquet_is_told(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_a_file_that_is_not_geoparquet_is_an_error(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
     with pytest.raises(LabelError, match="no GeoParquet at"):
         labels(aoi=aoi, output=tmp_path, config=_parquet(tmp_path / "missing.parquet"))
     buildings.drop(columns="geometry").to_parquet(tmp_path / "table.parquet")
@@ -310,12 +312,12 @@ def test_completeness_against_a_second_source(aoi: Path, buildings: gpd.GeoDataF
     cells = gpd.read_parquet(tmp_path / "out" / "completeness" / path.name)
     assert list(cells.columns) == ["built_up_area_m2", "covered_share", "geometry"]
     assert cells.crs.to_epsg() == 4326
-    # Each half of the town has 2 or 3 of 5 columns; the western ones are all mapped, of the eastern ones none.
+    # The halves of the town have 2 and 3 of 5 columns; all western ones are mapped, no eastern one is.
     shares = cells.set_index(cells.to_crs(32631).centroid.apply(lambda point: ("W", "E")[point.x > 500500]))
     assert (shares.loc["W", "covered_share"] == 1).all()
     assert (shares.loc["E", "covered_share"] == 0).all()
     assert cells["built_up_area_m2"].sum() == pytest.approx(_area(buildings.iloc[:25]), rel=0.1)
-    # The folder of the footprints still reads as one class: the cells lie below it.
+    # The cells lie in a subfolder, so that the folder of footprints still has one class.
     assert len(find_footprints(tmp_path / "out")[0]) == 10
 
 
@@ -333,7 +335,7 @@ def test_completeness_against_a_raster(
     buildings.iloc[:1][["building", "geometry"]].to_file(mapped)
     values = np.full((60, 60), 10, np.uint8)  # 20 m from 499900, 4001100 in UTM: all of the town
     values[48:53, 10:15] = 50  # 100 m x 100 m around the one house
-    values[5:10, 40:45] = 50  # and where nothing is mapped
+    values[5:10, 40:45] = 50  # and an area where nothing is mapped
     raster = tmp_path / "cover.tif"
     transform = rasterio.Affine(20, 0, 499900, 0, -20, 4001100)
     profile = {"driver": "GTiff", "width": 60, "height": 60, "count": 1, "dtype": "uint8", "crs": "EPSG:32631"}
@@ -352,14 +354,14 @@ def test_completeness_against_a_raster(
     assert cells.equals(gpd.read_parquet(tmp_path / "above" / "completeness" / above.name))
 
 
-def test_a_reference_that_misses_the_area_is_refused(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
+def test_a_reference_that_misses_the_area_is_an_error(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
     mapped = tmp_path / "mapped.gpkg"
     buildings[["building", "geometry"]].to_file(mapped)
     raster = tmp_path / "elsewhere.tif"
     profile = {"driver": "GTiff", "width": 5, "height": 5, "count": 1, "dtype": "uint8", "crs": "EPSG:32631"}
     with rasterio.open(raster, "w", transform=rasterio.Affine(20, 0, 0, 0, -20, 0), **profile) as target:
         target.write(np.ones((1, 5, 5), np.uint8))
-    with pytest.raises(LabelError, match="does not reach all of the AOI"):
+    with pytest.raises(LabelError, match=r"elsewhere\.tif"):
         labels(aoi=aoi, output=tmp_path / "out", config=_with_raster(raster, mapped, above=0))
     with pytest.raises(LabelError, match="can't be read"):
         labels(aoi=aoi, output=tmp_path / "out", config=_with_raster(tmp_path / "missing.tif", mapped, above=0))

@@ -100,7 +100,7 @@ def test_ranges(server: StacServer, asked: str | None, status: int, content: byt
         assert answer.headers["Content-Range"] == f"bytes {first}-{last}/100"
 
 
-def test_assets_are_addressed_and_nothing_outside_is_served(server: StacServer) -> None:
+def test_assets_have_addresses_and_nothing_outside_is_served(server: StacServer) -> None:
     found = requests.post(f"{server.url}/search", json={}, timeout=5).json()["features"][0]
     assert found["assets"]["data"]["href"] == f"{server.url}/data/0/data.bin"
     assert requests.head(found["assets"]["data"]["href"], timeout=5).headers["Content-Length"] == "100"
@@ -130,7 +130,7 @@ def test_a_stopped_server_comes_back_at_the_same_address(server: StacServer) -> 
     assert requests.get(before, timeout=5).json()["type"] == "Catalog"
 
 
-def test_a_proxy_of_the_environment_is_passed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_proxy_of_the_environment_is_bypassed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "example.org")
     with stac_server(tmp_path) as server:

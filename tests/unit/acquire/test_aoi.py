@@ -68,7 +68,7 @@ def test_several_features_are_one_aoi(tmp_path: Path) -> None:
     assert read_aoi(path).geometry.equals(shapely.box(3, 36, 3.2, 36.1))
 
 
-def test_over_two_zones_is_kept_in_one(tmp_path: Path) -> None:
+def test_an_aoi_over_two_zones_is_kept_in_one(tmp_path: Path) -> None:
     aoi = read_aoi(_geojson(tmp_path / "aoi.geojson", shapely.box(5.8, 45, 6.1, 45.1)))
     assert aoi.geobox.crs.epsg == 32631
 
@@ -85,13 +85,13 @@ def test_over_two_zones_is_kept_in_one(tmp_path: Path) -> None:
         (shapely.box(0, 45, 11, 46), "too far for UTM zone"),
     ],
 )
-def test_what_has_no_grid_is_refused_in_one_line(tmp_path: Path, geometry: shapely.Geometry, says: str) -> None:
+def test_an_aoi_without_a_grid_is_a_one_line_error(tmp_path: Path, geometry: shapely.Geometry, says: str) -> None:
     with pytest.raises(AOIError, match=says) as caught:
         read_aoi(_geojson(tmp_path / "aoi.geojson", geometry))
     assert "\n" not in str(caught.value)
 
 
-def test_what_is_no_vector_file_is_refused(tmp_path: Path) -> None:
+def test_a_file_without_features_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AOIError, match="no area of interest"):
         read_aoi(tmp_path / "missing.geojson")
     broken = tmp_path / "broken.geojson"
@@ -104,7 +104,7 @@ def test_what_is_no_vector_file_is_refused(tmp_path: Path) -> None:
         read_aoi(_geojson(tmp_path / "empty.geojson"))
 
 
-def test_the_algiers_aoi_lies_within_the_wilaya(shared_data: Path) -> None:
+def test_the_algiers_aoi_is_within_the_wilaya(shared_data: Path) -> None:
     path = CONFIGS / "algiers_aoi.geojson"
     aoi = read_aoi(path)
     wilaya = gpd.read_file(shared_data / "algiers_boundary" / "algiers_wilaya16_boundary.geojson").union_all()

@@ -1,4 +1,4 @@
-"""The sections acquire and labels: unknown keys and contradictions are refused."""
+"""The sections acquire and labels: unknown keys and contradictions are errors."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_bands_are_kept_as_esa_names() -> None:
         ({"retries": -1}, "retries"),
     ],
 )
-def test_a_wrong_acquire_section_is_refused(wrong: dict[str, object], says: str) -> None:
+def test_a_wrong_acquire_section_is_an_error(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         AcquireConfig.model_validate({"periods": _PERIODS, **wrong})
 
@@ -50,13 +50,13 @@ def test_a_wrong_acquire_section_is_refused(wrong: dict[str, object], says: str)
         ),
     ],
 )
-def test_a_wrong_labels_section_is_refused(wrong: dict[str, object], says: str) -> None:
+def test_a_wrong_labels_section_is_an_error(wrong: dict[str, object], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         LabelsConfig.model_validate(wrong)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"acquire: {periods: {may: {start: 2024-13-01, end: 2024-05-31}}}"])
-def test_a_file_that_is_no_yaml_is_told(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_yaml_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "data.yaml").write_bytes(content)
     with pytest.raises(ConfigError, match=r"data\.yaml .*YAML"):
         load_data_config(tmp_path / "data.yaml")

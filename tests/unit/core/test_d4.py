@@ -1,4 +1,4 @@
-"""The symmetries of the square: numpy's, whatever the type of the pixels."""
+"""The symmetries of the square are those of numpy, for every pixel type."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from terraseg.core.d4 import TURNS, turned
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float32", "float64"])
 @pytest.mark.parametrize("turn", range(TURNS))
-def test_turns_are_numpy_s(dtype, turn):
+def test_turns_are_those_of_numpy(dtype, turn):
     pixels = np.random.default_rng(0).integers(0, 100, (2, 3, 9, 9)).astype(dtype)
     pixels.flags.writeable = False  # as a memory map is
     expected = np.rot90(pixels, turn % 4, axes=(-2, -1))
@@ -20,7 +20,7 @@ def test_turns_are_numpy_s(dtype, turn):
     np.testing.assert_array_equal(turned(pixels[0, 0], turn), expected[0, 0])
 
 
-def test_there_are_eight_and_no_more():
+def test_there_are_exactly_eight():
     pixels = np.arange(9.0).reshape(3, 3)
     assert len({turned(pixels, turn).tobytes() for turn in range(TURNS)}) == TURNS
     with pytest.raises(ValueError, match="turn 8"):

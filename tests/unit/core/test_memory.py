@@ -26,8 +26,8 @@ def _faults(mode: str) -> int:
     return int(done.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator of another C library has no such option")
-def test_a_batch_takes_the_memory_of_the_one_before() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has this option")
+def test_a_batch_reuses_the_memory_of_the_batch_before() -> None:
     assert 10 * _faults("reuse") < _faults("none")
 
 
@@ -47,8 +47,8 @@ print(before - resident())
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library may not keep what is freed")
-def test_what_is_freed_between_what_is_used_goes_back() -> None:
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries may not keep freed memory")
+def test_freed_memory_between_used_blocks_is_returned() -> None:
     done = subprocess.run([sys.executable, "-c", _PIECES], capture_output=True, text=True, check=True)
     assert int(done.stdout) > 24 << 20
 
@@ -64,7 +64,7 @@ libc.fflush(None)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library has no such pools")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has these pools")
 def test_the_command_has_one_pool_for_all_threads() -> None:
     done = subprocess.run([sys.executable, "-c", _POOLS], capture_output=True, text=True, check=True)
     assert done.stdout.count("<heap nr=") == 1

@@ -1,4 +1,4 @@
-"""Normalisation: what the definition says to 1e-6, and bit for bit the same for any view and any shortcut."""
+"""Normalisation follows its definition to 1e-6 and is bit-equal for any view and any shortcut."""
 
 import numpy as np
 import pytest
@@ -42,7 +42,7 @@ def test_any_type_and_any_view(pixels, nodata, quarter, flip):
 
 
 @pytest.mark.parametrize("leading", [(), (4,), (2, 4)])
-def test_a_batch_is_its_chips(leading):
+def test_a_batch_equals_its_chips_one_by_one(leading):
     pixels = np.random.default_rng(0).integers(0, 3, (*leading, BANDS, 4, 4), dtype=np.uint16)
     together = normalise(pixels, means=MEANS, stds=STDS, nodata=0)
     for position in np.ndindex(leading):

@@ -15,7 +15,7 @@ from terraseg.errors import OutputError
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """What a full disk looks like: a write that fails half-way."""
+    """Simulate a full disk: a write fails half-way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -25,7 +25,7 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("share", [0.8, 0.9, 0.98])
-def test_a_disk_that_fills_up_at_any_byte_is_one_line_and_leaves_nothing(tmp_path: Path, share: float) -> None:
+def test_a_full_disk_is_a_one_line_error_and_leaves_nothing(tmp_path: Path, share: float) -> None:
     pixels = np.random.default_rng(0).integers(0, 250, (1200, 1200)).astype(np.uint8)
     options = {
         "geobox": GeoBox(pixels.shape, Affine(10, 0, 5e5, 0, -10, 4e6), "EPSG:32631"), "dtype": "uint8", "nodata": 255,
@@ -69,7 +69,7 @@ def test_a_draft_becomes_a_cog_only_when_its_block_ends(tmp_path: Path) -> None:
         ("float32", "nearest", "3"),
     ],
 )
-def test_neighbours_foretell_measurements_and_no_classes(
+def test_measurements_have_a_predictor_and_classes_have_none(
     tmp_path: Path, dtype: str, overviews: str, predictor: str | None
 ) -> None:
     geobox = GeoBox((600, 600), Affine(10, 0, 5e5, 0, -10, 4e6), "EPSG:32631")

@@ -1,4 +1,4 @@
-"""The distance between sets of chips, to the millimetre and in the CRS of their pixels."""
+"""Distances between sets of chips, to the millimetre, in the CRS of their pixels."""
 
 import geopandas as gpd
 import numpy as np
@@ -42,14 +42,14 @@ def test_empty_sets_are_far_apart():
 def test_chips_of_another_zone_are_measured_in_their_own():
     first, second = (_chips((x, 5_800_000), crs=EAST).to_crs(WEST) for x in (700_000, 700_000 + 2 * SIDE))
     stretched = separation(first, second)
-    assert abs(stretched.least_m - SIDE) > 5  # what the table's CRS would say
+    assert abs(stretched.least_m - SIDE) > 5  # the distance in the table's CRS
     assert separation(first, second, zones=(WEST, EAST)).least_m == pytest.approx(SIDE, abs=1e-3)
     assert separation(first, second, zones=(WEST, EAST)).holds(SIDE)
     assert not closer_than(first, second, gap_m=SIDE, zones=(WEST, EAST)).any()
     assert closer_than(first, second, gap_m=SIDE + 0.01, zones=(WEST, EAST)).all()
 
 
-def test_zones_are_measured_against_one_another():
+def test_chips_of_different_zones_are_measured():
     west = _chips((680_000, 5_800_000))
     near = gpd.GeoSeries([shapely.affinity.translate(west.iloc[0], 3 * SIDE)], crs=WEST)
     east = _chips(tuple(near.to_crs(EAST).total_bounds[:2]), crs=EAST).to_crs(WEST)
@@ -64,7 +64,7 @@ def test_the_other_side_of_the_earth_is_far_away():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 9000))
-def test_without_the_chips_that_are_too_close_the_gap_holds(seed, gap):
+def test_the_gap_holds_without_the_chips_that_are_too_close(seed, gap):
     random = np.random.default_rng(seed)
     table = gpd.GeoSeries(
         [
@@ -80,5 +80,5 @@ def test_without_the_chips_that_are_too_close_the_gap_holds(seed, gap):
         assert not separation(first.iloc[[position]], second, zones=(EAST, WEST)).holds(gap + 2e-3)
 
 
-def test_distances_are_written_short():
+def test_distances_have_no_trailing_zeros():
     assert [in_metres(value) for value in (0.0, 320.0, 319.998, 12_345.5)] == ["0", "320", "319.998", "12345.5"]

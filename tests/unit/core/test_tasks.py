@@ -1,4 +1,4 @@
-"""Tasks of a local pool: all are done once, few are under way, errors come through."""
+"""Tasks of a local pool: each runs once, few run at a time, and errors reach the caller."""
 
 import threading
 
@@ -8,12 +8,12 @@ from terraseg.core.tasks import run_tasks
 
 
 @pytest.mark.parametrize(("tasks", "workers"), [(0, 2), (1, 4), (7, 1), (7, 2), (20, 3)])
-def test_every_task_is_done_once(tasks: int, workers: int) -> None:
+def test_every_task_runs_once(tasks: int, workers: int) -> None:
     results = list(run_tasks(lambda number: number * 2, range(tasks), workers=workers, scheduler=None))
     assert sorted(results) == [number * 2 for number in range(tasks)]
 
 
-def test_no_more_tasks_are_started_than_the_results_that_were_taken_allow() -> None:
+def test_tasks_start_only_as_results_are_used() -> None:
     started: list[int] = []
 
     def start(number: int) -> int:
@@ -26,7 +26,7 @@ def test_no_more_tasks_are_started_than_the_results_that_were_taken_allow() -> N
         assert len(started) <= taken + 2
 
 
-def test_an_error_ends_the_run_and_starts_nothing_more() -> None:
+def test_an_error_ends_the_run() -> None:
     started = []
     lock = threading.Lock()
 

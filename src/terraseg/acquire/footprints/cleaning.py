@@ -1,4 +1,4 @@
-"""What is left out of raw footprints, and why. Everything that is dropped is counted by reason."""
+"""Clean raw footprints. Dropped ones are counted by reason."""
 
 import hashlib
 import logging
@@ -12,10 +12,10 @@ import shapely
 _log = logging.getLogger(__name__)
 
 _NOT_THERE = ("no", "demolished", "razed", "removed", "destroyed", "proposed", "planned")
-"""Values of ``building`` that say that no building stands there (https://wiki.openstreetmap.org/wiki/Key:building)."""
+"""Values of ``building`` for places without a building (https://wiki.openstreetmap.org/wiki/Key:building)."""
 
 _GONE = r'"(?:demolished|razed|removed|destroyed):building"=>"(?!no")'
-"""Keys that say that it is gone (https://wiki.openstreetmap.org/wiki/Lifecycle_prefix), as GDAL writes other tags."""
+"""Keys of buildings that are gone (https://wiki.openstreetmap.org/wiki/Lifecycle_prefix), as GDAL writes them."""
 
 _PART = r'"building:part"=>"(?!no")'
 _POLYGONAL = ("Polygon", "MultiPolygon")
@@ -27,14 +27,14 @@ _Flags = npt.NDArray[np.bool_]
 
 
 def clean_footprints(footprints: gpd.GeoDataFrame) -> tuple[gpd.GeoDataFrame, dict[str, int]]:
-    """Drop what is no footprint, repair rings, and keep each footprint once.
+    """Drop objects that are not footprints, repair invalid polygons, and keep each footprint once.
 
     Args:
-        footprints: EPSG:4326, columns id (None where unknown), source, geometry. With the columns ``building`` and
-            ``other_tags`` of GDAL's OSM driver the tags are judged too.
+        footprints: EPSG:4326, columns id (None if unknown), source, geometry. The columns ``building`` and
+            ``other_tags`` of GDAL's OSM driver are used if present.
 
     Returns:
-        The footprints that are left, and how many were dropped, by reason.
+        The remaining footprints, and the number of dropped ones by reason.
     """
     dropped: dict[str, int] = {}
 
@@ -65,7 +65,7 @@ def _tagged(frame: gpd.GeoDataFrame, pattern: str) -> _Flags:
 
 
 def _repair(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Mend invalid polygons; of what make_valid leaves only the polygons are kept."""
+    """Repair invalid polygons. Only the polygons of what ``make_valid`` gives are kept."""
     geometries = frame.geometry.to_numpy()
     invalid = ~shapely.is_valid(geometries) & ~shapely.is_missing(geometries)
     if not invalid.any():
@@ -88,10 +88,10 @@ def _without_area(frame: gpd.GeoDataFrame) -> _Flags:
 
 
 def _repeated(frame: gpd.GeoDataFrame) -> _Flags:
-    """Whether an equal polygon came before, whatever corner it begins at."""
+    """Whether an equal polygon came before, no matter at which corner it starts."""
     geometries = frame.geometry.to_numpy()
     digests: list[bytes] = []
-    for first in range(0, len(geometries), _CHUNK):  # copies of all of them would double the memory
+    for first in range(0, len(geometries), _CHUNK):  # copying all at once would double the memory
         rounded = shapely.set_precision(geometries[first : first + _CHUNK], _GRID, mode="pointwise")
         shapes = shapely.to_wkb(shapely.normalize(rounded))
         digests += [hashlib.blake2b(shape, digest_size=16).digest() for shape in shapes]
@@ -99,7 +99,7 @@ def _repeated(frame: gpd.GeoDataFrame) -> _Flags:
 
 
 def _parts(frame: gpd.GeoDataFrame) -> _Flags:
-    """Whether it is tagged as a part and another footprint covers it; a part that stands alone is a building."""
+    """Whether it is tagged as a building part and another footprint covers it; a part on its own is a building."""
     tagged = np.flatnonzero(_tagged(frame, _PART))
     geometries = frame.geometry.to_numpy()
     part, cover = shapely.STRtree(geometries).query(geometries[tagged], predicate="covered_by")

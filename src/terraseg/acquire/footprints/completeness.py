@@ -1,4 +1,4 @@
-"""How much of the built-up land the labels cover, cell by cell: where it is little, the map is unfinished."""
+"""The share of built-up land that the labels cover, per cell: where it is low, the source map is incomplete."""
 
 import logging
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from terraseg.errors import LabelError
 _log = logging.getLogger(__name__)
 
 COMPLETENESS_FOLDER = "completeness"
-"""Folder beside the footprints; one file an AOI, named like the footprints."""
+"""Folder next to the footprints, with one file per AOI, named like the footprints."""
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -32,14 +32,17 @@ _Mask = npt.NDArray[np.bool_]
 def write_completeness(path: Path, *, area: AOI, footprints: gpd.GeoDataFrame, config: CompletenessConfig) -> None:
     """Write GeoParquet: geometry (cell, EPSG:4326), built_up_area_m2 (float64), covered_share (float64, 0 to 1).
 
-    Only cells that meet the AOI are listed, and only the AOI in them is measured. A cell without built-up land has
-    nothing to cover: its share is 1. Both sides are compared on the 10 m grid, a strip of cells at a time.
+    Only cells that intersect the AOI are listed, and only their part inside the AOI is measured. The share of a cell
+    without built-up land is 1. Labels and reference are compared on the 10 m grid, one strip of cells at a time.
 
     Args:
+        path: the GeoParquet file.
+        area: the AOI.
         footprints: the labels, EPSG:4326.
+        config: reference, cell size and reach.
 
     Raises:
-        LabelError: the reference can't be read or does not reach all of the AOI.
+        LabelError: the reference can't be read, has no footprint in the AOI, or does not cover the AOI.
     """
     crs = area.geobox.crs
     labels = gpd.GeoSeries(footprints.geometry.to_numpy(), crs=4326).to_crs(str(crs)).buffer(config.reach, quad_segs=2)
@@ -70,7 +73,7 @@ def write_completeness(path: Path, *, area: AOI, footprints: gpd.GeoDataFrame, c
 
 
 def _built_up_reader(area: AOI, config: CompletenessConfig) -> Callable[[GeoBox], _Mask]:
-    """What tells the built-up pixels of a strip."""
+    """A function that finds the built-up pixels of a strip."""
     if isinstance(config.reference, BuiltUpRaster):
         return partial(_built_up, config.reference)
     raw, _ = read_source(config.reference, area=area.geometry, tags={}, class_name="building")
@@ -81,7 +84,7 @@ def _built_up_reader(area: AOI, config: CompletenessConfig) -> Callable[[GeoBox]
 
 
 def _burn(shapes: gpd.GeoSeries, geobox: GeoBox) -> _Mask:
-    """Pixels whose centre lies in one of the shapes."""
+    """Pixels whose centre lies inside one of the shapes."""
     near = shapes.iloc[shapes.sindex.query(shapely.box(*geobox.boundingbox))]
     if near.empty:
         return np.zeros(geobox.shape, bool)
@@ -95,8 +98,8 @@ def _built_up(reference: BuiltUpRaster, geobox: GeoBox) -> _Mask:
             wanted = rasterio.warp.transform_bounds(str(geobox.crs), source.crs, *geobox.boundingbox)
             if not shapely.box(*source.bounds).buffer(max(source.res)).covers(shapely.box(*wanted)):
                 raise LabelError(
-                    f"the built-up raster {reference.path} does not reach all of the AOI",
-                    fix="take a raster of the whole area",
+                    f"the built-up raster {reference.path} does not cover the whole AOI",
+                    fix="use a raster of the whole area",
                 )
             values = np.zeros(geobox.shape, source.dtypes[0])
             rasterio.warp.reproject(

@@ -1,4 +1,4 @@
-"""Open building footprints as GeoParquet: Overture, Google, Microsoft; by path or http(s) address."""
+"""Open building footprints of Overture, Google and Microsoft as GeoParquet, by path or http(s) address."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ PROVIDERS: dict[str, dict[str, str]] = {
         "attribution": "Microsoft Global ML Building Footprints",
     },
 }
-"""What the providers ask for; licences as of 2024."""
+"""Names, licences and credit lines, as of 2024."""
 
 _WGS84 = CRS("OGC:CRS84")
 _ID_COLUMNS = ("id", "full_plus_code")
@@ -36,18 +36,18 @@ _BATCH = 50_000
 
 
 def read_geoparquet(location: str, *, area: shapely.Geometry, min_confidence: float = 0.0) -> gpd.GeoDataFrame:
-    """Footprints that meet the area: columns id (None where the file has none) and geometry, EPSG:4326.
+    """Footprints that intersect the area: columns id (None if the file has no ids) and geometry, EPSG:4326.
 
-    Row groups whose bounding box (GeoParquet 1.1 "covering") misses the area are not read at all; elsewhere the file is
-    read batch by batch, so memory is bounded by what is kept.
+    Row groups whose bounding box (GeoParquet 1.1 "covering") misses the area are skipped. The file is read in batches,
+    so only the result needs memory.
 
     Args:
         location: a file, a folder of files, or the http(s) address of a file.
         area: polygon in EPSG:4326.
-        min_confidence: of the column ``confidence``, where there is one.
+        min_confidence: lowest value of the column ``confidence``, if the file has one.
 
     Raises:
-        LabelError: unreadable, not GeoParquet, or not in EPSG:4326.
+        LabelError: a file is missing, unreadable, not GeoParquet, or not in EPSG:4326.
     """
     shapely.prepare(area)
     parts = [part for file in _files(location) for part in _read_file(file, area, min_confidence)]
@@ -96,8 +96,8 @@ def _geo(file: pq.ParquetFile, location: str) -> dict[str, Any]:
         raise LabelError(f"{location} is Parquet without the metadata `geo`", expected="GeoParquet")
     geo: dict[str, Any] = json.loads(stored)
     column = geo["columns"][geo["primary_column"]]
-    crs = column.get("crs", "OGC:CRS84")  # absent means CRS84; null means unknown
-    # Not any degrees: those of another datum lie up to some hundred metres beside.
+    crs = column.get("crs", "OGC:CRS84")  # a missing key means CRS84; null means unknown
+    # Degrees are not enough: another datum can shift footprints by hundreds of metres.
     if column.get("encoding") != "WKB" or crs is None or not _WGS84.equals(crs, ignore_axis_order=True):
         named = "unknown" if crs is None else CRS.from_user_input(crs).name
         raise LabelError(
@@ -107,7 +107,7 @@ def _geo(file: pq.ParquetFile, location: str) -> dict[str, Any]:
 
 
 def _meets(file: pq.ParquetFile, group: int, covering: Any, bounds: tuple[float, ...]) -> bool:  # noqa: ANN401 - JSON
-    """Whether a row group may hold something in the bounds; without statistics it may."""
+    """Whether a row group may contain footprints within the bounds; True if it has no statistics."""
     if not covering:
         return True
     metadata = file.metadata.row_group(group)

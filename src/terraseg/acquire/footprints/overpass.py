@@ -1,7 +1,7 @@
-"""OpenStreetMap through the Overpass API, as .osm files in a cache, read like any extract.
+"""OpenStreetMap through the Overpass API: responses are cached as .osm files and read like any extract.
 
-osmnx is not used for this: its requests recurse without limit on 429 and 504, a `remark` (the database ran out of
-time, the answer is a part) is only logged, and names are resolved over 8.8.8.8 when the system's resolver fails.
+This does not use osmnx: its requests recurse without limit on 429 and 504, it only logs a `remark` (the database ran
+out of time and the answer is incomplete), and it asks 8.8.8.8 for names when the system's resolver fails.
 """
 
 import hashlib
@@ -24,23 +24,25 @@ from terraseg.errors import CatalogueError
 
 _log = logging.getLogger(__name__)
 _CELL = 0.25
-"""Degrees of a query's edge: a dense city of that size is still answered within the usual time limit."""
+"""Side of a query's box in degrees: the server can answer even a dense city of this size within its time limit."""
 
 _RETRY_STATUS = (429, 500, 502, 503, 504)
 _Tags = Mapping[str, Literal[True] | tuple[str, ...]]
 
 
 def fetch_osm(source: OverpassSource, *, area: shapely.Geometry, tags: _Tags) -> tuple[list[Path], str]:
-    """Ways and multipolygons with one of the tags, around the area.
+    """Fetch ways and multipolygons with one of the tags, in boxes that cover the area.
 
     Args:
-        area: polygon in EPSG:4326; it is asked for in boxes of at most 0.25 degrees that meet it.
+        source: settings of the API.
+        area: polygon in EPSG:4326, queried in boxes of at most 0.25 degrees.
+        tags: OpenStreetMap key -> values, or True for any value.
 
     Returns:
-        The .osm files, one a box (an object on an edge is in several), and the date of the oldest data.
+        The .osm files, one per box (an object on an edge is in several), and the date of the oldest data.
 
     Raises:
-        CatalogueError: no whole answer after the retries.
+        CatalogueError: there is no complete answer after the retries.
     """
     files = []
     for box in track(_boxes(area), description="Overpass"):
@@ -85,7 +87,7 @@ def _ask(source: OverpassSource, query: str) -> bytes:
     for attempt in range(source.retries + 1):
         if attempt:
             pause = source.backoff * 2 ** (attempt - 1)
-            _log.warning("Overpass: %s; again in %g s", reason, pause)
+            _log.warning("Overpass: %s; trying again in %g s", reason, pause)
             time.sleep(pause)
         try:
             answer = requests.post(address, data={"data": query}, headers=headers, timeout=(30, source.timeout + 30))
@@ -96,17 +98,17 @@ def _ask(source: OverpassSource, query: str) -> bytes:
             reason = f"status {answer.status_code}"
         elif not answer.ok:
             raise CatalogueError(
-                f"Overpass at {source.url} refused the query with status {answer.status_code}",
+                f"Overpass at {source.url} rejected the query with status {answer.status_code}",
                 fix="check labels.source.url and labels.tags",
             )
         elif remark := re.search(rb"<remark>(.*?)</remark>", answer.content, re.DOTALL):
-            reason = f"a part of the answer, with the remark {remark[1].decode(errors='replace').strip()!r}"
+            reason = f"an incomplete answer with the remark {remark[1].decode(errors='replace').strip()!r}"
         elif not answer.content.rstrip().endswith(b"</osm>"):
-            reason = "a cut answer"
+            reason = "a truncated answer"
         else:
             return answer.content
     raise CatalogueError(
-        f"Overpass at {source.url} gave {reason} in {source.retries + 1} attempts",
+        f"Overpass at {source.url} returned {reason} in {source.retries + 1} attempts",
         fix="run again later, choose another labels.source.url, or use an extract (kind: extract)",
     )
 
@@ -116,5 +118,5 @@ def _date(path: Path) -> str:
     head = path.read_bytes()[:2000].decode(errors="replace")
     found = re.search(r'osm_base="(\d{4}-\d{2}-\d{2})', head)
     if found is None:
-        raise CatalogueError(f"{path} does not tell the date of its data", expected="osm_base", fix="delete it")
+        raise CatalogueError(f"{path} does not state the date of its data", expected="osm_base", fix="delete it")
     return found[1]

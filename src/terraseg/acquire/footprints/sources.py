@@ -1,4 +1,4 @@
-"""Footprints from OpenStreetMap, vector files or open building data, cleaned and written as contract 2."""
+"""Read footprints from OpenStreetMap, vector files or open building data, clean them and write them."""
 
 import logging
 from collections.abc import Mapping
@@ -26,22 +26,24 @@ from terraseg.contracts.footprints import DENSE, FootprintSource, write_footprin
 from terraseg.errors import LabelError
 
 _log = logging.getLogger(__name__)
-_OSM_LAYER = "multipolygons"  # GDAL assembles closed ways and multipolygon relations into it
+_OSM_LAYER = "multipolygons"  # GDAL's layer of closed ways and multipolygon relations
 _OSM_SCRATCH_MB = 8
 _Tags = Mapping[str, Literal[True] | tuple[str, ...]]
 
 
 def write_labels(path: str | Path, *, area: shapely.Geometry, config: LabelsConfig) -> gpd.GeoDataFrame:
-    """Bring the footprints that meet the area into contract 2; they are kept whole.
+    """Write the footprints that intersect the area; they are not clipped.
 
     Args:
-        area: the AOI in EPSG:4326; outside of it nothing is known.
+        path: the GeoParquet file, see `terraseg.contracts.footprints`.
+        area: the AOI in EPSG:4326; outside it nothing is known.
+        config: class, tags and source.
 
     Returns:
-        What was written: columns id, source, geometry in EPSG:4326.
+        The written footprints: columns id, source, geometry in EPSG:4326.
 
     Raises:
-        LabelError: a source can't be read or has nothing there.
+        LabelError: the source can't be read or has no footprint in the area.
         CatalogueError: Overpass did not answer.
     """
     raw, source = read_source(config.source, area=area, tags=config.tags, class_name=config.class_name)
@@ -49,7 +51,7 @@ def write_labels(path: str | Path, *, area: shapely.Geometry, config: LabelsConf
     if clean.empty:
         raise LabelError(
             f"no {config.class_name} of {source.source} in the area ({len(raw)} before cleaning)",
-            fix="check the AOI and labels.source; where nothing is mapped there is nothing to learn from",
+            fix="check the AOI and labels.source; a model can't learn from an area where nothing is mapped",
         )
     clean = clean[["id", "source", "geometry"]].reset_index(drop=True)
     del raw
@@ -63,10 +65,10 @@ def write_labels(path: str | Path, *, area: shapely.Geometry, config: LabelsConf
 def read_source(
     source: FootprintConfig, *, area: shapely.Geometry, tags: _Tags, class_name: str
 ) -> tuple[gpd.GeoDataFrame, FootprintSource]:
-    """Raw footprints that meet the area, EPSG:4326, with columns id, source, geometry and perhaps tags.
+    """Raw footprints that intersect the area, EPSG:4326, with columns id, source, geometry and possibly tags.
 
     Raises:
-        LabelError, CatalogueError: as `write_labels`.
+        LabelError, CatalogueError: see `write_labels`.
     """
     if isinstance(source, OverpassSource):
         files, date = fetch_osm(source, area=area, tags=tags)
@@ -99,17 +101,17 @@ def _about_osm(date: str) -> dict[str, str]:
 
 
 def _read_osm(path: Path, area: shapely.Geometry, tags: _Tags) -> gpd.GeoDataFrame:
-    """Tagged polygons of .osm.pbf or .osm. Ids are ``way/1`` and ``relation/1``."""
+    """Polygons with one of the tags from .osm.pbf or .osm. Ids look like ``way/1`` and ``relation/1``."""
     fields, crs = _describe(path, _OSM_LAYER)
     available = set(fields)
     if unknown := [key for key in tags if key not in available]:
         raise LabelError(
-            f"labels.tags has the key {', '.join(unknown)}, which polygons are not read by",
+            f"labels.tags has the key {', '.join(unknown)}, which GDAL does not read for polygons",
             expected="one of " + ", ".join(sorted(available - {"osm_id", "osm_way_id", "other_tags"})),
         )
     columns = ["osm_id", "osm_way_id", *tags, "other_tags"]
     where = " OR ".join(_condition(*tag) for tag in tags.items())
-    # The driver's scratch database goes to disk beyond so many MB.
+    # MAX_TMPFILE_SIZE, in MB: a larger scratch database of the driver goes to disk.
     options = {"layer": _OSM_LAYER, "columns": columns, "where": where, "MAX_TMPFILE_SIZE": _OSM_SCRATCH_MB}
     frame = _read(path, area, crs, **options)
     relation = frame.pop("osm_id")
@@ -142,7 +144,7 @@ def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
     try:
         if layer is None and len(layers := pyogrio.list_layers(path)[:, 0]) > 1:
             raise LabelError(
-                f"{path} has {len(layers)} layers ({', '.join(layers)})", fix="name one as labels.source.layer"
+                f"{path} has {len(layers)} layers ({', '.join(layers)})", fix="set labels.source.layer to one of them"
             )
         found = pyogrio.read_info(path, layer=layer)
     except (DataSourceError, DataLayerError) as error:
@@ -153,11 +155,13 @@ def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
 
 
 def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401
-    """Features that meet the area, in EPSG:4326; the file's own bounding box filter goes first.
+    """Features that intersect the area, in EPSG:4326.
 
     Args:
-        crs: of the file.
-        **options: of pyogrio.
+        path: the file, filtered first by the area's bounding box.
+        area: polygon in EPSG:4326.
+        crs: CRS of the file.
+        **options: for pyogrio.
     """
     box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
     try:

@@ -1,4 +1,4 @@
-"""Catalogues of Sentinel-2 L2A behind one interface: `search` gives scenes that look alike wherever they come from."""
+"""Catalogues of Sentinel-2 L2A behind one interface: `search` returns the same kind of scene for all of them."""
 
 import datetime as dt
 import logging
@@ -27,15 +27,15 @@ _L2A_BANDS = [known for known in BANDS if known.name != "B10"]
 
 @dataclass(frozen=True)
 class Catalogue:
-    """A STAC API and what is peculiar to it.
+    """A STAC API and its peculiarities.
 
     Attributes:
-        url: its root.
-        collection: the collection of Sentinel-2 L2A.
-        assets: band name -> asset key, ``SCL`` included.
-        signing: who signs the addresses of the pixels, None when nobody has to.
-        environment: variables that must be set to read the pixels.
-        gdal: options that GDAL needs to read the pixels.
+        url: root of the API.
+        collection: id of the Sentinel-2 L2A collection.
+        assets: band name -> asset key, including ``SCL``.
+        signing: service that signs the addresses of the pixels; None if they need no signature.
+        environment: environment variables that are required to read the pixels.
+        gdal: GDAL options that are required to read the pixels.
     """
 
     url: str
@@ -62,7 +62,7 @@ CATALOGUES = {
         url="https://stac.dataspace.copernicus.eu/v1",
         collection="sentinel-2-l2a",
         assets={**{known.name: f"{known.name}_{known.gsd}m" for known in _L2A_BANDS}, "SCL": "SCL_20m"},
-        # GDAL reads the two keys from the environment by itself; they never pass through terraseg.
+        # GDAL reads the two keys from the environment; terraseg never handles them.
         environment=("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         gdal={"AWS_S3_ENDPOINT": "eodata.dataspace.copernicus.eu", "AWS_VIRTUAL_HOSTING": "FALSE"},
     ),
@@ -74,16 +74,16 @@ class SourceScene:
     """One scene of any catalogue, reduced to what the composite needs. Small and picklable.
 
     Attributes:
-        id: the catalogue's item id.
-        time: of acquisition, UTC.
-        tile: MGRS tile such as ``31SEA``, empty where the catalogue doesn't tell.
+        id: item id in the catalogue.
+        time: time of acquisition, UTC.
+        tile: MGRS tile, such as ``31SEA``; empty if unknown.
         platform: satellite.
         cloud_cover: of the whole scene, in percent.
-        baseline: processing baseline, None where the catalogue's offset was set by hand.
+        baseline: processing baseline; None if unknown.
         offset: DN to add.
-        footprint: of its pixels, EPSG:4326.
-        hrefs: band name (``SCL`` included) -> address.
-        link: of the item itself.
+        footprint: footprint of the pixels, EPSG:4326.
+        hrefs: band name (including ``SCL``) -> address.
+        link: address of the item.
     """
 
     id: str
@@ -99,15 +99,15 @@ class SourceScene:
 
     @property
     def pass_key(self) -> tuple[str, str]:
-        """Satellite and day: scenes that share it show the same moment, only cut into tiles."""
+        """Satellite and day: scenes with the same key are tiles of one pass."""
         return self.platform, self.time.date().isoformat()
 
 
 def catalogue(config: CatalogueConfig) -> Catalogue:
-    """The catalogue of a config: a known one, perhaps at another address, or a custom one.
+    """The catalogue of a config: a known one, possibly at another address, or a custom one.
 
     Raises:
-        CatalogueError: credentials are missing from the environment.
+        CatalogueError: the environment lacks credentials.
     """
     known = CATALOGUES.get(config.name)
     chosen = Catalogue(
@@ -122,22 +122,24 @@ def catalogue(config: CatalogueConfig) -> Catalogue:
     if missing:
         raise CatalogueError(
             f"the catalogue {config.name} needs credentials, but {' and '.join(missing)} are not set",
-            fix="create S3 keys in your account there and export them, or choose the catalogue earth-search",
+            fix="create S3 keys in your account of the catalogue and export them, or choose the catalogue earth-search",
         )
     return chosen
 
 
 def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> list[SourceScene]:
-    """The scenes to composite: clear enough, the newest processing of each, the least cloudy ones of each tile.
+    """Find the scenes to composite: the least cloudy ones of each tile, each in its newest processing.
 
     Args:
+        config: catalogue, bands and limits.
         area: polygon in EPSG:4326.
+        period: days of acquisition.
 
     Returns:
         Scenes from the least to the most cloudy.
 
     Raises:
-        CatalogueError: no answer after the retries, no scene, or items that break what the catalogue promises.
+        CatalogueError: no answer after the retries, no scene, or an item that lacks required metadata.
         ConfigError: the catalogue has no asset for a band.
     """
     chosen = catalogue(config.catalogue)
@@ -150,7 +152,7 @@ def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> 
     items = _query(chosen, config, area, period)
     wanted = {name: chosen.assets[name] for name in names}
     scenes = [source_scene(item, assets=wanted, offset=config.catalogue.offset) for item in items]
-    # Not every API filters by cloud cover or shape as asked, so both are checked here as well.
+    # Not every API applies the cloud cover and area filters, so both are checked here too.
     kept = [
         scene
         for scene in scenes
@@ -159,7 +161,7 @@ def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> 
         and scene.footprint.intersects(area)
     ]
     chosen_scenes = _least_cloudy(_newest_processing(kept), config.scenes_per_tile)
-    _log.info("%d of %d scenes found are composited", len(chosen_scenes), len(scenes))
+    _log.info("found %d scenes; %d go into the composite", len(scenes), len(chosen_scenes))
     if not chosen_scenes:
         raise CatalogueError(
             f"no scene of {chosen.url} from {period.start} to {period.end} with at most {config.max_cloud_cover:g} % "
@@ -170,9 +172,14 @@ def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> 
 
 
 def source_scene(item: pystac.Item, *, assets: Mapping[str, str], offset: str | int = "rule") -> SourceScene:
-    """Reduce a STAC item of any of the catalogues.
+    """Reduce a STAC item of any catalogue to a `SourceScene`.
 
-    The scale and offset that items declare are left alone: Earth Search declares -0.1 even where it has applied it.
+    The scale and offset that items declare are ignored: Earth Search declares -0.1 even if it has already applied it.
+
+    Args:
+        item: the STAC item.
+        assets: band name -> asset key.
+        offset: DN to add, or ``rule`` to apply the rule of `terraseg.core.offsets`.
 
     Raises:
         CatalogueError: an asset, the footprint or the time is missing, or the unit is unknown.
@@ -200,7 +207,7 @@ def source_scene(item: pystac.Item, *, assets: Mapping[str, str], offset: str | 
 
 
 def _query(chosen: Catalogue, config: AcquireConfig, area: shapely.Geometry, period: Period) -> list[pystac.Item]:
-    # Not the default of pystac-client: that one gives up at the first 503 of a POST.
+    # Needed because pystac-client by default gives up at the first 503 of a POST.
     retry = Retry(
         total=config.retries,
         backoff_factor=config.backoff,
@@ -230,7 +237,7 @@ def _query(chosen: Catalogue, config: AcquireConfig, area: shapely.Geometry, per
 
 
 def _short(reason: str) -> str:
-    """The end of a chain of wrapped network errors: what really happened."""
+    """The original cause at the end of a chain of wrapped network errors."""
     if causes := re.findall(
         r"(?:Failed to resolve|Connection refused|too many \d+ error responses|timed out)[^\"()]*", reason
     ):
@@ -246,7 +253,7 @@ def _tile(item: pystac.Item) -> str:
 
 
 def _newest_processing(scenes: Iterable[SourceScene]) -> list[SourceScene]:
-    """One scene of each acquisition and tile: a reprocessed scene would count twice in the median."""
+    """Keep one scene per acquisition and tile: a reprocessed scene would count twice in the median."""
     newest: dict[tuple[str, ...], SourceScene] = {}
     for scene in sorted(scenes, key=lambda scene: (scene.baseline or "", scene.id)):
         newest[(scene.platform, scene.time.isoformat(timespec="minutes"), scene.tile or scene.id)] = scene

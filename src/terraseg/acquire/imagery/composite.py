@@ -1,8 +1,6 @@
-"""A composite of many scenes, block by block, in bounded memory and resumable, written as contract 1."""
+"""Composite many scenes into one, block by block, resumable and in bounded memory."""
 
-import hashlib
 import itertools
-import json
 import logging
 import shutil
 from collections.abc import Iterator, Sequence
@@ -20,14 +18,15 @@ from terraseg.acquire.imagery.catalogues import SourceScene, catalogue
 from terraseg.acquire.imagery.composite_block import BlockResult, BlockTask, compute_block
 from terraseg.acquire.imagery.provenance import FINGERPRINT, describe_sources, scene_item
 from terraseg.contracts.scene import NODATA, open_scene, scene_writer
-from terraseg.core.files import atomic_path, output_error
+from terraseg.core.files import atomic_path, fingerprint, output_error
 from terraseg.core.offsets import HISTOGRAM_BINS, dark_values, offset_contradiction
+from terraseg.core.raster import GDAL_CACHE
 from terraseg.core.tasks import run_tasks
 from terraseg.errors import OutputError, SceneError
 
 _log = logging.getLogger(__name__)
 
-_WRITING = {"GDAL_CACHEMAX": 32 * 2**20}  # bytes; the default is 5 % of the machine, which bounds nothing
+_WRITING = {"GDAL_CACHEMAX": GDAL_CACHE // 2}
 _READING = {
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "GDAL_HTTP_MAX_RETRY": "3",
@@ -45,30 +44,36 @@ def write_composite(
 ) -> Path:
     """Composite ``scenes`` on ``geobox`` into the scene ``path`` and its provenance.
 
-    Finished blocks are kept in a hidden folder beside ``path`` until the scene stands, so that a killed run resumes.
-    A scene that is there already is kept if it was made from the same scenes in the same way.
+    Finished blocks are kept in a hidden folder next to ``path`` until the scene is complete, so that a killed run can
+    resume. An existing scene is kept if it was made from the same scenes with the same settings.
 
     Args:
-        scenes: from the least to the most cloudy, as `terraseg.acquire.imagery.catalogues.search` gives them.
-        scheduler: address of a Dask scheduler; None: this machine.
+        path: the scene, see `terraseg.contracts.scene`.
+        geobox: its pixel grid.
+        scenes: from the least to the most cloudy, as `terraseg.acquire.imagery.catalogues.search` returns them.
+        config: bands, mask and rules of the composite.
+        scheduler: address of a Dask scheduler; by default this machine computes the blocks.
+
+    Returns:
+        The path.
 
     Raises:
         CatalogueError: pixels can't be read.
-        SceneError: the dark pixels of a scene contradict its offset (unless the config says to warn only).
-        OutputError: disk full, or another scene stands at ``path``.
+        SceneError: the dark pixels of a scene contradict its offset (unless the config only warns).
+        OutputError: the disk is full, or a different scene exists at ``path``.
     """
     path = Path(path)
-    fingerprint = _fingerprint(geobox, scenes, config)
+    key = fingerprint(_identity(geobox, scenes, config))
     if path.exists():
-        if open_scene(path).item["properties"].get(FINGERPRINT) == fingerprint:
+        if open_scene(path).item["properties"].get(FINGERPRINT) == key:
             _log.info("%s is up to date", path)
             return path
         raise OutputError(
-            f"{path} was made from other scenes or in another way", fix="delete it, or choose another --output"
+            f"{path} was made from other scenes or with other settings", fix="delete it, or choose another --output"
         )
-    folder = _block_folder(path, f"{fingerprint[:16]}-{config.block}")
+    folder = _block_folder(path, f"{key[:16]}-{config.block}")
     tasks = _tasks(geobox, scenes, config)
-    item = scene_item(path, geobox=geobox, scenes=scenes, config=config, fingerprint=fingerprint)
+    item = scene_item(path, geobox=geobox, scenes=scenes, config=config, fingerprint=key)
     histograms = np.zeros((len(scenes), len(config.bands), HISTOGRAM_BINS), np.int64)
     empty = 0
     with (
@@ -88,21 +93,20 @@ def write_composite(
     return path
 
 
-def _fingerprint(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig) -> str:
-    """Hex SHA-256 of all that decides the pixels."""
-    how = config.model_dump(mode="json", include={"bands", "mask", "composite", "resampling"})
-    if given := config.catalogue.assets:  # where blue is another asset, the same scenes give other pixels
-        how["assets"] = {name: given.get(name) for name in (*config.bands, "SCL")}
+def _identity(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig) -> object:
+    """Everything that determines the pixels, as JSON."""
+    rules = config.model_dump(mode="json", include={"bands", "mask", "composite", "resampling"})
+    if given := config.catalogue.assets:  # with other assets the same scenes give other pixels
+        rules["assets"] = {name: given.get(name) for name in (*config.bands, "SCL")}
     grid = [str(geobox.crs), list(geobox.affine)[:6], list(geobox.shape)]
-    what = [[scene.id, scene.offset] for scene in scenes]
-    return hashlib.sha256(json.dumps([how, grid, what], sort_keys=True).encode()).hexdigest()
+    return [rules, grid, [[scene.id, scene.offset] for scene in scenes]]
 
 
 def _block_folder(path: Path, key: str) -> Path:
     folder = path.with_name(f".{path.stem}.{key}.blocks")
     for stale in path.parent.glob(f".{path.stem}.*.blocks"):
         if stale != folder:
-            _log.info("removing the blocks of an unfinished run with other settings, %s", stale)
+            _log.info("removing the blocks of an unfinished run with other settings: %s", stale)
             shutil.rmtree(stale)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -150,13 +154,13 @@ def _block_file(folder: Path, index: int) -> Path:
 
 
 def _results(folder: Path, tasks: Sequence[BlockTask], *, workers: int, scheduler: str | None) -> Iterator[BlockResult]:
-    """Every block once: first those that an earlier run has left, then the others as they are ready."""
+    """Yield every block once: first the finished blocks of an earlier run, then the others as they become ready."""
     left: list[BlockTask] = []
     todo: list[BlockTask] = []
     for task in tasks:
         (left if _block_file(folder, task.index).exists() else todo).append(task)
     if left:
-        _log.info("resuming: %d of %d blocks are there", len(left), len(tasks))
+        _log.info("resuming: %d of %d blocks are finished", len(left), len(tasks))
     for task in left:
         with np.load(_block_file(folder, task.index)) as arrays:
             yield BlockResult(task.index, arrays["pixels"], arrays["histograms"])
@@ -169,7 +173,7 @@ def _results(folder: Path, tasks: Sequence[BlockTask], *, workers: int, schedule
 def _checked_dark(
     histograms: npt.NDArray[np.int64], scenes: Sequence[SourceScene], config: AcquireConfig
 ) -> list[npt.NDArray[np.int64] | None]:
-    """The dark pixels of every scene over the whole area, DN a band, compared with its offset."""
+    """For each scene the DN of its dark pixels per band over the whole area, checked against its offset."""
     dark = [dark_values(histogram) for histogram in histograms]
     contradictions = [
         f"{scene.id} (baseline {scene.baseline}, offset {scene.offset}): {contradiction}"
@@ -180,7 +184,7 @@ def _checked_dark(
         raise SceneError(
             "; ".join(contradictions),
             expected="dark pixels near 0",
-            fix="leave the scenes out with acquire.exclude; where the land is all bright, as in a desert, set "
+            fix="leave the scenes out with acquire.exclude; if all land is bright, as in a desert, set "
             "acquire.offset_check: warn",
         )
     for contradiction in contradictions:

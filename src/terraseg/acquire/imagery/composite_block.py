@@ -1,4 +1,4 @@
-"""One block of a composite: a pure function of a task, so that any thread, process or cluster can run it."""
+"""Compute one block of a composite: a pure function of its task, so any thread, process or cluster can run it."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.core.offsets import HISTOGRAM_BINS, dark_histogram
 from terraseg.errors import CatalogueError, SceneError
 
-# rasterio 1.4 warns of the target of a warp, an array, though its transform is given.
+# rasterio 1.4 warns about the target array of a warp although its transform is given.
 warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rasterio.warp")
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _SCL_SIZE = 256
 _DN_MAX = 65535
 _THINNING = 4
 _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/"}
-"""GDAL remembers failed and cut answers as if they were the file; only this makes it forget them, at the next close."""
+"""GDAL caches failed and truncated responses as if they were the file; only this drops them, at the next close."""
 
 _NOT_WORTH_A_RETRY = ("response code: 401", "response code: 403", "AccessDenied", "InvalidAccessKeyId", "Signature")
 
@@ -42,22 +42,22 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class BlockTask:
-    """All that is needed to compute one block.
+    """Everything needed to compute one block.
 
     Attributes:
         index: number of the block.
-        geobox: its pixels.
-        offset: row and column of its first pixel in the whole.
+        geobox: pixel grid of the block.
+        offset: row and column of its first pixel in the composite.
         scenes: from the least to the most cloudy.
         bands: names in output order.
-        masked_classes: SCL classes; empty: SCL is not read.
-        dilation: of the mask, in 20 m pixels of SCL.
-        median: or else the least cloudy observation.
-        resampling: of the bands that are coarser than 10 m.
-        signing: who signs the addresses.
-        gdal: options for reading.
-        retries: of the whole block.
-        backoff: seconds before the first retry, doubling.
+        masked_classes: SCL classes to mask; if empty, SCL is not read.
+        dilation: growth of the mask, in 20 m pixels of SCL.
+        median: True for the median, False for the least cloudy observation.
+        resampling: resampling of the bands coarser than 10 m.
+        signing: service that signs the addresses.
+        gdal: GDAL options for reading.
+        retries: number of retries of the whole block.
+        backoff: seconds before the first retry, doubled with each further one.
     """
 
     index: int
@@ -81,8 +81,8 @@ class BlockResult:
 
     Attributes:
         index: number of the block.
-        pixels: uint16 (band, row, column); reflectance = DN x 1e-4, 0 where nothing was observed, else >= 1.
-        histograms: int64 (scene, band, bin): dark pixels of each scene, for the check of its offset.
+        pixels: uint16 (band, row, column); reflectance = DN x 1e-4; 0 without an observation, else at least 1.
+        histograms: int64 (scene, band, bin): dark pixels of each scene, to check its offset.
     """
 
     index: int
@@ -91,7 +91,7 @@ class BlockResult:
 
 
 def compute_block(task: BlockTask) -> BlockResult:
-    """Read, mask, shift and reduce the scenes of one block.
+    """Read the scenes of one block, mask them, add their offsets and reduce them to one.
 
     Raises:
         CatalogueError: the pixels can't be read after the retries, or access is denied.
@@ -111,10 +111,10 @@ def compute_block(task: BlockTask) -> BlockResult:
             if attempt == task.retries:
                 raise CatalogueError(
                     f"block {task.index} can't be read after {attempt + 1} attempts ({reason})",
-                    fix="run the same command again later, it resumes; or leave the item out with acquire.exclude",
+                    fix="run the same command again later to resume, or leave the item out with acquire.exclude",
                 ) from error
             pause = task.backoff * 2**attempt
-            _log.warning("block %d: %s; again in %g s", task.index, reason, pause)
+            _log.warning("block %d: %s; trying again in %g s", task.index, reason, pause)
             time.sleep(pause)
             attempt += 1
 
@@ -124,7 +124,7 @@ def _compute(task: BlockTask) -> BlockResult:
     histograms = np.zeros((len(task.scenes), len(task.bands), HISTOGRAM_BINS), np.int64)
     near = _near(task)
     clear, seen = _classified(task, near)
-    # A tile that only repeats what another one of its pass shows, or a scene under clouds, is not read.
+    # Scenes under clouds and tiles that only repeat another tile of their pass are not read.
     chosen = [place for place, new in enumerate(_once_a_pass(task, near, clear, seen)) if new.any()]
     if not chosen:
         return BlockResult(task.index, pixels, histograms)
@@ -146,20 +146,20 @@ def _compute(task: BlockTask) -> BlockResult:
             reduced = np.rint(np.nan_to_num(bottleneck.nanmedian(values, axis=0)))
         else:
             reduced = np.take_along_axis(values, use.argmax(axis=0)[None], axis=0)[0]
-        # Reflectance of dark pixels may lie below zero; DN 0 is nodata, so that 1 is the least.
+        # Dark pixels may have a negative reflectance, but DN 0 is nodata, so 1 is the lowest value.
         pixels[band] = np.clip(reduced, 1, _DN_MAX)
     pixels[:, empty] = 0
     return BlockResult(task.index, pixels, histograms)
 
 
 def _near(task: BlockTask) -> list[int]:
-    """Positions of the scenes that reach the block."""
+    """Positions of the scenes that intersect the block."""
     extent = task.geobox.extent.to_crs("EPSG:4326", resolution=1000).geom
     return [position for position, scene in enumerate(task.scenes) if scene.footprint.intersects(extent)]
 
 
 def _once_a_pass(task: BlockTask, near: Sequence[int], shown: _Mask, seen: _Mask) -> _Mask:
-    """Where a scene shows the ground (scene, row, column) and no tile before it of the same pass has been there."""
+    """Where a scene shows the ground (scene, row, column) and no earlier tile of the same pass covers it."""
     use = shown.copy()
     been: dict[tuple[str, str], _Mask] = {}
     for place, position in enumerate(near):
@@ -175,7 +175,7 @@ def _once_a_pass(task: BlockTask, near: Sequence[int], shown: _Mask, seen: _Mask
 def _load(
     task: BlockTask, positions: Sequence[int], bands: Sequence[str], geobox: GeoBox
 ) -> list[npt.NDArray[np.uint16]]:
-    """A stack (scene, row, column) of each band, scenes in the order of ``positions``."""
+    """One stack (scene, row, column) per band, with scenes in the order of ``positions``."""
     items = []
     for position in positions:
         scene = task.scenes[position]
@@ -199,24 +199,24 @@ def _load(
         nodata=0,
         patch_url=planetary_computer.sign if task.signing == "planetary-computer" else None,
     )
-    # An offset that meets the wrong scene shows nowhere but in the values.
+    # An offset added to the wrong scene would only show in the values.
     expected = [np.datetime64(task.scenes[position].time.replace(tzinfo=None), "ns") for position in positions]
     if cube.time.values.astype("datetime64[ns]").tolist() != [time.astype(int) for time in expected]:
-        raise SceneError("odc-stac gave the scenes of a block in another order", fix="install the locked version")
+        raise SceneError("odc-stac returned the scenes of a block in another order", fix="install the locked version")
     return [cube[name].values for name in bands]
 
 
 def _place(_item: pystac.Item, _parsed: object, index: int) -> int:
-    """Keeps every scene a layer of its own, in the order given."""
+    """Group key that keeps every scene a layer of its own, in the given order."""
     return index
 
 
 def _classified(task: BlockTask, positions: Sequence[int]) -> tuple[_Mask, _Mask]:
-    """Where each scene shows the ground, and where it is known to have been: both (scene, row, column)."""
+    """Where each scene shows the ground, and where it has any data: both (scene, row, column)."""
     shape = (len(positions), *task.geobox.shape)
     if not task.masked_classes or not positions:
         return np.ones(shape, bool), np.zeros(shape, bool)
-    # Read with a margin, so that a cloud of the neighbouring block reaches over as far as it must.
+    # Read with a margin, so that the mask of a cloud in the neighbouring block grows into this one.
     box = _scl_box(task.geobox, task.dilation)
     (scl,) = _load(task, positions, ("SCL",), box)
     masked = np.isin(np.arange(_SCL_SIZE), task.masked_classes)
@@ -229,7 +229,7 @@ def _classified(task: BlockTask, positions: Sequence[int]) -> tuple[_Mask, _Mask
 
 
 def _scl_box(geobox: GeoBox, margin: int) -> GeoBox:
-    """The 20 m pixels of Sentinel-2 that cover a block and ``margin`` more: tile corners are multiples of 20 m."""
+    """The 20 m pixels that cover a block, with a margin in pixels: tile corners of Sentinel-2 are multiples of 20 m."""
     left, bottom, right, top = geobox.boundingbox
     left, bottom = ((math.floor(edge / _SCL_GSD) - margin) * _SCL_GSD for edge in (left, bottom))
     right, top = ((math.ceil(edge / _SCL_GSD) + margin) * _SCL_GSD for edge in (right, top))
@@ -237,7 +237,7 @@ def _scl_box(geobox: GeoBox, margin: int) -> GeoBox:
 
 
 def _on_block(masks: _Mask, box: GeoBox, geobox: GeoBox) -> _Mask:
-    """Masks (scene, row, column) of 20 m pixels on the 10 m pixels of the block."""
+    """Masks (scene, row, column) of 20 m pixels, brought to the 10 m pixels of the block."""
     gsd = geobox.resolution.x
     factor = round(_SCL_GSD / gsd)
     top = round((box.boundingbox.top - geobox.boundingbox.top) / gsd)

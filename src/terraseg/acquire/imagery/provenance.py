@@ -1,4 +1,4 @@
-"""The STAC item beside a scene: what exactly went in."""
+"""The STAC item next to a composite: its sources and rules."""
 
 import datetime as dt
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 
 FINGERPRINT = "terraseg:fingerprint"
-"""Property with the SHA-256 of all that decides the pixels."""
+"""Property with the SHA-256 of everything that determines the pixels."""
 
 _PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 
@@ -30,7 +30,7 @@ def scene_item(
     config: AcquireConfig,
     fingerprint: str,
 ) -> dict[str, Any]:
-    """STAC 1.1 item of a composite, JSON-ready, but for what only its pixels tell (`describe_sources`)."""
+    """STAC 1.1 item of a composite, ready for JSON. `describe_sources` adds what only the pixels show."""
     footprint = geobox.extent.to_crs("EPSG:4326", resolution=1000).geom
     times = sorted(scene.time for scene in scenes)
     years = sorted({time.year for time in times})
@@ -82,10 +82,13 @@ def describe_sources(
     bands: Sequence[str],
     dark: Sequence[npt.NDArray[np.int64] | None],
 ) -> None:
-    """Add what went in to the item's properties.
+    """Add the source scenes to the properties of an item.
 
     Args:
-        dark: of each scene the DN of its darkest pixels a band, after the offset; None where too few were clear.
+        item: the STAC item, changed in place.
+        scenes: the source scenes.
+        bands: ESA names.
+        dark: for each scene the DN of its darkest pixels per band, after the offset; None if too few were clear.
     """
     item["properties"]["terraseg:sources"] = [
         {

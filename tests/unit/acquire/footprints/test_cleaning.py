@@ -1,4 +1,4 @@
-"""What is dropped from raw footprints."""
+"""Cleaning of raw footprints."""
 
 import geopandas as gpd
 import pytest
@@ -43,7 +43,7 @@ def test_each_reason_is_counted(row: dict[str, object], reason: str) -> None:
     assert list(clean["id"]) == ["way/1", "way/2"]
 
 
-def test_a_part_that_stands_alone_is_a_building() -> None:
+def test_a_part_on_its_own_is_a_building() -> None:
     clean, dropped = clean_footprints(_frame({"other_tags": '"building:part"=>"yes"'}, {"geometry": _moved(1)}))
     assert len(clean) == 2
     assert not dropped
@@ -57,7 +57,7 @@ def test_a_bow_tie_is_repaired_not_dropped() -> None:
     assert clean.geometry.iloc[0].area == pytest.approx(2)
 
 
-def test_objects_without_ids_are_no_duplicates_of_each_other() -> None:
+def test_objects_without_ids_are_not_duplicates() -> None:
     clean, _ = clean_footprints(_frame({}, {"geometry": _moved(1)}))
     assert len(clean) == 2
 
@@ -66,7 +66,7 @@ _points = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=3
 
 
 @given(st.lists(_points, min_size=1, max_size=12))
-def test_valid_polygons_come_out_each_once_and_the_rest_is_counted(
+def test_each_valid_polygon_is_kept_once_and_the_rest_is_counted(
     rings: list[list[tuple[int, int]]],
 ) -> None:
     raw = _frame(*({"geometry": shapely.Polygon(ring)} for ring in rings))

@@ -1,4 +1,4 @@
-"""What the catalogues' real items are reduced to, and which scenes are chosen."""
+"""Real items of the catalogues, and the choice of scenes."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_an_item_of_the_planetary_computer(shared_data: Path) -> None:
 def test_an_item_of_cdse(shared_data: Path) -> None:
     (path,) = (shared_data / "stac_items").glob("cdse*.json")
     excerpt = json.loads(path.read_text(encoding="utf-8"))
-    # The excerpt holds one asset; what every item has besides is added.
+    # The excerpt has one asset only; the other required parts of an item are added.
     box = shapely.box(15, 47.6, 16.5, 48.6)
     whole = {
         **excerpt,
@@ -72,7 +72,7 @@ def test_the_planetary_computers_addresses_can_be_signed(shared_data: Path, monk
     assert asked == [("sentinel2l2a01", "sentinel2-l2")]
 
 
-def test_cdse_without_credentials_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cdse_without_credentials_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")
     with pytest.raises(CatalogueError, match="AWS_ACCESS_KEY_ID are not set"):
@@ -98,7 +98,7 @@ def _scene(number: int, *, tile: str = "31SEA", day: int = 1, baseline: str = "0
     return source_scene(item, assets={"B02": "blue"})
 
 
-def test_a_scene_that_was_processed_again_counts_once() -> None:
+def test_a_reprocessed_scene_counts_once() -> None:
     old, new, other = _scene(1, baseline="02.14"), _scene(2, baseline="05.00"), _scene(3, day=2)
     assert {scene.id for scene in catalogues._newest_processing([new, old, other])} == {"scene2", "scene3"}
 
