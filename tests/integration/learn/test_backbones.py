@@ -8,8 +8,8 @@ import torch
 
 from helpers.experiments import fit_test_and_predict
 from helpers.factories import make_dataset, make_scene, make_truth
+from terraseg.learn.models.backbones.satmae import BANDS as SATMAE_BANDS
 from terraseg.learn.models.load import load_model
-from terraseg.learn.models.specs import SATMAE_BANDS
 
 pytestmark = pytest.mark.usefixtures("in_home")
 

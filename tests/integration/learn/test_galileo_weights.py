@@ -16,8 +16,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import nn
 
+from terraseg.learn.models.backbones.galileo import BANDS as GALILEO_BANDS
+from terraseg.learn.models.backbones.galileo import MEANS as GALILEO_MEANS
+from terraseg.learn.models.backbones.galileo import STDS as GALILEO_STDS
 from terraseg.learn.models.build import build_model, encoder_of
-from terraseg.learn.models.specs import GALILEO_BANDS, GALILEO_MEANS, GALILEO_STDS
 from terraseg.learn.models.weights import load_weights
 
 _ARGUMENTS = {

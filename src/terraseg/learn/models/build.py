@@ -14,12 +14,13 @@ from torch.nn import functional
 
 from terraseg.core.bands import band
 from terraseg.errors import ConfigError
-from terraseg.learn.models import necks  # noqa: F401  # registers them
-from terraseg.learn.models.backbones import galileo, satmae, scalemae  # noqa: F401  # registers their models
+from terraseg.learn.models import backbones, necks  # noqa: F401  # necks register themselves
 from terraseg.learn.models.backbones.base import Backbone
 from terraseg.learn.models.graph.graphsage import GraphSage
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
 from terraseg.learn.models.specs import SPECS
+
+backbones.import_all()
 
 _PRETRAINED_KEY = {"EncoderDecoderFactory": "backbone_pretrained", "SMPModelFactory": "pretrained"}
 """The factories that make segmentation models, and how each calls the key that `weights` replaces."""

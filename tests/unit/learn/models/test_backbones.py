@@ -16,8 +16,10 @@ from torchgeo.models import ScaleMAELarge16_Weights
 
 from terraseg.errors import ConfigError, WeightsError
 from terraseg.learn.models.backbones.base import Backbone
+from terraseg.learn.models.backbones.galileo import BANDS as GALILEO_BANDS
+from terraseg.learn.models.backbones.satmae import BANDS as SATMAE_BANDS
+from terraseg.learn.models.backbones.scalemae import BANDS as SCALEMAE_BANDS
 from terraseg.learn.models.build import build_model, encoder_of, set_statistics
-from terraseg.learn.models.specs import GALILEO_BANDS, SATMAE_BANDS, SCALEMAE_BANDS
 from terraseg.learn.models.weights import load_weights
 
 _MODELS = {"galileo_nano": GALILEO_BANDS, "satmae_vit_tiny": SATMAE_BANDS, "scalemae_vit_tiny": SCALEMAE_BANDS}

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from terraseg.learn.models.backbones.base import Backbone
-from terraseg.learn.models.specs import GALILEO_BANDS, GALILEO_MEANS, GALILEO_STDS
+from terraseg.learn.models.backbones.galileo import BANDS as GALILEO_BANDS
+from terraseg.learn.models.backbones.galileo import MEANS as GALILEO_MEANS
+from terraseg.learn.models.backbones.galileo import STDS as GALILEO_STDS
 
 State = dict[str, Tensor]
 _GALILEO_GROUPS = {

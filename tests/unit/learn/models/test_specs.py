@@ -1,8 +1,11 @@
-"""The records of the backbones against the installed models."""
+"""The specs of the backbones, compared with the installed models."""
 
 import logging
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 import segmentation_models_pytorch as smp
@@ -21,9 +24,13 @@ from torch import nn
 from terraseg.cli import main
 from terraseg.core.bands import PRITHVI_BANDS, band
 from terraseg.errors import ConfigError
+from terraseg.learn.models import backbones
 from terraseg.learn.models.backbones.base import Backbone
+from terraseg.learn.models.backbones.galileo import BANDS as GALILEO_BANDS
+from terraseg.learn.models.backbones.satmae import BANDS as SATMAE_BANDS
+from terraseg.learn.models.backbones.scalemae import BANDS as SCALEMAE_BANDS
 from terraseg.learn.models.build import check_inputs
-from terraseg.learn.models.specs import GALILEO_BANDS, SATMAE_BANDS, SCALEMAE_BANDS, SPECS
+from terraseg.learn.models.specs import SPECS
 
 _PRITHVI = [name for name in SPECS if name.startswith("prithvi")]
 _TERRAMIND = [name for name in SPECS if name.startswith("terramind")]
@@ -68,7 +75,7 @@ def _is_smp(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_each_is_known_to_the_factories(name: str) -> None:
+def test_the_factories_know_each_backbone(name: str) -> None:
     assert name in BACKBONE_REGISTRY or _is_smp(name)
 
 
@@ -94,7 +101,7 @@ def test_terramind_is_as_terratorch_has_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.normalises])
-def test_ours_are_built_for_the_bands_of_their_record(name: str) -> None:
+def test_our_backbones_are_built_for_the_bands_of_their_specs(name: str) -> None:
     with torch.device("meta"):
         model: Backbone = BACKBONE_REGISTRY.build(name)
     assert model.bands == SPECS[name].bands
@@ -110,7 +117,7 @@ def test_statistics_are_one_a_band(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "bands"), [("satmae_vit_base", SATMAE_BANDS), ("scalemae_vit_large", SCALEMAE_BANDS)])
-def test_a_fixed_set_of_bands_refuses_others_and_other_orders(name: str, bands: tuple[str, ...]) -> None:
+def test_a_fixed_set_of_bands_rejects_other_bands_and_orders(name: str, bands: tuple[str, ...]) -> None:
     SPECS[name].check_bands(bands)
     for given in (bands[::-1], bands[1:], (*bands, "B01")):
         arguments = {"backbone": name, "backbone_bands": list(given), "num_classes": 2}
@@ -118,7 +125,7 @@ def test_a_fixed_set_of_bands_refuses_others_and_other_orders(name: str, bands: 
             check_inputs(arguments, bands=given, classes=["a", "b"])
 
 
-def test_bands_that_the_pretraining_never_saw_are_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_warning_names_bands_that_the_pretraining_never_saw(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         SPECS["prithvi_eo_v1_100"].check_bands(PRITHVI_BANDS)
         SPECS["galileo_nano"].check_bands(GALILEO_BANDS[:3])
@@ -136,6 +143,55 @@ def test_models_lists_every_backbone_with_its_licence(capsys: pytest.CaptureFixt
     assert "* not for commercial use" in printed
 
 
-def test_models_needs_no_torch() -> None:
-    code = "import sys; from terraseg.cli import main; main(['models']); sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+def test_specs_are_read_as_the_modules_state_them() -> None:
+    modules = [import_module(f"{backbones.__name__}.{found.name}") for found in iter_modules(backbones.__path__)]
+    stated = [spec for module in modules for spec in getattr(module, "SPECS", [])]
+    assert {spec.name for spec in stated} >= {"galileo_nano", "satmae_vit_base", "scalemae_vit_large"}
+    assert stated == [SPECS[spec.name] for spec in stated]
+
+
+_TOY = """
+from terraseg.learn.models.backbones.base import Backbone, register
+from terraseg.learn.models.specs import family
+
+SPECS = family("toy_{size}", {"small": 0}, licence="WTFPL", weights="none", paper="none", bands=("B04", "B08"), patch=1)
+
+
+class Toy(Backbone):
+    def __init__(self, bands):
+        super().__init__(bands=bands, out_channels=[2], patch_size=1)
+
+    def forward(self, x, **_):
+        return [self.digital_numbers(x)]
+
+    def from_published(self, state):
+        return dict(state)
+
+
+register("toy_small", Toy)
+"""
+
+_USE = """
+import sys
+from terraseg.learn.models import backbones
+
+backbones.__path__.append(sys.argv[1])
+from terraseg.cli import main
+
+assert main(["models"]) == 0
+assert "torch" not in sys.modules
+from terraseg.learn.models.build import backbone_of, build_model
+
+arguments = {"backbone": "toy_small", "backbone_bands": ["B04", "B08"], "decoder": "IdentityDecoder", "num_classes": 2}
+print("built", type(backbone_of(build_model("EncoderDecoderFactory", arguments))).__name__)
+"""
+
+
+def test_a_new_backbone_is_one_new_module(tmp_path: Path) -> None:
+    """It is listed without importing torch, and built by its name."""
+    (tmp_path / "toy.py").write_text(_TOY)
+    run = subprocess.run([sys.executable, "-c", _USE, tmp_path], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert "toy_small" in run.stdout
+    assert "WTFPL" in run.stdout
+    assert run.stdout.endswith("built Toy\n")

@@ -1,6 +1,6 @@
 """Galileo (Tseng et al. 2025, arXiv:2502.09356): a transformer over groups of Sentinel-2 bands, space and months.
 
-Written from the paper and the published weights (nasaharvest/galileo, MIT). Only what sees Sentinel-2 is built; the
+Written from the paper and the published weights (nasaharvest/galileo, MIT). Only the part for Sentinel-2 is built; the
 published encoder's other modalities (radar, weather, elevation, maps, location) are left out, as if masked.
 """
 
@@ -15,10 +15,28 @@ from torch.nn import functional
 
 from terraseg.errors import ConfigError
 from terraseg.learn.models.backbones.base import Backbone, State, register, sincos_1d, sincos_2d, without_keys
-from terraseg.learn.models.specs import GALILEO_BANDS, GALILEO_MEANS, GALILEO_STDS
+from terraseg.learn.models.specs import family
+
+SPECS = family(
+    "galileo_{size}",
+    {"nano": 884_448, "tiny": 5_475_408, "base": 85_602_624},
+    licence="MIT",
+    weights="Hugging Face nasaharvest/galileo, models/{size}/encoder.pt",
+    paper="Tseng et al. 2025, arXiv:2502.09356",
+    bands=("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12"),
+    # nasaharvest/galileo, config/normalization.json, entry 13, the Sentinel-2 bands
+    means=(1395.3408730676722, 1338.4026921784578, 1343.09883810357, 1543.8607982512297, 2186.2022069512263,
+           2525.0932853316694, 2410.3377187373408, 2750.2854646886753, 2234.911100061487, 1474.5311266077113),
+    stds=(917.7041440370853, 913.2988423581528, 1092.678723527555, 1047.2206083460424, 1048.0101611156767,
+          1143.6903026819996, 1098.979177731649, 1204.472755085893, 1145.9774063078878, 980.2429840007796),
+    normalises=True,
+    patch=8,
+    gsd=10.0,
+)  # fmt: skip
+BANDS, MEANS, STDS = SPECS[0].channels
 
 _GROUPS: dict[str, tuple[str, ...]] = {
-    "S1": (),  # radar: only its place in the channel embedding counts here
+    "S1": (),  # radar: present only to keep its place in the channel embedding
     "S2_RGB": ("B02", "B03", "B04"),
     "S2_Red_Edge": ("B05", "B06", "B07"),
     "S2_NIR_10m": ("B08",),
@@ -35,20 +53,19 @@ _OTHER_MODALITIES = (
 class Galileo(Backbone):
     """Galileo's encoder for Sentinel-2, one frame or several.
 
-    Each token is one group of bands of one patch of one frame. A feature map is the mean over the tokens of a patch;
-    that of the last block went through the final norm. Attention runs inside of windows of the image, because its
-    cost grows with the fourth power of their side, and the pretraining saw at most 12 x 12 patches: 48 px at patch 4.
+    A token is one group of bands of one patch of one frame. A feature map is the mean over the tokens of a patch; the
+    last block's map has passed the final norm. Attention runs within windows of the image, because its cost grows with
+    the fourth power of the window's side, and the pretraining saw at most 12 x 12 patches: 48 px at patch 4.
 
     Args:
         width: of a token.
         depth: number of blocks.
         heads: of attention.
-        bands: those of the input: all ten, or a part of them that consists of whole groups. NDVI is a group of its
-            own, made from B04 and B08 where both are there.
+        bands: of the input: all ten, or some of them in whole groups. B04 and B08 together add NDVI, its own group.
         patch_size: side of a token in pixels, 1 to 8: the published 8 px kernels are resampled (FlexiViT).
         window: side of a window in pixels, a multiple of the patch.
         months: calendar month (1 to 12) of each frame.
-        gsd: of a pixel, in metres.
+        gsd: size of a pixel in metres.
         drop_path: rate of stochastic depth in training.
 
     Raises:
@@ -66,7 +83,7 @@ class Galileo(Backbone):
         width: int,
         depth: int,
         heads: int,
-        bands: Sequence[str] = GALILEO_BANDS,
+        bands: Sequence[str] = BANDS,
         patch_size: int = 4,
         window: int = 48,
         months: Sequence[int] = (7,),
@@ -82,9 +99,9 @@ class Galileo(Backbone):
             raise ConfigError(f"months is {list(months)}", expected="for each of up to 24 frames 1 to 12")
         self.window, self.months, self.gsd = window, tuple(months), gsd
         self.groups = _whole_groups(self.bands)
-        places = [GALILEO_BANDS.index(name) for name in self.bands]
-        stds = torch.tensor(GALILEO_STDS)[places]
-        self.register_buffer("channels_low", torch.tensor(GALILEO_MEANS)[places] - 2 * stds, persistent=False)
+        places = [BANDS.index(name) for name in self.bands]
+        stds = torch.tensor(STDS)[places]
+        self.register_buffer("channels_low", torch.tensor(MEANS)[places] - 2 * stds, persistent=False)
         self.register_buffer("channels_span", 4 * stds, persistent=False)
 
         quarter = width // 4  # a token's encoding: channel group, place in time, month, place in space
@@ -124,12 +141,12 @@ class Galileo(Backbone):
         if "NDVI" not in self.groups:
             return scaled
         red, nir = dn[:, self.bands.index("B04")], dn[:, self.bands.index("B08")]
-        # Reflectance can be negative; outside of -1 to 1 the index says nothing.
+        # Reflectance can be negative; outside -1 to 1 the index is meaningless.
         ndvi = ((nir - red) / (nir + red).clamp(min=1.0)).clamp(-1.0, 1.0)
         return torch.cat([scaled, ndvi[:, None]], dim=1)
 
     def _in_windows(self, x: Tensor) -> list[Tensor]:
-        """Maps of (B, C, T, H, W): whole windows as one batch, what is left over at the bottom and right apart."""
+        """Maps of (B, C, T, H, W): whole windows as one batch, the rests at the bottom and right separately."""
         for dim in (-2, -1):
             side, rest = x.shape[dim], x.shape[dim] % self.window
             if side > self.window and rest:
@@ -162,12 +179,12 @@ class Galileo(Backbone):
         return [each.view(batch, rows, columns, -1, width).mean(3).permute(0, 3, 1, 2) for each in maps]
 
     def _encoding(self, rows: int, columns: int) -> Tensor:
-        """What is added to the tokens: (rows, columns, T, groups, width)."""
+        """The encoding to add to the tokens: (rows, columns, T, groups, width)."""
         places = list(_GROUPS)
         channel = self.s_t_channel_embed[[places.index(name) for name in self.groups]]
         quarter, frames = channel.shape[1], len(self.months)
         step = self.gsd * self.patch_size / _BASE_GSD
-        # The published model spreads its frequencies over four times their number; its weights expect that.
+        # The published model spreads its frequencies over four times their number, and its weights expect that.
         space = sincos_2d(rows, columns, quarter, step=step, period=quarter, device=channel.device)
         parts = (
             channel[None, None, None],
@@ -179,7 +196,7 @@ class Galileo(Backbone):
         return torch.cat([part.expand(shape) for part in parts], dim=-1)
 
     def from_published(self, state: Mapping[str, Tensor]) -> State:
-        """See `Backbone.from_published`: the published encoder.pt has query, key and value apart."""
+        """See `Backbone.from_published`: the published encoder.pt keeps query, key and value separate."""
         others = [f"space_time_embed.{name}." for name in _GROUPS if name not in self.groups]
         ours = without_keys(state, *_OTHER_MODALITIES, *others)
         if "month_embed.weight" in ours:
@@ -213,7 +230,7 @@ class _FlexiPatchEmbed(nn.Module):
 
 
 def _whole_groups(bands: Sequence[str]) -> tuple[str, ...]:
-    """The groups that the bands make up."""
+    """The groups of bands that are complete."""
     channels = {*bands, *(["NDVI"] if {"B04", "B08"} <= set(bands) else [])}
     groups = tuple(name for name, needed in _GROUPS.items() if needed and set(needed) <= channels)
     used = {channel for name in groups for channel in _GROUPS[name]}
