@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from helpers.paths import TESTS
 
@@ -35,3 +37,14 @@ def dask_cluster(workers: int, *, threads: int = 1) -> Iterator[tuple[str, list[
         for process in (*running, scheduler):
             process.kill()
             process.wait()
+
+
+def process_and_cores(_: int) -> tuple[int, set[int], str]:
+    """Task of a worker: its process, its cores, its number of OpenMP threads. Slow, so that each worker takes one."""
+    time.sleep(0.5)
+    return os.getpid(), os.sched_getaffinity(0), os.environ["OMP_NUM_THREADS"]
+
+
+def environment_at_start(_: int) -> list[str]:
+    """Task of a worker: the environment that its process was started with."""
+    return Path("/proc/self/environ").read_text().split("\0")

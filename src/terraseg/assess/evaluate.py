@@ -1,4 +1,4 @@
-"""From predictions and ground truth to one result (contract 6), with an interval beside every figure."""
+"""From predictions and ground truth to one result, with an interval for every metric."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -8,57 +8,38 @@ from typing import Any
 
 import numpy as np
 import rasterio
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
 from terraseg.assess.ground.pairs import Scores, Truth, cells
 from terraseg.assess.ground.predictions import predictions_of
 from terraseg.assess.ground.truth import Chip, ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
 from terraseg.assess.metrics.bootstrap import Part, intervals, side_by_side
 from terraseg.assess.metrics.boundary import BoundaryCounts, Tolerance, outline_part
-from terraseg.assess.metrics.objects import count_objects, object_figures, place_part
+from terraseg.assess.metrics.objects import count_objects, object_metrics, place_part
 from terraseg.assess.metrics.pixels import (
-    FROM_CONFUSION,
-    FROM_HISTOGRAMS,
     LEVELS,
     PixelCounts,
     confusion,
     confusions,
     count_pixels,
     ece_of_bins,
+    formulas,
     iou,
     level,
     reliability,
     reliability_bins,
 )
-from terraseg.assess.metrics.places import Members, by_block, by_polygons, group_figures, same_places
+from terraseg.assess.metrics.places import Members, by_block, by_polygons, group_metrics, same_places
 from terraseg.assess.metrics.totals import built_up_part
 from terraseg.contracts.product import Product
-from terraseg.contracts.result import Estimate, Metrics, PixelTotals, metrics_path, read_metrics, write_metrics
+from terraseg.contracts.result import Estimate, Metrics, PixelTotals, metrics_path, write_metrics
 from terraseg.errors import LabelError, SceneError, SplitError
 
 _log = logging.getLogger(__name__)
 
-_READING = {"GDAL_CACHEMAX": 64 * 2**20}  # bytes; the default is 5 % of the machine, and no block is read twice
-
-HEADLINE = {
-    "iou": "IoU",
-    "f1": "F1",
-    "precision": "Prec.",
-    "recall": "Recall",
-    "average_precision": "AP",
-    "ece": "ECE",
-}
-"""Figures of the table, in this order, with the words above them."""
-
-WITH_INTERVAL = ("iou", "f1")
-"""Figures that tables show with their interval; the result file has it of all."""
-
-_OF_PLACES = ("iou", "f1", "precision", "recall")
+_READING = {"GDAL_CACHEMAX": 64 * 2**20}  # bytes; the default is 5 % of memory, but no block is read twice
 
 BOUNDARY_TOLERANCE = 20.0
-"""Metres: two pixels of Sentinel-2, of which one is the doubt where a mixed pixel belongs."""
+"""Metres: two pixels of Sentinel-2, because mixed pixels alone put an outline in doubt by one."""
 
 
 def evaluate(
@@ -77,33 +58,33 @@ def evaluate(
     seed: int = 0,
     draws: int = 2000,
 ) -> dict[str, Any]:
-    """Measure predicted scenes against what is known of the ground.
+    """Score predicted scenes against ground truth.
 
-    The threshold is the one that the prediction carries, chosen on validation, or is chosen there now: none is ever
-    tuned on what is scored.
+    The threshold comes from the prediction, chosen on validation when the model was trained, or is chosen on
+    validation now. It is never tuned on the pixels that are scored.
 
     Args:
-        predictions: a folder with products (contract 5) of the experiment.
-        ground_truth: a dataset (contract 3), a mask GeoTIFF, or polygons (contract 2 or any vector file), which
-            give object figures too.
+        predictions: a folder with products of the experiment.
+        ground_truth: a dataset, a mask GeoTIFF, or polygons (footprints or any vector file). Polygons give object
+            metrics too.
         output: the result file, or the folder for ``<experiment>.json``.
-        experiment: its name; products that carry another name are left alone.
-        split: which chips of a dataset to score.
-        footprints: with a dataset: its polygons, for object figures on the split's ground.
-        by: polygons of places; each gets figures of its own, instead of each block or scene.
-        by_field: the attribute of ``by`` that names them.
-        choose_threshold: with a dataset: the threshold of the highest IoU on its val split, instead of the carried one.
-        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
+        experiment: its name; products with another name are ignored.
+        split: the chips of a dataset to score.
+        footprints: polygons for object metrics on the split's ground; only with a dataset.
+        by: polygons of places. Each place gets its own metrics, instead of each block or scene.
+        by_field: the attribute of ``by`` with their names.
+        choose_threshold: use the threshold with the highest IoU on the val split; only with a dataset.
+        boundary_tolerance: largest distance between outlines that agree, in metres.
         cell: side of a bootstrap unit in pixels; the chip size by default.
         seed: of the bootstrap.
         draws: of the bootstrap.
 
     Returns:
-        The result as it was written: `terraseg.contracts.result.Metrics`.
+        The result as written: `terraseg.contracts.result.Metrics` as JSON values.
 
     Raises:
-        SceneError: no product of the experiment, or one of another scene or grid, or without a threshold, or several of
-            the same ground.
+        SceneError: no product of the experiment, a product of another scene or grid, a product without a threshold,
+            or several products of the same ground.
         DatasetError, LabelError: no such truth, split or class.
         SplitError: the class never occurs in the truth.
     """
@@ -112,7 +93,7 @@ def evaluate(
     class_id = int(model.get("positive_class") or 1)
     truth = open_truth(ground_truth, split=split, cell=cell, class_name=model.get("class"), class_id=class_id)
     if choose_threshold:
-        threshold, chosen = _best_on_val(truth, products), "of the highest IoU on the val split"
+        threshold, chosen = _best_on_val(truth, products), "with the highest IoU on the val split"
     else:
         threshold, chosen = model.threshold, "of the prediction's bundle"
     polygons = _polygons(truth, footprints, choose_threshold=choose_threshold)
@@ -134,9 +115,9 @@ def evaluate(
     figures, groups = score.figures, score.groups
     if polygons is not None:
         objects = count_objects(products, polygons)
-        figures |= object_figures(objects, **drawn)
-        there = same_places(members, counts.units, objects.units)
-        for place, of_objects in group_figures(there, place_part(objects), **drawn).items():
+        figures |= object_metrics(objects, **drawn)
+        object_members = same_places(members, counts.units, objects.units)
+        for place, of_objects in group_metrics(object_members, place_part(objects), **drawn).items():
             groups[place] |= of_objects
     facts = facts_of(truth, counts, score, tolerance=tolerance, **drawn)
     facts |= {"attribution": truth.attribution or model.attribution, "figures": figures, "groups": groups}
@@ -154,21 +135,21 @@ def evaluate(
 
 
 def warn_of_other_dataset(experiment: str, *, trained_on: str, tested_on: str) -> None:
-    """Say it where a model is scored on another dataset than that of its training; both by their hashes."""
+    """Log a warning if a model is scored on another dataset than it was trained on; both are content hashes."""
     if trained_on != tested_on:
         _log.warning(
-            "%s was trained on another dataset (%s) than it is tested on (%s): its training may have seen this ground",
-            experiment, trained_on[:12], tested_on[:12],
+            "%s was trained on another dataset (%s) than the one it is tested on (%s): its training may have seen this "
+            "ground", experiment, trained_on[:12], tested_on[:12],
         )  # fmt: skip
 
 
 def limits(pixel: float) -> str:
-    """What a map of pixels of this side, in metres, can and can't say of objects."""
+    """What a map with pixels of this side, in metres, can and can't show of objects."""
     area = pixel**2
     return (
-        f"A pixel of {pixel:g} m covers {area:g} m2. A footprint below that is smaller than one pixel, one of "
-        f"{4 * area:g} m2 has four: no map of this grid outlines single buildings of such sizes. Read recall by size "
-        "so, and the pixel figures as those of built-up area."
+        f"A pixel of {pixel:g} m covers {area:g} m2. A smaller footprint is less than one pixel, and one of "
+        f"{4 * area:g} m2 is four pixels: no map of this grid outlines single buildings that small. Read recall by "
+        "size with this in mind, and the pixel metrics as metrics of built-up area."
     )
 
 
@@ -177,37 +158,37 @@ def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
         raise SplitError(
             f"a threshold can't be chosen for the {truth.split} split of this ground truth",
             expected="the test split of a dataset that has a val split",
-            fix="leave --choose-threshold away to use the one of the prediction's bundle",
+            fix="drop --choose-threshold to use the threshold of the prediction's bundle",
         )
     val = chip_truth(truth.dataset, split="val", cell=truth.cell, class_name=truth.class_name)
     counts = count_pixels(val.pairs(products), positive=val.positive)
-    scores = np.nan_to_num(iou(confusions(counts.total)))[1:]  # at 0 all is the class
+    scores = np.nan_to_num(iou(confusions(counts.total)))[1:]  # at 0 every pixel is the class
     if not scores.any():
         raise SplitError(
             f"the class {truth.class_name!r} never occurs in the val split",
-            fix="leave --choose-threshold away to use the threshold of the prediction's bundle",
+            fix="drop --choose-threshold to use the threshold of the prediction's bundle",
         )
     best = np.flatnonzero(scores == scores.max()) + 1
-    return float(best[len(best) // 2] / (LEVELS - 1))  # the middle one of equals, as a training chooses it
+    return float(best[len(best) // 2] / (LEVELS - 1))  # in a tie the middle one, as in training
 
 
 def _pixel_size(products: Sequence[Product]) -> float:
-    """Metres; of all products, for a boundary's tolerance is one number of pixels."""
+    """Metres; the same for all products, because the boundary tolerance is one number of pixels."""
     sizes: set[float] = set()
     for product in products:
         with rasterio.open(product.probability) as source:
             if not source.crs.is_projected:
                 raise SceneError(
-                    f"{product.probability} is in {source.crs}, whose unit is no length",
+                    f"{product.probability} is in {source.crs}, which is not a projected CRS",
                     expected="a projected CRS, such as UTM",
-                    fix="predict a scene in one",
+                    fix="predict a scene in a projected CRS",
                 )
             sizes.add(round(source.transform.a * source.crs.linear_units_factor[1], 6))
     if len(sizes) > 1:
         raise SceneError(
             f"predictions have pixels of {', '.join(f'{size:g} m' for size in sorted(sizes))}",
             expected="one pixel size",
-            fix="evaluate each by itself",
+            fix="evaluate the predictions of each pixel size separately",
         )
     return sizes.pop()
 
@@ -217,11 +198,12 @@ def _polygons(truth: Truth, footprints: Path | None, *, choose_threshold: bool) 
         return truth if isinstance(truth, PolygonTruth) else None
     if not isinstance(truth, ChipTruth):
         raise LabelError(
-            "--footprints belong to a dataset, which says where the ground is known", fix="give them as --ground-truth"
+            "--footprints needs a dataset as --ground-truth, which defines where the ground is known",
+            fix="give the footprints as --ground-truth instead",
         )
     if choose_threshold:
         raise LabelError(
-            "the predicted polygons were drawn at the threshold of the prediction's bundle, not at the chosen one",
+            "the predicted polygons were drawn at the threshold of the bundle, not at one chosen now",
             fix="give --footprints or --choose-threshold, not both",
         )
     return footprints_in(truth, footprints)
@@ -229,7 +211,7 @@ def _polygons(truth: Truth, footprints: Path | None, *, choose_threshold: bool) 
 
 @dataclass(frozen=True)
 class Score:
-    """What the pixels say at one threshold: the parts of `Metrics` of the same names."""
+    """Pixel metrics at one threshold; each field is the field of `Metrics` with the same name."""
 
     figures: dict[str, Estimate]
     groups: dict[str, dict[str, Estimate]]
@@ -240,16 +222,16 @@ class Score:
 def measure(
     counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, at: int, truth: Truth, draws: int, seed: int
 ) -> Score:
-    """All figures of the map ``DN >= at``, of its outlines and of the probability itself, with their intervals.
+    """All metrics of the map ``DN >= at``, of its outlines and of the probability, with their intervals.
 
     Args:
         counts: of the pixels.
-        outlines: of the same pixels.
-        members: the places that get figures of their own.
-        at: the threshold.
-        truth: which class of which split it is, for the error.
+        outlines: counts of the outlines of the same pixels.
+        members: places that get their own metrics.
+        at: the threshold, in DN of probability.
+        truth: its class and split, for the error message.
         draws: of the bootstrap.
-        seed: likewise.
+        seed: of the bootstrap.
 
     Raises:
         SplitError: the class never occurs in the truth.
@@ -263,18 +245,18 @@ def measure(
         )
     by_unit = confusion(counts.histograms, at)
     both: list[Part] = [built_up_part(by_unit), outline_part(outlines.of(counts.units))]
-    whole = side_by_side([(by_unit, FROM_CONFUSION), (counts.histograms, FROM_HISTOGRAMS), *both])
+    whole = side_by_side([(by_unit, formulas("confusion")), (counts.histograms, formulas("histograms")), *both])
     figures = intervals(*whole, draws=draws, seed=seed)
     of_place = side_by_side(
         [
-            (by_unit, {name: FROM_CONFUSION[name] for name in _OF_PLACES}),
-            (reliability_bins(counts.histograms), {"ece": ece_of_bins}),
+            (by_unit, formulas("confusion", by_place=True)),
+            (reliability_bins(counts.histograms), {"ece": ece_of_bins}),  # far fewer numbers to draw than histograms
             *both,
         ]
     )
     parts = {place: indices for place, indices in members.items() if len(indices) < len(counts.units)}
-    groups = group_figures(parts, of_place, draws=draws, seed=seed)
-    for place in members.keys() - parts.keys():  # all there is: drawn already
+    groups = group_metrics(parts, of_place, draws=draws, seed=seed)
+    for place in members.keys() - parts.keys():  # places that hold all units: drawn already
         groups[place] = {name: figures[name] for name in of_place[1]}
     units = {name: tuple(row) for name, row in zip(counts.units, by_unit.tolist(), strict=True)}
     totals = PixelTotals(valid=valid, positive=positive, ignored=counts.ignored, nodata=counts.nodata)
@@ -284,7 +266,7 @@ def measure(
 def facts_of(
     truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tolerance, draws: int, seed: int
 ) -> dict[str, Any]:
-    """What every result says of its ground and of what was counted there, by the names of `Metrics`."""
+    """Fields of `Metrics` that every result shares: the ground and the counts, by field name."""
     return {
         "class_name": truth.class_name,
         "split": truth.split,
@@ -315,15 +297,15 @@ def measure_chips(
     draws: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Measure what says something of each chip by itself, as `evaluate` measures maps; returns `facts_of` it.
+    """Score predictions of single chips in the same way as `evaluate` scores maps; returns `facts_of` them.
 
     Args:
         truth: the chips of a split.
-        scores: of a chip.
+        scores: the prediction of a chip.
         at: the threshold, in DN of probability.
-        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
+        boundary_tolerance: largest distance between outlines that agree, in metres.
         draws: of the bootstrap.
-        seed: likewise.
+        seed: of the bootstrap.
 
     Raises:
         SplitError: the class never occurs in the split.
@@ -335,49 +317,3 @@ def measure_chips(
     counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     score = measure(counts, outlines, by_block(counts.units), at=at, truth=truth, draws=draws, seed=seed)
     return facts_of(truth, counts, score, tolerance=tolerance, draws=draws, seed=seed)
-
-
-def metrics_table(paths: Sequence[str | Path]) -> Table:
-    """A table for the screen: one row a result, best IoU first.
-
-    Raises:
-        DatasetError: a file is no result.
-    """
-    results = by_iou([read_metrics(path) for path in paths])
-    table = Table(title=_title(results), caption=_caption(results), caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("Experiment, weights", overflow="fold")
-    for heading in HEADLINE.values():
-        table.add_column(heading, justify="right", no_wrap=True)
-    for result in results:
-        who = Text.assemble((result.experiment, "bold"), "\n", (result.weights, "dim"))
-        table.add_row(who, *(table_cell(name, result.figures[name]) for name in HEADLINE))
-    return table
-
-
-def by_iou(results: Sequence[Metrics]) -> list[Metrics]:
-    """Best IoU first, undefined ones last."""
-    return sorted(results, key=lambda result: (-(result.figures["iou"].value or 0.0), result.experiment))
-
-
-def _title(results: Sequence[Metrics]) -> str:
-    said = dict.fromkeys(f"{result.class_name}, {result.split} split" for result in results)
-    return " / ".join(said)
-
-
-def _caption(results: Sequence[Metrics]) -> str:
-    rules = dict.fromkeys(
-        f"Label rule: {result.label_rule}. 95 % intervals: {len(result.units)} cells of {result.cell} px drawn "
-        f"{result.draws} times."
-        for result in results
-    )
-    return " / ".join(rules)
-
-
-def table_cell(name: str, estimate: Estimate) -> str:
-    """A figure as tables show it, those of `WITH_INTERVAL` with their interval below."""
-    if estimate.value is None:
-        return "–"
-    if name not in WITH_INTERVAL:
-        return f"{estimate.value:.3f}"
-    interval = "no interval" if estimate.low is None else f"{estimate.low:.3f}–{estimate.high:.3f}"
-    return f"{estimate.value:.3f}\n{interval}"

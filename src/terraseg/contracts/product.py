@@ -1,7 +1,10 @@
-"""Contract 5: a predicted scene in results/predictions/<scene>. The only place that knows how it looks on disk."""
+"""The product: a predicted scene in results/predictions/<scene>. Only this module knows its files."""
 
-from dataclasses import dataclass
+import json
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from terraseg.errors import SceneError
 
@@ -14,17 +17,8 @@ PROBABILITY_NODATA = 255
 MASK_NODATA = 255
 """DN of mask.tif without an observation."""
 
-LOGITS_SCALE = 1 / 1000
-"""Log-odds (natural logarithm) of one DN of logits.tif."""
-
-LOGITS_NODATA = -32768
-"""DN of logits.tif without an observation."""
-
-UNCERTAINTY_SCALE = 1 / 250
-"""Entropy in bits of one DN of uncertainty.tif: 0 to 250."""
-
-UNCERTAINTY_NODATA = 255
-"""DN of uncertainty.tif without an observation."""
+_OLD_STEM = "buildings"
+"""Name of the polygons in older products, whatever their class."""
 
 
 @dataclass(frozen=True)
@@ -33,54 +27,75 @@ class Product:
 
     Attributes:
         root: the folder, named like the scene.
+        class_name: needed only to write a product; the item of a finished product has it.
     """
 
     root: Path
+    class_name: str | None = field(default=None, compare=False)
+
+    def raster(self, name: str) -> Path:
+        """COG of an output layer; `terraseg.mapping.outputs.layers` lists the layers."""
+        return self.root / f"{name}.tif"
 
     @property
     def probability(self) -> Path:
         """COG, uint8: 0-250 = probability of the class x 250, 255 = nodata."""
-        return self.root / "probability.tif"
+        return self.raster("probability")
 
     @property
     def mask(self) -> Path:
         """COG, uint8: class ids at the bundle's threshold, 255 = nodata."""
-        return self.root / "mask.tif"
-
-    @property
-    def logits(self) -> Path:
-        """COG, int16, only where it was asked for: log-odds of the probability x 1000, -32768 = nodata.
-
-        Of the blended probability, so that both say the same; beyond +-16.6 single precision can't tell.
-        """
-        return self.root / "logits.tif"
-
-    @property
-    def uncertainty(self) -> Path:
-        """COG, uint8, only where it was asked for: entropy of the class against all others x 250, 255 = nodata.
-
-        In bits (Shannon 1948): 1 where the probability is 0.5, 0 where the model is sure.
-        """
-        return self.root / "uncertainty.tif"
+        return self.raster("mask")
 
     @property
     def polygons(self) -> Path:
-        """GeoParquet: geometry, area_m2, mean_probability."""
-        return self.root / "buildings.parquet"
+        """GeoParquet, named after the class: geometry, area_m2, mean_probability."""
+        return self._named_after_class(".parquet")
 
     @property
     def geopackage(self) -> Path:
-        """The same polygons for a GIS."""
-        return self.root / "buildings.gpkg"
+        """GeoPackage of the same polygons, for a GIS."""
+        return self._named_after_class(".gpkg")
 
     @property
     def item(self) -> Path:
         """STAC item, written last: a product without it is unfinished."""
         return self.root / "item.json"
 
+    def properties(self) -> dict[str, Any]:
+        """Properties of the item.
+
+        Raises:
+            SceneError: the product is unfinished, or its item can't be read.
+        """
+        try:
+            properties: dict[str, Any] = json.loads(self.item.read_text(encoding="utf-8"))["properties"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise SceneError(
+                f"{self.item} is not the STAC item of a prediction ({error})", fix="predict again"
+            ) from error
+        return properties
+
+    def reopen(self) -> None:
+        """Make the product unfinished: delete its item, and polygons that are named after another class."""
+        stale = [self.root / f"{_OLD_STEM}{suffix}" for suffix in (".parquet", ".gpkg")]
+        if self.item.is_file():
+            before = Product(self.root)
+            stale += [before.polygons, before.geopackage]
+        self.item.unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
+
+    def _named_after_class(self, suffix: str) -> Path:
+        old = self.root / f"{_OLD_STEM}{suffix}"
+        if old.is_file():
+            return old
+        name = self.class_name or str(self.properties().get("terraseg:class", _OLD_STEM))
+        return self.root / (re.sub(r"[^\w-]+", "_", name) + suffix)
+
 
 def find_products(path: str | Path) -> list[Product]:
-    """The finished products at or below a folder, sorted.
+    """Find the finished products in a folder and its subfolders, sorted.
 
     Raises:
         SceneError: there is none.
@@ -88,5 +103,5 @@ def find_products(path: str | Path) -> list[Product]:
     path = Path(path)
     products = [Product(item.parent) for item in sorted(path.rglob("item.json"))]
     if not products:
-        raise SceneError(f"no finished prediction (item.json) in {path}", fix="run `python src/predict.py` first")
+        raise SceneError(f"no finished prediction (item.json) in {path}", fix="run `terraseg predict` first")
     return products

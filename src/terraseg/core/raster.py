@@ -20,6 +20,9 @@ from terraseg.errors import OutputError
 COG_BLOCK = 512
 """Side of a block in pixels."""
 
+GDAL_CACHE = 64 << 20
+"""Bytes for GDAL's block cache. GDAL's default, 5 % of the machine's memory, bounds nothing."""
+
 _DEFLATE = 5
 """Compression level. GDAL's default, 6, takes 1.5 times as long on masks and probabilities and saves 3 to 10 %."""
 

@@ -1,4 +1,4 @@
-"""One map of several mapped places: where they overlap, the latest or the surest of them."""
+"""Combine the maps of several places to one; where they overlap, the latest or the surest counts."""
 
 import datetime as dt
 import json
@@ -6,41 +6,42 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import pyproj
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
-from terraseg.contracts.product import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
+from terraseg.contracts.product import PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
-from terraseg.core.raster import cog_writer
+from terraseg.core.raster import GDAL_CACHE, cog_writer
 from terraseg.errors import ConfigError, SceneError
-from terraseg.mapping.outputs.polygons import rows_of, vectorise
-from terraseg.mapping.outputs.rasters import full_disk_named
+from terraseg.mapping.outputs.layers import LAYERS, PROBABILITY, Layer, Pixels, common_layers
+from terraseg.mapping.outputs.polygons import outline_settings, rows_of, vectorise
+from terraseg.mapping.outputs.rasters import explain_full_disk
 from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
 from terraseg.mapping.runtimes.predictor import Predictor
 
 _log = logging.getLogger(__name__)
 
 Rule = Literal["date", "confidence"]
-"""``date``: the latest observation. ``confidence``: the one whose probability is farthest from the threshold."""
+"""``date``: the latest observation. ``confidence``: the one with its probability farthest from the threshold."""
 
 _FORMAT = 1
-"""Version of how pixels are chosen."""
+"""Version of the choice of pixels. Increase it when that changes."""
 
 _STRIP_PIXELS = 1 << 23
-"""Pixels of the mosaic that are in memory at a time."""
+"""Pixels of the mosaic in one strip."""
 
 _OFF_GRID = 1e-3
-"""Share of a pixel that two grids may lie apart."""
+"""Largest offset of two grids, as a share of a pixel."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class _Source:
 
     @property
     def name(self) -> str:
-        """That of the place."""
+        """Name of the place."""
         return self.place[0].name
 
 
@@ -68,17 +69,18 @@ def mosaic_products(
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
 ) -> list[Product]:
-    """Mosaic mapped places to ``output/mosaic_<EPSG>``, one product for each CRS: no pixel is resampled.
+    """Combine mapped places to ``output/mosaic_<EPSG>``, one product for each CRS. No pixel is resampled.
 
-    Where no scene has an observation the mosaic has none. Of scenes that are as late or as sure the later, then the
-    first by name counts. Memory depends on neither the height of the mosaic nor the number of scenes. A finished
-    mosaic of the same products is left alone.
+    The mosaic has the layers that all places have. A pixel without an observation in any scene has none in the mosaic.
+    Of equally late or sure scenes the later one counts, then the first by name. Memory depends neither on the height
+    of the mosaic nor on the number of scenes. A finished mosaic of the same products is not made again.
 
     Args:
         mapped: places and their finished products, made with one model and threshold.
         predictor: that model.
+        output: the folder of the products.
         rule: see `Rule`.
-        threshold: that of the masks.
+        threshold: threshold of the masks.
         simplify_m: as for the scenes.
         min_area_m2: as for the scenes.
 
@@ -86,20 +88,22 @@ def mosaic_products(
         The mosaics, sorted by CRS.
 
     Raises:
-        SceneError: scenes of one CRS have unlike pixel grids, or a date that can't be read.
-        ConfigError: a scene is named like the mosaic, or a CRS has no EPSG code.
-        OutputError: disk full, not writable, or in use by another run.
+        SceneError: scenes of one CRS have different pixel grids, or a date can't be read.
+        ConfigError: a scene has the name of a mosaic, or a CRS has no EPSG code.
+        OutputError: the disk is full, the output can't be written, or another run writes it.
     """
     zones: dict[int, list[tuple[Place, Product]]] = {}
     for place, product in mapped:
         scene = place[0]
         code = pyproj.CRS(str(scene.geobox.crs)).to_epsg()
         if code is None:
-            raise ConfigError(f"{scene.path} has a CRS without EPSG code", expected="one, such as that of a UTM zone")
+            raise ConfigError(
+                f"{scene.path} has a CRS without EPSG code", expected="a CRS with an EPSG code, such as a UTM zone"
+            )
         zones.setdefault(code, []).append((place, product))
     mosaics = []
     for code, members in sorted(zones.items()):
-        product = Product(output / f"mosaic_{code}")
+        product = Product(output / f"mosaic_{code}", predictor.class_name)
         if any(other.root.name == product.root.name for _, other in members):
             raise ConfigError(f"a scene is named {product.root.name}", fix="rename it")
         _mosaic(
@@ -120,25 +124,27 @@ def _mosaic(
     min_area_m2: float,
 ) -> None:
     whole, sources = _common_grid(product, members)
-    outline = {"simplify_m": whole.gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
+    outline = outline_settings(whole.gsd, simplify_m=simplify_m, min_area_m2=min_area_m2)
     settings: dict[str, Any] = {"mosaic": rule, "threshold": threshold, "scenes": [s.name for s in sources]}
-    made_of = [json.loads(s.product.item.read_text(encoding="utf-8"))["properties"] for s in sources]
     identity = {
         "format": _FORMAT,
         "settings": settings,
         "outline": outline,
         "dates": [str(_date(s.place)) for s in sources],
-        "sources": [properties["terraseg:settings"]["fingerprint"] for properties in made_of],
+        "sources": [s.product.properties()["terraseg:settings"]["fingerprint"] for s in sources],
     }
     settings["fingerprint"] = fingerprint(identity)
-    with output_lock(product.root), rasterio.Env(GDAL_CACHEMAX=64 << 20):
+    with output_lock(product.root), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         if product.item.is_file():
-            known = json.loads(product.item.read_text(encoding="utf-8"))["properties"].get("terraseg:settings", {})
+            known = product.properties().get("terraseg:settings", {})
             if known.get("fingerprint") == settings["fingerprint"]:
-                _log.info("%s is finished already: nothing to do", product.root)
+                _log.info("%s is already finished: nothing to do", product.root)
                 return
-        product.item.unlink(missing_ok=True)  # unfinished from here on
-        _write_rasters(whole, sources, predictor, product, settings=settings)
+        product.reopen()
+        layers = common_layers(s.product for s in sources)
+        for layer in set(LAYERS) - set(layers):  # from an earlier run
+            layer.path(product).unlink(missing_ok=True)
+        _write_rasters(whole, sources, predictor, product, layers=layers, settings=settings)
         count = vectorise(
             rows_of(product),
             product,
@@ -146,10 +152,10 @@ def _mosaic(
             class_value=predictor.class_id,
             attribution=credit_line((whole,), predictor),
             model_licence=predictor.licence,
-            simplify_m=outline["simplify_m"],
-            min_area_m2=outline["min_area_m2"],
+            **outline,
         )
-        item = product_item(product, (whole,), predictor, settings=settings, polygons={**outline, "count": count})
+        polygons = {**outline, "count": count}
+        item = product_item(product, (whole,), predictor, settings=settings, polygons=polygons, layers=layers)
         item["links"] = [
             {
                 "rel": "derived_from",
@@ -160,11 +166,11 @@ def _mosaic(
             for s in sources
         ]
         write_json(product.item, item)
-    _log.info("%s is made of %d scenes", product.root, len(sources))
+    _log.info("%s combines %d scenes", product.root, len(sources))
 
 
 def _common_grid(product: Product, members: Sequence[tuple[Place, Product]]) -> tuple[Scene, list[_Source]]:
-    """The mosaic as a scene that is nowhere on disk, and its sources, the latest first."""
+    """The mosaic as a scene without a file, and its sources, the latest first."""
     first = members[0][0][0]
     gsd = first.geobox.resolution.x
     boxes = [place[0].geobox.boundingbox for place, _ in members]
@@ -177,8 +183,8 @@ def _common_grid(product: Product, members: Sequence[tuple[Place, Product]]) -> 
         off = max(abs(column - round(column)), abs(row - round(row)))
         if not math.isclose(scene.geobox.resolution.x, gsd) or off > _OFF_GRID:
             raise SceneError(
-                f"the pixels of {scene.path} ({scene.gsd:g} m) don't lie on those of {first.path} ({gsd:g} m)",
-                expected="one pixel grid for the scenes of a CRS",
+                f"{scene.path} ({scene.gsd:g} m) and {first.path} ({gsd:g} m) have different pixel grids",
+                expected="one pixel grid for all scenes of a CRS",
                 fix="resample one of them, or map them to two outputs",
             )
         sources.append(_Source(place, product_of_place, round(row), round(column)))
@@ -200,14 +206,20 @@ def _common_grid(product: Product, members: Sequence[tuple[Place, Product]]) -> 
 
 
 def _date(place: Place, *, first: bool = False) -> dt.datetime:
-    """Of a scene, or the last (or first) of a composite or of several dates."""
+    """Date of a place; the last (or first) date of a composite or of several dates."""
     times = place_times(place)
     date: dt.datetime = times["start_datetime" if first else "end_datetime"] or times["datetime"]
     return date.replace(tzinfo=dt.UTC) if date.tzinfo is None else date.astimezone(dt.UTC)
 
 
 def _write_rasters(
-    whole: Scene, sources: Sequence[_Source], predictor: Predictor, product: Product, *, settings: dict[str, Any]
+    whole: Scene,
+    sources: Sequence[_Source],
+    predictor: Predictor,
+    product: Product,
+    *,
+    layers: Sequence[Layer],
+    settings: dict[str, Any],
 ) -> None:
     tags = {
         "CLASS": predictor.class_name,
@@ -218,40 +230,30 @@ def _write_rasters(
         "SCENES": ", ".join(settings["scenes"]),
         "threshold": settings["threshold"],
     }
-    common: dict[str, Any] = {"geobox": whole.geobox, "dtype": "uint8", "tags": tags}
-    with (
-        full_disk_named(product, kept="the scenes are kept"),
-        cog_writer(
-            product.probability,
-            nodata=PROBABILITY_NODATA,
-            bands=[f"probability of {predictor.class_name}"],
-            overviews="average",
-            scale=PROBABILITY_SCALE,
-            **common,
-        ) as probability,
-        cog_writer(
-            product.mask, nodata=MASK_NODATA, bands=[f"{predictor.class_id} = {predictor.class_name}"], **common
-        ) as mask,
-    ):
-        for window, *layers in _strips(whole, sources, settings=settings):
-            for target, layer in zip((probability, mask), layers, strict=True):
-                target.write(layer, 1, window=window)
+    with explain_full_disk(product, kept="the scenes are kept"), ExitStack() as stack:
+        targets = [
+            stack.enter_context(cog_writer(layer.path(product), **layer.cog(predictor, geobox=whole.geobox, tags=tags)))
+            for layer in layers
+        ]
+        for window, strips in _strips(whole, sources, layers=layers, settings=settings):
+            for target, pixels in zip(targets, strips, strict=True):
+                target.write(pixels, 1, window=window)
 
 
 def _strips(
-    whole: Scene, sources: Sequence[_Source], *, settings: dict[str, Any]
-) -> Iterator[tuple[Window, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]:
-    """The mosaic from top to bottom: window, probability and mask."""
+    whole: Scene, sources: Sequence[_Source], *, layers: Sequence[Layer], settings: dict[str, Any]
+) -> Iterator[tuple[Window, list[Pixels]]]:
+    """The mosaic from top to bottom: window, and the DN of each layer."""
     height, width = whole.geobox.shape
     rows = min(512, max(16, _STRIP_PIXELS // width))
     sureness = np.abs(np.arange(256) * PROBABILITY_SCALE - settings["threshold"]).astype(np.float32)
     sureness[PROBABILITY_NODATA] = -1
-    if settings["mosaic"] == "date":  # the first observation, of the latest scene, is as sure as any
+    if settings["mosaic"] == "date":  # all observations are equally sure, so the first one, the latest, stays
         sureness[:PROBABILITY_NODATA] = 1
+    chosen_by = layers.index(PROBABILITY)
     for first in range(0, height, rows):
         end = min(first + rows, height)
-        probability = np.full((end - first, width), PROBABILITY_NODATA, np.uint8)
-        mask = np.full((end - first, width), MASK_NODATA, np.uint8)
+        strips = [np.full((end - first, width), layer.nodata, layer.dtype) for layer in layers]
         for source in sources:
             size = source.place[0].geobox.shape
             top, bottom = max(first, source.row), min(end, source.row + size.y)
@@ -259,16 +261,14 @@ def _strips(
                 continue
             here = (slice(top - first, bottom - first), slice(source.column, source.column + size.x))
             window = Window(0, top - source.row, size.x, bottom - top)
-            new_probability, new_mask = (
-                _read(path, window) for path in (source.product.probability, source.product.mask)
-            )
-            better = sureness[new_probability] > sureness[probability[here]]
-            probability[here][better] = new_probability[better]
-            mask[here][better] = new_mask[better]
-        yield Window(0, first, width, end - first), probability, mask
+            new = [_read(layer.path(source.product), window) for layer in layers]
+            better = sureness[new[chosen_by]] > sureness[strips[chosen_by][here]]
+            for strip, pixels in zip(strips, new, strict=True):
+                strip[here][better] = pixels[better]
+        yield Window(0, first, width, end - first), strips
 
 
-def _read(path: Path, window: Window) -> npt.NDArray[np.uint8]:
+def _read(path: Path, window: Window) -> Pixels:
     with rasterio.open(path) as raster:
-        pixels: npt.NDArray[np.uint8] = raster.read(1, window=window)
+        pixels: Pixels = raster.read(1, window=window)
     return pixels

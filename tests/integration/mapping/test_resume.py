@@ -64,7 +64,7 @@ def test_killed_at_any_moment_the_next_run_gives_the_same_pixels(
     scene: Scene, unbroken: Product, moments: list[float]
 ) -> None:
     with TemporaryDirectory() as folder:
-        product = Product(Path(folder) / scene.name)
+        product = Product(Path(folder) / scene.name, "building")
         for moment in moments:
             with start(scene, Path(folder)) as process:
                 time.sleep(moment)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from helpers.clusters import dask_cluster
+from helpers.clusters import dask_cluster, environment_at_start, process_and_cores
 from helpers.factories import make_scene
 from helpers.predictors import POISON, Deadly, NumpyPredictor, NumpySource, from_neighbours
 from terraseg.contracts.product import Product
@@ -64,14 +64,12 @@ def mapped(scenes: list[Scene], source: NumpySource, output: Path, crew: Workers
     return map_places([(scene,) for scene in scenes], source, output, workers=crew, retries=retries, options=OPTIONS)
 
 
-def where(_: int) -> tuple[int, set[int], str]:
-    time.sleep(0.5)
-    return os.getpid(), os.sched_getaffinity(0), os.environ["OMP_NUM_THREADS"]
-
-
 def test_the_processes_share_the_cores(crew: Workers) -> None:
     mine = os.sched_getaffinity(0)
-    found = {pid: (cores, threads) for pid, cores, threads in crew.run(where, range(2), lost=lambda _: (0, set(), ""))}
+    found = {
+        pid: (cores, threads)
+        for pid, cores, threads in crew.run(process_and_cores, range(2), lost=lambda _: (0, set(), ""))
+    }
     assert len(found) == 2
     assert os.getpid() not in found
     cores, threads = zip(*found.values(), strict=True)
@@ -80,13 +78,9 @@ def test_the_processes_share_the_cores(crew: Workers) -> None:
     assert [int(number) for number in threads] == list(map(len, cores))
 
 
-def at_the_start(_: int) -> list[str]:
-    return Path("/proc/self/environ").read_text().split("\0")
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of Linux' C library")
 def test_the_processes_have_one_pool_of_memory(crew: Workers) -> None:
-    (environment,) = crew.run(at_the_start, range(1), lost=lambda _: [])
+    (environment,) = crew.run(environment_at_start, range(1), lost=lambda _: [])
     assert "MALLOC_ARENA_MAX=1" in environment
 
 

@@ -31,6 +31,7 @@ from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.core.files import output_lock
 from terraseg.errors import CheckpointError, ConfigError, OutputError, SceneError, TerrasegError
+from terraseg.mapping.outputs.layers import LOGITS, UNCERTAINTY
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.blend import predict_strips
 from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
@@ -169,7 +170,7 @@ def test_the_product_is_complete_and_says_where_it_comes_from(tmp_path: Path) ->
     product = predict_scene(scene, predictor, tmp_path / "out", **OPTIONS)
     assert product == Product(tmp_path / "out" / "scene")
     assert sorted(path.name for path in product.root.iterdir()) == [
-        "buildings.gpkg", "buildings.parquet", "item.json", "mask.tif", "probability.tif",
+        "building.gpkg", "building.parquet", "item.json", "mask.tif", "probability.tif",
     ]  # fmt: skip
     for path in (product.probability, product.mask):
         assert cog_validate(path, quiet=True)[0]
@@ -511,8 +512,8 @@ def test_logits_and_uncertainty_say_the_same_as_the_probability(tmp_path: Path) 
     p = pixels / 250
     with np.errstate(divide="ignore", invalid="ignore"):
         expected = {
-            product.logits: np.log(p / (1 - p)),
-            product.uncertainty: -p * np.log2(p) - (1 - p) * np.log2(1 - p),
+            LOGITS.path(product): np.log(p / (1 - p)),
+            UNCERTAINTY.path(product): -p * np.log2(p) - (1 - p) * np.log2(1 - p),
         }
     item = pystac.Item.from_file(str(product.item))
     assert set(item.assets) == {"probability", "mask", "logits", "uncertainty", "polygons", "geopackage"}
@@ -531,7 +532,7 @@ def test_logits_and_uncertainty_say_the_same_as_the_probability(tmp_path: Path) 
     item.stac_extensions = []
     item.validate()
     plain = predict_scene(scene, NumpyPredictor(), tmp_path, **OPTIONS)
-    assert not plain.logits.exists()
+    assert not LOGITS.path(plain).exists()
     assert set(json.loads(plain.item.read_text())["assets"]) == {"probability", "mask", "polygons", "geopackage"}
 
 
@@ -540,11 +541,11 @@ def test_log_odds_of_certainty_are_finite(tmp_path: Path) -> None:
     sure = NumpyPredictor(lambda pixels: np.where(pixels[:, 0] > 700, 90, -90).astype(np.float32))
     product = predict_scene(scene, sure, tmp_path, **OPTIONS, logits=True, uncertainty=True)
     assert set(np.unique(read(product.mask))) == {0, 1}
-    logits = read(product.logits)
+    logits = read(LOGITS.path(product))
     assert 16_000 < logits.max() < 17_000
     assert -17_000 < logits.min() < -16_000
-    assert read(product.uncertainty).max() < 250
-    assert read(product.uncertainty).min() == 0
+    assert read(UNCERTAINTY.path(product)).max() < 250
+    assert read(UNCERTAINTY.path(product)).min() == 0
 
 
 @pytest.mark.parametrize("layer", ["probability", "mask", "logits", "uncertainty"])

@@ -1,4 +1,4 @@
-"""From a mask to polygons: strip by strip, merged where the strips meet, out to GeoParquet and GeoPackage."""
+"""Make polygons from a mask, strip by strip, merge them where strips meet, write GeoParquet and GeoPackage."""
 
 import json
 from collections.abc import Iterable, Iterator
@@ -26,19 +26,22 @@ from terraseg.errors import OutputError
 from terraseg.mapping.outputs.outlines import outlines
 from terraseg.mapping.outputs.pixel_areas import EQUAL_AREA, PixelAreas
 
-_LAYER = "buildings"
-
 _SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())])
 
 _STRIP_PIXELS = 1 << 19
-"""Pixels that are outlined at a time."""
+"""Number of pixels in one strip."""
 
 Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-"""Some rows of a mask and of its probability, DN as in the rasters of a product, (rows, columns) each."""
+"""Some rows of mask and probability, DN as in the rasters of a product, (rows, columns) each."""
+
+
+def outline_settings(gsd: float, *, simplify_m: float | None, min_area_m2: float) -> dict[str, float]:
+    """Settings of `vectorise` for pixels of ``gsd`` metres: by default the tolerance is half a pixel."""
+    return {"simplify_m": gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
 
 
 def rows_of(product: Product) -> Iterator[Rows]:
-    """The rows of a product's rasters, from top to bottom."""
+    """Read the rasters of a product from top to bottom, some rows at a time."""
     with rasterio.open(product.mask) as mask, rasterio.open(product.probability) as probability:
         for first in range(0, mask.height, COG_BLOCK):
             window = Window(0, first, mask.width, min(COG_BLOCK, mask.height - first))
@@ -59,27 +62,29 @@ def vectorise(
 ) -> int:
     """Write the regions of one class as polygons, to ``output.polygons`` and ``output.geopackage``.
 
-    A region is 4-connected: pixels that meet at a corner only are two polygons. Holes are kept. Memory depends on
-    ``strip_rows``, the raster's width and the regions that are still open at a strip's end, not on its height.
+    Regions are 4-connected: pixels that touch only at a corner are two polygons. Holes are kept. Memory depends on
+    ``strip_rows``, on the raster's width and on the regions that reach a strip's last row, not on the raster's height.
 
-    Columns: ``area_m2``, of the region's pixels and before simplification, in `EQUAL_AREA`, so that the areas sum
-    to the mask's; ``mean_probability``, over the region's pixels; ``geometry``, in the raster's CRS.
+    Columns: ``area_m2``: area of the region's pixels in `EQUAL_AREA`, before simplification, so that the areas add up
+    to the mask's; ``mean_probability``: over the region's pixels; ``geometry``: in the raster's CRS.
 
     Args:
-        rows: from top to bottom, each once, as many at a time as is convenient.
+        rows: all rows, from top to bottom, any number of them at a time.
+        output: where to.
         geobox: the metric grid of all rows.
-        class_value: the id in the mask.
-        simplify_m: Douglas-Peucker tolerance in metres, each polygon for itself; 0 keeps the pixels' edges, and
-            then the polygons rasterise (pixel centre) to exactly the mask.
-        min_area_m2: regions with less ``area_m2`` are left out.
-        attribution: kept in the metadata of both files, as are the model's licence and the rules above.
-        strip_rows: rows that are outlined at a time; the fewer the wider the raster is unless given.
+        class_value: the class id in the mask.
+        simplify_m: Douglas-Peucker tolerance in metres, for each polygon on its own; 0 keeps the edges of the pixels,
+            and the polygons then rasterise (pixel centre) to exactly the mask.
+        min_area_m2: regions with a smaller ``area_m2`` are left out.
+        attribution: kept in the metadata of both files, like the model's licence and the settings here.
+        model_licence: licence of the model.
+        strip_rows: rows of a strip; by default fewer for wider rasters.
 
     Returns:
-        How many polygons were written.
+        The number of polygons.
 
     Raises:
-        OutputError: the disk is full or can't be written.
+        OutputError: the disk is full, or the files can't be written.
     """
     metadata = {
         "attribution": attribution,
@@ -106,7 +111,7 @@ def vectorise(
 
 
 def _strips(rows: Iterable[Rows], *, height: int) -> Iterator[Rows]:
-    """The same rows, so many at a time: the order of the polygons must not depend on how the rows come."""
+    """The same rows, ``height`` at a time: the order of the polygons must not depend on how many come at once."""
     held: Rows | None = None
     for more in rows:
         mask, probability = more if held is None else map(np.vstack, zip(held, more, strict=True))
@@ -120,7 +125,7 @@ def _strips(rows: Iterable[Rows], *, height: int) -> Iterator[Rows]:
 
 @dataclass(frozen=True)
 class _Regions:
-    """Regions of the mask, in pixel coordinates (column, row), with sums over their pixels: of 1, of DN, and of m2."""
+    """Regions of the mask in pixel coordinates (column, row): count of pixels, sum of probability DN, area in m2."""
 
     geometry: npt.NDArray[np.object_]
     pixels: npt.NDArray[np.float64]
@@ -131,15 +136,15 @@ class _Regions:
         return _Regions(self.geometry[chosen], *(values[chosen] for values in self.sums()))
 
     def sums(self) -> tuple[npt.NDArray[np.float64], ...]:
-        """All columns that add up where regions are united."""
+        """The columns that are added up when regions merge."""
         return self.pixels, self.total, self.area
 
 
 def _regions(strips: Iterable[Rows], *, class_value: int, pixel_areas: PixelAreas) -> Iterator[_Regions]:
-    """Complete regions, strip by strip; those that reach a strip's last row wait for the next strip."""
+    """Yield complete regions, strip by strip; regions that reach a strip's last row wait for the next strip."""
     first = 0
     waiting = _Regions(np.empty(0, object), np.empty(0), np.empty(0), np.empty(0))
-    # 1 + index in `waiting` of the region just above the strip; 0 where none is
+    # 1 + index in `waiting` of the region just above the strip, 0 for none
     above = np.zeros(pixel_areas.columns, np.int64)
     for mask, probability in strips:
         labels, here = _label(mask == class_value, probability, first, pixel_areas)
@@ -159,8 +164,8 @@ def _regions(strips: Iterable[Rows], *, class_value: int, pixel_areas: PixelArea
 def _united(regions: _Regions) -> _Regions:
     """The same regions, each as one polygon.
 
-    Only once a region is complete: one that goes on through many strips, as a flood does, would be united with itself
-    in each of them. Coordinates are whole numbers, so that the union is exact.
+    This is done once a region is complete. A large region such as a flood would otherwise be merged again in each of
+    its strips. Coordinates are whole numbers, so the union is exact.
     """
     geometry = regions.geometry.copy()
     for index in np.flatnonzero(shapely.get_type_id(geometry) == shapely.GeometryType.GEOMETRYCOLLECTION):
@@ -171,7 +176,7 @@ def _united(regions: _Regions) -> _Regions:
 def _label(
     selected: npt.NDArray[np.bool_], probability: npt.NDArray[np.uint8], first: int, pixel_areas: PixelAreas
 ) -> tuple[npt.NDArray[np.int32], _Regions]:
-    """Labels (rows, columns), 1 to n, of a strip's 4-connected regions, and the n regions."""
+    """Label the n 4-connected regions of a strip 1 to n; returns the labels (rows, columns) and the regions."""
     count, image = cv2.connectedComponents(selected.view(np.uint8), connectivity=4, ltype=cv2.CV_32S)
     labels: npt.NDArray[np.int32] = np.asarray(image, np.int32)
     places = np.flatnonzero(selected)
@@ -184,10 +189,10 @@ def _label(
 def _join(
     waiting: _Regions, here: _Regions, above: npt.NDArray[np.int64], top: npt.NDArray[np.int32]
 ) -> tuple[_Regions, npt.NDArray[np.int64]]:
-    """Unite the waiting regions with those of this strip that continue them.
+    """Merge the waiting regions with the regions of this strip that continue them.
 
     Returns:
-        The united regions, and for each region of ``here`` the index of the one that it is part of.
+        The merged regions, and for each region of ``here`` the index of its merged region.
     """
     open_count, count = len(waiting.pixels), len(waiting.pixels) + len(here.pixels)
     meet = (above > 0) & (top > 0)
@@ -220,11 +225,11 @@ def _to_crs(geometry: npt.NDArray[np.object_], grid: Affine) -> npt.NDArray[np.o
 
 
 def _simplified(polygons: npt.NDArray[np.object_], tolerance: float) -> npt.NDArray[np.object_]:
-    """Douglas-Peucker, ring by ring; only polygons that this would break take the far longer way that minds them."""
+    """Douglas-Peucker, ring by ring; polygons that this breaks use the much slower way that keeps their topology."""
     rings, of_ring = shapely.get_rings(polygons, return_index=True)
     rings = shapely.simplify(rings, tolerance, preserve_topology=False)
     broken = np.zeros(len(polygons), bool)
-    broken[of_ring[shapely.get_type_id(rings) != shapely.GeometryType.LINEARRING]] = True  # flat now
+    broken[of_ring[shapely.get_type_id(rings) != shapely.GeometryType.LINEARRING]] = True  # collapsed
     kept = ~broken[of_ring]
     simple = polygons.copy()
     shapely.polygons(rings[kept], indices=of_ring[kept], out=simple)
@@ -234,7 +239,7 @@ def _simplified(polygons: npt.NDArray[np.object_], tolerance: float) -> npt.NDAr
 
 
 def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, metadata: dict[str, Any]) -> int:
-    """Write both files in one pass, with no more than one batch in memory; returns the count of polygons."""
+    """Write both files in one pass, with one batch in memory; returns the number of polygons."""
     geo = {  # https://geoparquet.org/releases/v1.1.0
         "version": "1.1.0",
         "primary_column": "geometry",
@@ -252,7 +257,7 @@ def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, 
                     parquet.write_table(pa.Table.from_batches([batch]).cast(schema))
                     count += batch.num_rows
                     yield batch
-        except BaseException as failure:  # GDAL, who pulls the batches, would pass on no more than its text
+        except BaseException as failure:  # GDAL pulls the batches and would keep only the text of the error
             failures.append(failure)
             raise
 
@@ -265,14 +270,14 @@ def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, 
             pyogrio.write_arrow(
                 pa.RecordBatchReader.from_batches(_SCHEMA, into_parquet(parquet)),
                 geopackage_path,
-                layer=_LAYER,
+                layer=output.geopackage.stem,
                 driver="GPKG",
                 geometry_name="geometry",
                 geometry_type="Polygon",
                 crs=crs.to_wkt(),
                 layer_metadata={key: str(value) for key, value in metadata.items()},
             )
-    except RuntimeError as error:  # as all of pyogrio
+    except RuntimeError as error:  # the base of pyogrio's errors
         if failures:
             raise failures[0] from None
         raise OutputError(

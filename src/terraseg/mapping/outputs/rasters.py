@@ -1,20 +1,19 @@
-"""Finished strips to a product's rasters and polygons, row by row, while other strips are still predicted."""
+"""Write the rasters and polygons of a product from finished strips, row by row, while others are still predicted."""
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
-from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from terraseg.contracts.product import Product
 from terraseg.core.memory import give_freed_memory_back
-from terraseg.core.raster import CogDraft, cog_draft
+from terraseg.core.raster import CogDraft, CogOptions, cog_draft
 from terraseg.errors import OutputError
 from terraseg.mapping.outputs.layers import MASK, PROBABILITY, Layer, Pixels
 from terraseg.mapping.outputs.polygons import Rows
@@ -28,23 +27,22 @@ def finishing(
     strips: FinishedStrips,
     *,
     grid: WindowGrid,
-    geobox: GeoBox,
-    layers: Mapping[Layer, str],
-    tags: Mapping[str, Any],
+    layers: Mapping[Layer, CogOptions],
     outline: Callable[[Iterator[Rows]], int],
 ) -> Iterator[Future[int]]:
-    """Write the product's files behind the block, which is to have all strips predicted; they appear when it ends.
+    """Write the product's files in the background while the block predicts the strips; they appear when it ends.
 
-    Where the block fails, no file appears, and the strips stay.
+    If the block fails, no file appears, and the strips stay.
 
     Args:
-        strips: some or all of which are yet to come, from this process or another.
-        layers: the rasters, at least `PROBABILITY` and `MASK`, each with its description.
-        tags: of all rasters.
+        product: where to.
+        strips: finished strips; this process or others may still add some.
+        grid: the windows of the scene.
+        layers: the rasters, at least `PROBABILITY` and `MASK`, and how each COG is written, see `Layer.cog`.
         outline: makes the polygons of all rows and returns their count.
 
     Yields:
-        The count, once all polygons are made.
+        The count of polygons, once they are made.
 
     Raises:
         OutputError: the disk is full.
@@ -52,21 +50,7 @@ def finishing(
     over, given_up = threading.Event(), threading.Event()
     rows = partial(_complete_rows, strips, grid=grid, layers=list(layers), over=over, given_up=given_up)
     with ExitStack() as stack:
-        drafts = {
-            layer: stack.enter_context(
-                cog_draft(
-                    layer.path(product),
-                    geobox=geobox,
-                    dtype=layer.dtype,
-                    nodata=layer.nodata,
-                    bands=[title],
-                    overviews=layer.overviews,
-                    scale=layer.scale,
-                    tags=tags,
-                )
-            )
-            for layer, title in layers.items()
-        }
+        drafts = {layer: stack.enter_context(cog_draft(layer.path(product), **cog)) for layer, cog in layers.items()}
         followers = stack.enter_context(ThreadPoolExecutor(2, "finish"))
         try:
             rasters = followers.submit(_write_rasters, rows(), drafts)
@@ -78,7 +62,7 @@ def finishing(
         finally:
             over.set()
         give_freed_memory_back()
-        with full_disk_named(product, kept="what was finished is kept"):
+        with explain_full_disk(product, kept="the finished part is kept"):
             rasters.result()
         count.result()
 
@@ -91,12 +75,12 @@ def _complete_rows(
     over: threading.Event,
     given_up: threading.Event,
 ) -> Iterator[list[dict[Layer, Pixels]]]:
-    """The rows that all panels have finished, from the top down, as soon as they are there: the part of each panel.
+    """Yield the rows from the top down, each as its parts of all panels, as soon as all panels have finished it.
 
-    They come to an end only once the prediction is over, and with an error where it was given up: it may have failed
-    though each strip is there.
+    The rows end only when the prediction is over, with an error if it was given up: it may have failed after its last
+    strip.
     """
-    if len(grid.panels) > 1:  # rows are complete with the last panel only: not worth the memory of both at a time
+    if len(grid.panels) > 1:  # only the last panel completes rows: writing meanwhile would just take memory
         strips.wait_for(grid.strips - 1, over=over)
     for row in range(len(grid.rows.offsets)):
         parts = []
@@ -111,7 +95,7 @@ def _complete_rows(
 
 
 def _outlined(parts: list[dict[Layer, Pixels]]) -> Rows:
-    """What polygons are made of, across all panels."""
+    """Mask and probability of some rows, across all panels."""
     mask, probability = (np.hstack([part[layer] for part in parts]) for layer in (MASK, PROBABILITY))
     return cast("Rows", (mask, probability))
 
@@ -129,16 +113,23 @@ def _write_rasters(rows: Iterable[list[dict[Layer, Pixels]]], drafts: Mapping[La
                 left += width
             top += height
     with ThreadPoolExecutor(len(drafts), "cog") as pool:
-        for cog in [pool.submit(draft.finish) for draft in drafts.values()]:
-            cog.result()
+        list(pool.map(CogDraft.finish, drafts.values()))  # raises their errors
 
 
 @contextmanager
-def full_disk_named(product: Product, *, kept: str) -> Iterator[None]:
-    """Say of a failed write of rasters in the block what it means for the user, and what is kept."""
+def explain_full_disk(product: Product, *, kept: str) -> Iterator[None]:
+    """Turn a failed write of rasters in the block into an error that helps the user.
+
+    Args:
+        product: its rasters are written.
+        kept: what the user keeps, as a sentence.
+
+    Raises:
+        OutputError: the write failed.
+    """
     try:
         yield
-    except RasterioIOError as error:  # GDAL does not say more
+    except RasterioIOError as error:  # GDAL gives no reason
         raise OutputError(
             f"the rasters of {product.root} can't be written ({error.__cause__ or error})",
             fix=f"free some space and run the same command again; {kept}",

@@ -1,4 +1,4 @@
-"""The STAC item of a mapped place: where, when, by which model, at which threshold, under which licence."""
+"""The STAC item of a mapped place: where and when it is, which model made it, at which threshold, its licence."""
 
 import datetime as dt
 import os
@@ -15,23 +15,23 @@ from terraseg.contracts.product import Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.remote import is_url
-from terraseg.mapping.outputs.layers import ALWAYS, Layer
+from terraseg.mapping.outputs.layers import Layer
 from terraseg.mapping.runtimes.predictor import Predictor
 
 _COG, _PARQUET = pystac.MediaType.COG, "application/vnd.apache.parquet"
 
 
 def credit_line(place: Place, predictor: Predictor) -> str:
-    """The line that the product must carry: the attribution of all its scenes and the model's, each part once."""
+    """The credit that the product must carry: the attributions of all its scenes and of the model, each part once."""
     lines = [*(scene.attribution for scene in place), predictor.attribution]
     return "; ".join(dict.fromkeys(part for line in lines for part in line.split("; ")))
 
 
 def place_times(place: Place) -> dict[str, Any]:
-    """``datetime``, ``start_datetime`` and ``end_datetime`` of a place: of several dates the span of all of them.
+    """``datetime``, ``start_datetime`` and ``end_datetime`` of a place; several dates give their span.
 
     Raises:
-        SceneError: a scene has none, or they are no dates.
+        SceneError: a scene has no date, or one that can't be read.
     """
     times = [_scene_times(scene) for scene in place]
     if len(times) == 1:
@@ -67,19 +67,22 @@ def product_item(
     *,
     settings: dict[str, Any],
     polygons: dict[str, Any],
-    layers: Sequence[Layer] = ALWAYS,
+    layers: Sequence[Layer],
 ) -> dict[str, Any]:
-    """The STAC 1.1 item of a finished product (https://stacspec.org) with the projection extension.
+    """Make the STAC 1.1 item of a finished product (https://stacspec.org), with the projection extension.
 
-    It is derived from the scenes of all dates, in the order in which the model saw them.
+    Its links ``derived_from`` name the scenes of all dates, in the order in which the model sees them.
 
     Args:
-        settings: what the rasters were made with: threshold, crop, overlap and so on.
-        polygons: what the polygons were made with, and how many there are.
-        layers: the rasters that there are.
+        product: its files.
+        place: its scenes.
+        predictor: the model.
+        settings: of the rasters: threshold, crop, overlap and so on.
+        polygons: settings of the polygons, and their count.
+        layers: its rasters.
 
     Raises:
-        SceneError: a scene's provenance has no date.
+        SceneError: the item of a scene has no date.
     """
     name, geobox = place[0].name, place[0].geobox
     crs = pyproj.CRS(str(geobox.crs))
@@ -93,7 +96,7 @@ def product_item(
         properties={
             "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
             "description": f"Probability, mask and polygons of class {predictor.class_name!r}",
-            "license": "other",  # of the imagery, the labels and the model: the attribution and the model say which
+            "license": "other",  # imagery, labels and model have one each, see the attribution and the model
             "terraseg:model_licence": predictor.licence,
             ATTRIBUTION: credit_line(place, predictor),
             "gsd": place[0].gsd,
@@ -115,7 +118,7 @@ def product_item(
         bbox=list(geobox.boundingbox.bbox),
     )
     for path, key, media_type, title in (
-        *((layer.path(product), layer.name, _COG, layer.title(predictor)) for layer in layers),
+        *((layer.path(product), layer.name, _COG, layer.title_for(predictor)) for layer in layers),
         (product.polygons, "polygons", _PARQUET, f"Polygons of {predictor.class_name}"),
         (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
     ):
@@ -128,7 +131,7 @@ def product_item(
 
 
 def _provenance(scene: Scene, product: Product) -> str:
-    """Where the scene's item is, from the product's; what stands for one that is elsewhere says itself where."""
+    """Path or address of the scene's item, from the product; the VRT of an input links to its original item."""
     links = scene.item.get("links") or []
     origin = next((str(link["href"]) for link in links if link.get("rel") == "self"), "")
     if is_url(origin):

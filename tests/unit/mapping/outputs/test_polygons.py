@@ -31,7 +31,7 @@ def make_product(
     origin: tuple[float, float] = ORIGIN,
     crs: str = "EPSG:32633",
 ) -> Product:
-    product = Product(root)
+    product = Product(root, "building")
     geobox = GeoBox(mask.shape, rasterio.Affine(10, 0, origin[0], 0, -10, origin[1]), crs)
     layers = (
         (product.mask, mask),
@@ -181,7 +181,7 @@ def test_files_are_the_same_however_many_rows_come_at_a_time(heights: list[int],
     frames = []
     with tempfile.TemporaryDirectory() as folder:
         for parts in ([mask], np.split(mask, ends)):
-            product = Product(Path(folder))
+            product = Product(Path(folder), "building")
             vectorise(
                 ((part, part) for part in parts), product, geobox=geobox, strip_rows=strip_rows,
                 simplify_m=0, min_area_m2=0, attribution="", model_licence="",

@@ -9,6 +9,7 @@ import pytest
 from affine import Affine
 from odc.geo.geobox import GeoBox
 
+from helpers.predictors import NumpyPredictor
 from terraseg.contracts.product import Product
 from terraseg.errors import SceneError
 from terraseg.mapping.outputs.layers import MASK, PROBABILITY
@@ -33,8 +34,8 @@ def finish(product: Product, *, strips: int, fault: Exception | None = None) -> 
     outline = partial(
         vectorise, output=product, geobox=geobox, simplify_m=0.0, min_area_m2=0.0, attribution="a", model_licence="b"
     )
-    layers = {PROBABILITY: "probability", MASK: "mask"}
-    with finishing(product, kept, grid=grid, geobox=geobox, layers=layers, tags={}, outline=outline) as count:
+    layers = {layer: layer.cog(NumpyPredictor(), geobox=geobox, tags={}) for layer in (PROBABILITY, MASK)}
+    with finishing(product, kept, grid=grid, layers=layers, outline=outline) as count:
         time.sleep(0.3)  # the files could be complete by then
         there = files(product)
         if fault is not None:
@@ -48,7 +49,7 @@ def files(product: Product) -> set[str]:
 
 
 def test_all_files_appear_when_the_block_ends_and_none_before(tmp_path: Path) -> None:
-    product = Product(tmp_path)
+    product = Product(tmp_path, "building")
     assert finish(product, strips=3) == set()
     expected = (product.mask, product.probability, product.polygons, product.geopackage)
     assert files(product) == {path.name for path in expected}
@@ -56,7 +57,7 @@ def test_all_files_appear_when_the_block_ends_and_none_before(tmp_path: Path) ->
 
 @pytest.mark.parametrize("strips", [2, 3])
 def test_no_file_appears_where_the_block_fails_even_after_its_last_strip(tmp_path: Path, strips: int) -> None:
-    product = Product(tmp_path)
+    product = Product(tmp_path, "building")
     with pytest.raises(SceneError, match="has changed"):
         finish(product, strips=strips, fault=SceneError("x.tif has changed while it was read"))
     assert files(product) == set()
