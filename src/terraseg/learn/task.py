@@ -19,7 +19,7 @@ from terraseg.contracts.dataset import IGNORE
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
 from terraseg.learn.check.config import CLASSES, check_limits, check_schedule
 from terraseg.learn.check.data import check_held
-from terraseg.learn.check.finding import Finding, refuse
+from terraseg.learn.check.finding import Finding, raise_errors
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import (
     build_model,
@@ -222,7 +222,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         for callback in self.trainer.callbacks:
             if isinstance(callback, SaveConfigCallback):
                 given = vars(callback.config.trainer)
-                refuse(check_limits({key: value for key, value in given.items() if isinstance(value, float)}))
+                raise_errors(check_limits({key: value for key, value in given.items() if isinstance(value, float)}))
         dtype = np.dtype(getattr(self.trainer, "out_dtype", "int16"))
         if stage == "predict" and self.hparams["output_on_inference"] != "prediction" and dtype.kind != "f":
             raise ConfigError(
@@ -318,7 +318,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         """
         self._seed = torch.initial_seed()  # set by seed_everything
         findings = check_held(self.chips.dataset) + self._check_schedule()
-        refuse(findings)
+        raise_errors(findings)
         for finding in findings:
             rank_zero_warn(str(finding))
         if not self._has_weights:

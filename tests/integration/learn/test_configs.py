@@ -87,7 +87,7 @@ def test_fit_test_and_predict_two_steps(name: str) -> None:
 
 
 def test_several_dates_are_learned_from_and_mapped_together() -> None:
-    """The map has the grid and the name of the first date; a dataset of another number of dates is refused."""
+    """The map has the grid and the name of the first date; a dataset of another number of dates raises an error."""
     small = (_TINY_PRITHVI, _UPERNET)
     bundle = fit_test_and_predict("prithvi_multitemporal", *small, scenes="dates")
     assert (bundle.info.frames, bundle.info.bands) == (3, PRITHVI_BANDS)

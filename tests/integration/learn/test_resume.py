@@ -78,7 +78,7 @@ def _assert_like_unbroken(unbroken: tuple[list[dict[str, str]], dict[str, Any], 
     assert weights == unbroken[2], "the best checkpoint is another one"
 
 
-def test_a_training_killed_amid_an_epoch_goes_on_from_its_last_validation() -> None:
+def test_a_training_killed_in_the_middle_of_an_epoch_resumes_at_its_last_validation() -> None:
     _fit(*_BY_STEPS)
     unbroken = _result()
     shutil.rmtree(_OUTPUTS)

@@ -179,7 +179,7 @@ def test_without_a_checkpoint_nothing_is_tested_or_mapped(verb: str, tmp_path: P
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_of_another_architecture_is_refused() -> None:
+def test_a_checkpoint_of_another_architecture_raises_an_error() -> None:
     # Trap 3: TerraTorch would silently run the checkpoint's architecture instead of the config's.
     with pytest.raises(CheckpointError, match="decoder_channels is 64 there, 32 here"):
         _terratorch("test", "-c", _CONFIG, "--ckpt_path", _BEST, "--model.init_args.model_args.decoder_channels=32")
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_another_architecture_is_refused() -> None:
         _terratorch("test", "-c", str(CONFIGS / "demo_unet.yaml"), "--ckpt_path", _BEST)
 
 
-def test_a_checkpoint_of_a_stock_task_is_refused(tmp_path: Path) -> None:
+def test_a_checkpoint_of_a_stock_task_raises_an_error(tmp_path: Path) -> None:
     stock = {
         "hyper_parameters": {
             "_class_path": "terratorch.tasks.SemanticSegmentationTask",
@@ -330,7 +330,7 @@ def test_what_a_checkpoint_can_not_say_is_one_line(
     assert not (tmp_path / "out").exists()
 
 
-# --- what is refused before it trains ---
+# --- errors before a training ---
 
 
 def test_bands_are_those_that_the_model_was_declared_for(elsewhere: tuple[str, ...]) -> None:
@@ -353,7 +353,7 @@ def test_an_optimizer_section_does_not_silence_the_learning_rate(elsewhere: tupl
         _fit("--optimizer=SGD", "--optimizer.lr=0.1", *elsewhere)
 
 
-def test_another_ignore_index_than_that_of_the_masks_is_refused(elsewhere: tuple[str, ...]) -> None:
+def test_another_ignore_index_than_that_of_the_masks_raises_an_error(elsewhere: tuple[str, ...]) -> None:
     # Trap 1: the stock task crashed at the first step without one.
     with pytest.raises(ConfigError, match="ignore_index is 255; expected -1"):
         _fit("--model.init_args.ignore_index=255", *elsewhere)

@@ -113,7 +113,7 @@ def test_run_again_it_trains_nothing_and_says_the_same(monkeypatch: pytest.Monke
     assert ((_FOLDER / "best.yaml").read_bytes(), (_FOLDER / "trials.csv").read_bytes()) == before
 
 
-def test_the_same_seed_gives_the_same_trials_also_when_killed_amid_one(
+def test_the_same_seed_gives_the_same_trials_also_when_killed_in_the_middle_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     child = multiprocessing.get_context("fork").Process(target=_killed_in_the_third, args=(tmp_path,))
@@ -148,7 +148,7 @@ def test_another_seed_gives_other_trials(tmp_path: Path) -> None:
     assert _rows(tmp_path)[0]["model.init_args.lr"] != _rows()[0]["model.init_args.lr"]
 
 
-def test_more_trials_go_on_but_another_space_budget_config_or_dataset_is_refused(
+def test_more_trials_go_on_but_another_space_budget_config_or_dataset_raises_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "train", _refuse)
@@ -237,6 +237,6 @@ def test_a_trial_below_the_median_is_stopped() -> None:
     module._Watch(study.ask(), last_step=4).on_validation_end(trainer, None)  # at its end there is nothing to save
 
 
-def test_two_searches_in_one_folder_are_refused() -> None:
+def test_two_searches_in_one_folder_raise_an_error() -> None:
     with module.output_lock(_FOLDER), pytest.raises(OutputError, match="another run"):
         tune(_CONFIG, search="tune.yaml")

@@ -344,7 +344,7 @@ def test_unknown_bands_and_a_missing_dataset_are_errors(prepared, tmp_path):
         _module(tmp_path)
 
 
-def test_packed_copy_is_used_refused_when_corrupt_and_rebuilt_when_stale(root):
+def test_packed_copy_is_used_rejected_when_corrupt_and_rebuilt_when_stale(root):
     dataset = open_dataset(root)
     first = open_pack(dataset, "val")
     folder = root / ".pack" / dataset.info.content_hash[:16] / "val"

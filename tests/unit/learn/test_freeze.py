@@ -149,7 +149,7 @@ def test_resumed_at_any_epoch_it_is_the_unbroken_training(epoch: int, tmp_path: 
     torch.testing.assert_close(resumed.states[-1], unbroken.states[-1], rtol=0, atol=0)
 
 
-def test_what_it_can_not_do_is_refused() -> None:
+def test_what_it_can_not_do_raises_an_error() -> None:
     with pytest.raises(ConfigError, match="epochs 0"):
         FreezeBackbone(0)
     with pytest.raises(ConfigError, match="freeze_backbone keeps the backbone frozen"):
@@ -197,6 +197,6 @@ def test_two_processes_step_alike_after_the_unfreezing(tmp_path: Path) -> None:
         assert all(gradient.any() for name, gradient in one.items() if name in _DECODER)
 
 
-def test_processes_that_would_drift_apart_are_refused() -> None:
+def test_processes_that_would_drift_apart_raise_an_error() -> None:
     with pytest.raises(Exception, match="ddp_find_unused_parameters_true"):
         _fit(_trainer(FreezeBackbone(1), epochs=2, **_ddp()))

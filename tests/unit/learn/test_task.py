@@ -80,7 +80,7 @@ def test_a_loss_that_was_added_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("options", [{"ignore_index": 255}, {"loss": "jaccard"}, {"loss": "mse"}])
-def test_a_loss_that_would_count_ignored_pixels_is_refused(options: dict[str, Any]) -> None:
+def test_a_loss_that_would_count_ignored_pixels_raises_an_error(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         _task(**options)
 
@@ -109,7 +109,7 @@ def test_a_checkpoint_says_what_it_is_and_overrules_nothing() -> None:
     assert again.weights_statement == "random"
 
 
-def test_a_checkpoint_of_another_model_or_of_other_statistics_is_refused() -> None:
+def test_a_checkpoint_of_another_model_or_of_other_statistics_raises_an_error() -> None:
     checkpoint: dict[str, Any] = {}
     _attached(_task()).on_save_checkpoint(checkpoint)
     other = _attached(SegmentationTask("EncoderDecoderFactory", {**_ARGS, "decoder_channels": [16] * 5}))
@@ -135,7 +135,7 @@ def test_a_checkpoint_of_another_model_or_of_other_statistics_is_refused() -> No
         ({}, ["B02"]),
     ],
 )
-def test_other_bands_than_the_model_was_declared_for_are_refused(arguments: dict[str, Any], bands: list[str]) -> None:
+def test_bands_that_the_model_was_not_declared_for_raise_an_error(arguments: dict[str, Any], bands: list[str]) -> None:
     with pytest.raises(ConfigError, match="bands"):
         check_inputs({"num_classes": 2, **arguments}, bands=bands, classes=["a", "b"])
 

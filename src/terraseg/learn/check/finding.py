@@ -50,7 +50,7 @@ def attempt(key: str, call: Callable[[], _T]) -> tuple[_T | None, list[Finding]]
         return None, [error(key, fault.found, expected=fault.expected or "", fix=fault.fix or "")]
 
 
-def refuse(findings: Sequence[Finding]) -> None:
+def raise_errors(findings: Sequence[Finding]) -> None:
     """Raise the errors among the findings as one.
 
     Raises:

@@ -10,7 +10,7 @@ from helpers.paths import CONFIGS
 from terraseg.cli import main
 from terraseg.errors import ConfigError
 from terraseg.learn.check.config import check_config, check_schedule, read_config
-from terraseg.learn.check.finding import error, refuse, warning
+from terraseg.learn.check.finding import error, raise_errors, warning
 
 _EXPERIMENTS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "\nmodel:" in path.read_text(encoding="utf-8")]
 
@@ -165,17 +165,17 @@ def test_anchors_are_said_with_their_line(tmp_path):
 
 
 @pytest.mark.parametrize(("text", "message"), [("a: [", "YAML"), ("a: 1", "expected the sections"), (None, "no conf")])
-def test_what_is_no_experiment_is_refused(tmp_path, text, message):
+def test_what_is_not_an_experiment_raises_an_error(tmp_path, text, message):
     if text:
         (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         read_config(tmp_path / "c.yaml")
 
 
-def test_all_errors_are_refused_in_one_line_and_warnings_pass():
-    refuse([warning("a", "b")])
+def test_all_errors_are_raised_in_one_line_and_warnings_pass():
+    raise_errors([warning("a", "b")])
     with pytest.raises(ConfigError, match=r"^x\.y: is 1; expected 2; to fix it: do\. · z: is 3\.\.?$"):
-        refuse([error("x.y", "is 1", expected="2", fix="do"), warning("a", "b"), error("z", "is 3")])
+        raise_errors([error("x.y", "is 1", expected="2", fix="do"), warning("a", "b"), error("z", "is 3")])
 
 
 def test_the_command_says_all_and_ends_with_2(tmp_path, capsys):

@@ -172,7 +172,7 @@ def test_it_has_no_state() -> None:
 @pytest.mark.parametrize(
     ("factors", "class_weights"), [({"jaccard": 1.0}, None), ({}, None), ({"dice": 1.0}, [1.0, 2.0])]
 )
-def test_what_can_not_be_computed_is_refused(factors: dict[str, float], class_weights: list[float] | None) -> None:
+def test_what_can_not_be_computed_raises_an_error(factors: dict[str, float], class_weights: list[float] | None) -> None:
     with pytest.raises(ConfigError, match="loss is"):
         SegmentationLoss(factors, class_weights=class_weights)
 

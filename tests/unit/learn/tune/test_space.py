@@ -44,7 +44,7 @@ def test_the_default_space_fits_every_experiment(name: str) -> None:
         ({"space": {"model.init_args.lr": {"choices": [1, 2], "low": 1}}}, "choices exclude low"),
     ],
 )
-def test_what_can_not_be_searched_is_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
+def test_what_can_not_be_searched_raises_an_error(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     path = tmp_path / "tune.yaml"
     path.write_text(yaml.safe_dump({**_GOOD, **changed}))
     with pytest.raises(ConfigError, match=message):
@@ -56,7 +56,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_search(tmp_path / "nothing.yaml")
 
 
-def test_a_key_that_the_experiment_lacks_is_refused_with_the_nearest_ones() -> None:
+def test_a_key_that_the_experiment_lacks_raises_an_error_with_the_nearest_ones() -> None:
     search = _search(space={"model.init_args.optimizer_hparams.weight_decy": {"low": 0.0, "high": 1.0}})
     with pytest.raises(ConfigError, match=r"has no key .*weight_decy; to fix it: did you mean .*weight_decay"):
         check_space(search, _config(), name="demo_unet.yaml")
