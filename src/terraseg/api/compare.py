@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +38,9 @@ def compare(
         TrainingError: cells failed, or other runs hold all of them.
         OutputError: a folder can't be written.
     """
-    from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cells
+    from terraseg.api.mapping import predict
+    from terraseg.assess.evaluate import evaluate
+    from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cell, run_cells
     from terraseg.compare.matrix import load_matrix
     from terraseg.compare.tables import make_tables
     from terraseg.contracts.comparison import check_tables, write_tables
@@ -45,7 +48,7 @@ def compare(
 
     matrix = load_matrix(Path(config), output=Path(cells), overrides=overrides)
     check_tables(Path(output))
-    run_cells(matrix)
+    run_cells(matrix, partial(run_cell, predict=predict, evaluate=evaluate))
     evaluation = evaluation_of(matrix)
     results = [
         (cell, result, read_metrics(metrics_of(cell)))

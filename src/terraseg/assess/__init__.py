@@ -1,1 +1,1 @@
-"""From predictions to numbers that can be trusted: metrics, intervals, figures, report."""
+"""From predictions and ground truth to results: metrics with intervals."""

@@ -1,54 +1,22 @@
-"""Scores on a dataset's chips alone: of given images and masks there is no scene that could be mapped and evaluated."""
+"""Scores on the chips of a dataset, without a map: imported images and masks belong to no scene."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, warn_of_other_dataset
 from terraseg.assess.ground.pairs import Scores
 from terraseg.assess.ground.truth import chip_truth
 from terraseg.assess.metrics.pixels import level
+from terraseg.contracts.bundle import BundleInfo
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.result import Metrics, metrics_path, write_metrics
-
-
-class Model(Protocol):
-    """What a result says of its model; `terraseg.contracts.bundle.BundleInfo` has it."""
-
-    @property
-    def experiment(self) -> str:
-        """Its name."""
-
-    @property
-    def classes(self) -> dict[int, str]:
-        """Names by class id."""
-
-    @property
-    def positive_class(self) -> int:
-        """Id of the class that is mapped."""
-
-    @property
-    def threshold(self) -> float:
-        """Probability from which a pixel is the class, chosen on validation."""
-
-    @property
-    def weights(self) -> str:
-        """Where its training started from."""
-
-    @property
-    def weights_hash(self) -> str:
-        """SHA-256 of its weights."""
-
-    @property
-    def dataset_hash(self) -> str:
-        """Of the dataset that it was trained on."""
 
 
 def evaluate_chips(
     *,
     dataset: ChipDataset,
     scores: Callable[[Split, str], Scores],
-    model: Model,
+    model: BundleInfo,
     output: Path,
     split: Split = "test",
     boundary_tolerance: float = BOUNDARY_TOLERANCE,
@@ -56,26 +24,26 @@ def evaluate_chips(
     seed: int = 0,
     draws: int = 2000,
 ) -> Metrics:
-    """Measure a model on one split, each chip predicted as a whole, at the threshold that its bundle carries.
+    """Score a model on one split, each chip predicted as a whole, at the threshold of its bundle.
 
-    A pixel near a chip's edge is judged without the neighbours that a map of the scene would have shown.
+    Pixels near a chip's edge lack the context that a map of the scene would give them.
 
     Args:
-        dataset: contract 3.
-        scores: split and tile of a chip to its probability DN, such as `terraseg.mapping.chip_scores.chip_scores`.
-        model: the head of its bundle.
+        dataset: chips with their masks.
+        scores: probability DN of a chip by split and tile, such as `terraseg.mapping.chip_scores.chip_scores`.
+        model: metadata of its bundle.
         output: the result file, or the folder for ``<experiment>.json``.
-        split: which chips to score.
-        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
+        split: the chips to score.
+        boundary_tolerance: largest distance between outlines that agree, in metres.
         cell: side of a bootstrap unit in pixels; the chip size by default.
         seed: of the bootstrap.
         draws: of the bootstrap.
 
     Returns:
-        The result as it was written.
+        The result as written.
 
     Raises:
-        DatasetError: no such split, or the dataset doesn't have the model's class.
+        DatasetError: no such split, or the dataset lacks the model's class.
         SplitError: the class never occurs in the split.
         SceneError: the tolerance is less than a pixel; and what ``scores`` raises.
     """

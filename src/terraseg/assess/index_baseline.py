@@ -1,7 +1,7 @@
-"""The baseline that any model must beat: the best threshold on a single spectral index, tuned on train.
+"""The baseline that every model must beat: the best threshold on one spectral index, tuned on train.
 
-An index is cut into 251 levels by quantiles of its train values. A level then plays the part of a probability
-DN, so that the rule is chosen and measured by the same code, cells and draws as a model.
+Quantiles of its train values divide an index into 251 levels. A level then takes the place of a probability DN,
+so the same code, cells and draws choose and score the rule as they do a model.
 """
 
 import logging
@@ -18,32 +18,32 @@ from scipy.ndimage import uniform_filter
 
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips
 from terraseg.assess.ground.truth import Chip, ChipTruth, chip_truth, chips
-from terraseg.assess.metrics.pixels import LEVELS, confusions, iou
+from terraseg.assess.metrics.pixels import LEVELS, METRICS, confusions, iou
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_NODATA
 from terraseg.contracts.result import Estimate, Metrics, metrics_path, write_metrics
 from terraseg.errors import SceneError, SplitError
 
 EXPERIMENT = "index_baseline"
-"""Its name among the experiments."""
+"""Name of the baseline among the experiments."""
 
-_SAMPLE = 2_000_000  # train pixels that the quantiles are taken from, at most
+_SAMPLE = 2_000_000  # most train pixels to compute the quantiles from
 
 _log = logging.getLogger(__name__)
 
 Pixels = npt.NDArray[np.float32]
 Bands = dict[str, Pixels]
-"""(rows, columns) of DN by ESA name, NaN without an observation."""
+"""(rows, columns) of DN by ESA band name, NaN without an observation."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A single-index rule before its threshold.
+    """An index to choose from.
 
     Attributes:
-        name: in words, as the rule is reported.
-        bands: what it needs.
-        index: its value each pixel, NaN where unknown.
+        name: as the report shows it.
+        bands: ESA names of the bands that it needs.
+        index: computes its value for each pixel, NaN if unknown.
     """
 
     name: str
@@ -61,34 +61,36 @@ def index_baseline(
     seed: int = 0,
     draws: int = 2000,
 ) -> dict[str, Any]:
-    """Choose index, direction and threshold by the IoU of class 1 on train; measure the rule on ``split``.
+    """Choose index, direction and threshold by the IoU of class 1 on train, then score the rule on ``split``.
 
     Args:
-        dataset: contract 3.
+        dataset: chips of one date with their masks.
         output: the result file, or the folder for ``index_baseline.json``.
-        split: which chips to score.
-        boundary_tolerance: how far apart outlines may lie and still agree, in metres.
+        split: the chips to score.
+        boundary_tolerance: largest distance between outlines that agree, in metres.
         cell: side of a bootstrap unit in pixels; the chip size by default.
-        seed: of the sample that the quantiles are taken from, and of the bootstrap.
+        seed: of the pixel sample for the quantiles, and of the bootstrap.
         draws: of the bootstrap.
 
     Returns:
-        The result as it was written (`Metrics`); ``rule`` holds the rule in words.
+        The result as written, `Metrics` as JSON values; ``rule`` is the rule in words.
 
     Raises:
-        SceneError: the dataset has the bands of no candidate, or several dates.
+        SceneError: the dataset lacks the bands of every index, or has several dates.
         SplitError: the class never occurs in train or in ``split``.
     """
     candidates = [candidate for candidate in _candidates() if set(candidate.bands) <= set(dataset.info.bands)]
     if not candidates:
         raise SceneError(
-            f"{dataset.root} has bands {', '.join(dataset.info.bands)}, from which no index can be made",
+            f"{dataset.root} has only the bands {', '.join(dataset.info.bands)}, too few for any index",
             expected="at least B04",
+            fix="prepare the dataset with more bands",
         )
     if dataset.info.frames > 1:
         raise SceneError(
-            f"{dataset.root} shows {dataset.info.frames} dates of each place",
-            expected="one, from which an index is made",
+            f"{dataset.root} has {dataset.info.frames} dates of each place",
+            expected="one date for an index",
+            fix="prepare a dataset of one date for the baseline",
         )
     rule = _tune(dataset, candidates, cell=cell, seed=seed)
     truth = chip_truth(dataset, split=split, cell=cell)
@@ -101,9 +103,9 @@ def index_baseline(
         seed=seed,
     )
     no_probability = Estimate(value=None, reason="an index is not a probability")
-    facts["figures"] |= dict.fromkeys(("ece", "temperature"), no_probability)
-    for figures in facts["groups"].values():
-        figures["ece"] = no_probability
+    undefined = {name for name, metric in METRICS.items() if metric.needs_probability}
+    for estimates in (facts["figures"], *facts["groups"].values()):
+        estimates |= dict.fromkeys(undefined & estimates.keys(), no_probability)
     facts["reliability"] = ()
     metrics = Metrics(
         experiment=EXPERIMENT,
@@ -119,11 +121,13 @@ def index_baseline(
 
 @dataclass(frozen=True)
 class Rule:
-    """An index with its direction and its levels; the class is where the level is ``at`` or more.
+    """An index with its direction and levels. A pixel is the class if its level is ``at`` or more.
 
     Attributes:
-        sign: 1 if large values mean the class, -1 if small ones do.
-        edges: (250,), ascending, of sign x index: level k is where k edges are passed.
+        candidate: the index.
+        sign: 1 if large values mean the class, -1 if small values do.
+        edges: (250,) ascending edges of sign x index; the level is the number of edges passed.
+        at: the lowest level of the class.
     """
 
     candidate: Candidate
@@ -138,13 +142,13 @@ class Rule:
         )
 
     def levels(self, index: Pixels) -> npt.NDArray[np.uint8]:
-        """Levels 0-250 of index values in the place of probability DN, 255 where the index is unknown."""
+        """Levels 0-250 of index values, used as probability DN; 255 if the index is unknown."""
         levels = np.searchsorted(self.edges, self.sign * index, side="right").astype(np.uint8)
         return np.where(np.isnan(index), np.uint8(PROBABILITY_NODATA), levels)
 
 
 def _tune(dataset: ChipDataset, candidates: list[Candidate], *, cell: int | None, seed: int) -> Rule:
-    """The rule with the best IoU on train, of all candidates, both directions and all levels."""
+    """The rule with the highest IoU on train among all candidates, directions and levels."""
     truth = chip_truth(dataset, split="train", cell=cell)
     samples = _sample(truth, candidates, seed=seed)
     quantiles = np.arange(1, LEVELS) / LEVELS
@@ -171,7 +175,7 @@ def _tune(dataset: ChipDataset, candidates: list[Candidate], *, cell: int | None
 
 
 def _sample(truth: ChipTruth, candidates: list[Candidate], *, seed: int) -> list[Pixels]:
-    """Values of every candidate at known train pixels, the same random share of each chip."""
+    """Values of each candidate at known train pixels, the same random share of each chip."""
     dataset = truth.dataset
     rng = np.random.default_rng(seed)
     share = min(_SAMPLE / (len(dataset.split("train")) * dataset.info.tile_size**2), 1.0)
@@ -201,7 +205,7 @@ def _read(dataset: ChipDataset, chip: Chip) -> Bands:
 
 
 def _candidates() -> list[Candidate]:
-    """Well-known indices of built-up land, water, soil and vegetation; NIR is B08 where there is one, else B8A."""
+    """Well-known indices of built-up land, water, soil and vegetation, each with B08 and with B8A as NIR."""
 
     def normalised(name: str, first: str, second: str) -> Candidate:
         return Candidate(name, (first, second), lambda b: _ratio(b[first] - b[second], b[first] + b[second]))
@@ -243,7 +247,7 @@ def _ratio(part: Pixels, whole: Pixels) -> Pixels:
 
 
 def _texture(band: Pixels, side: int) -> Pixels:
-    """Standard deviation of the known pixels in a window; a chip's edge is mirrored."""
+    """Standard deviation of the known pixels in a window; mirrored at the chip's edge."""
     known = ~np.isnan(band)
     values = np.where(known, band, 0.0).astype(np.float64)
     share = uniform_filter(known.astype(np.float64), side)

@@ -1,1 +1,1 @@
-"""Compare: experiments x label fractions x seeds as one resumable matrix, and what it says."""
+"""Experiments x label fractions x seeds as one resumable matrix, and the tables of its results."""

@@ -1,13 +1,13 @@
-"""The cells of a comparison: trained, predicted, scored; each in its folder, each once.
+"""Cells of a comparison: each is trained, predicted and scored once, in its own folder.
 
 ::
 
     config.yaml      of the training
-    fit.log          what `terratorch fit` said
-    metrics.csv, timings.json, checkpoints/, bundle/      what it left
-    training.json    `Training`: that it ended well
+    fit.log          output of `terratorch fit`
+    metrics.csv, timings.json, checkpoints/, bundle/      results of the training
+    training.json    `Training`: the training is finished
     predictions/     of the scenes with test chips
-    test.json        contract 6, on the test split
+    test.json        result on the test split
     cell.json        `CellResult`, written last: the cell is finished
 """
 
@@ -25,12 +25,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from terraseg.assess.evaluate import evaluate
 from terraseg.compare.matrix import Cell, Matrix
 from terraseg.contracts.result import FORMAT as METRICS_FORMAT
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import last_words, output_lock, write_json
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
 from terraseg.learn.check.config import placed
 
@@ -38,28 +37,28 @@ _log = logging.getLogger(__name__)
 
 
 class Training(Strict):
-    """training.json: that it ended well, and the identity of its cell."""
+    """training.json of a finished training: the identity of its cell."""
 
     identity: str
 
 
 class CellResult(Strict):
-    """cell.json: beside test.json all that the tables need.
+    """cell.json: what the tables need in addition to test.json.
 
     Attributes:
-        identity: of the cell that made it, `Cell.identity`.
-        evaluation: how it was scored, `evaluation_of`.
-        labelled_chips: chips of train that it learned from.
+        identity: `Cell.identity` of the cell.
+        evaluation: how it was scored, see `evaluation_of`.
+        labelled_chips: number of train chips.
         parameters: of the model.
-        trainable_parameters: those that were trained.
+        trainable_parameters: of the model.
         epochs: of the training.
         steps: of the optimizer.
-        best_epoch: of the checkpoint with the best validation IoU, which was tested.
-        best_step: likewise.
-        hours: of the training, with its validations.
+        best_epoch: of the tested checkpoint, which has the highest validation IoU.
+        best_step: of the tested checkpoint.
+        hours: of the training, including validation.
         images_per_second: of the training steps.
-        peak_memory_gb: main memory of the training's process, 10^9 bytes.
-        device: that it trained on.
+        peak_memory_gb: main memory of the training process, in 10^9 bytes.
+        device: of the training.
     """
 
     identity: str
@@ -78,21 +77,21 @@ class CellResult(Strict):
 
 
 def metrics_of(cell: Cell) -> Path:
-    """Where the cell's scores on test lie."""
+    """Path of the cell's result on test."""
     return cell.folder / "test.json"
 
 
 def evaluation_of(matrix: Matrix) -> dict[str, Any]:
-    """How cells are scored: with another evaluation they are scored again, and not trained again."""
+    """How cells are scored. If this changes, cells are scored again but not trained again."""
     how = {"format": METRICS_FORMAT, "cell": matrix.config.cell, "draws": matrix.config.draws}
     return how if matrix.footprints_hash is None else {**how, "footprints": matrix.footprints_hash}
 
 
 def finished(cell: Cell, evaluation: dict[str, Any]) -> CellResult | None:
-    """The cell's result; None where it is not there, or another config, dataset or weights' file made it.
+    """The cell's result; None if it is missing, or made with another config, dataset or weights file.
 
     Raises:
-        DatasetError: cell.json was changed by hand.
+        DatasetError: cell.json is invalid.
     """
     path = cell.folder / "cell.json"
     if not path.is_file():
@@ -100,34 +99,35 @@ def finished(cell: Cell, evaluation: dict[str, Any]) -> CellResult | None:
     try:
         result = CellResult.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise DatasetError(f"{path} can't be read ({error.errors()[0]['msg']})", fix="delete this file") from error
+        raise DatasetError(f"{path} can't be read ({faults_of(error)})", fix="delete this file") from error
     return result if (result.identity, result.evaluation) == (cell.identity, evaluation) else None
 
 
-def run_cells(matrix: Matrix, work: Callable[[Cell, Matrix], None] | None = None) -> None:
-    """Run the cells that are not finished. Those that another run holds are left to it.
+def run_cells(matrix: Matrix, work: Callable[[Cell, Matrix], None]) -> None:
+    """Run all unfinished cells, except those that another run is working on.
 
-    A cell that fails doesn't keep the others from running.
+    If a cell fails, the others still run.
 
     Args:
-        work: what makes a cell's result, `run_cell` unless given.
+        matrix: the comparison.
+        work: makes the result of a cell, such as `run_cell`.
 
     Raises:
-        TrainingError: cells failed; the first one's reason.
+        TrainingError: cells failed; with the reason of the first.
     """
-    work, evaluation = work or run_cell, evaluation_of(matrix)
+    evaluation = evaluation_of(matrix)
     failed: list[tuple[str, TerrasegError]] = []
     for number, cell in enumerate(matrix.cells, start=1):
         if finished(cell, evaluation):
             continue
         try:
             with output_lock(cell.folder):
-                if finished(cell, evaluation):  # by another run, since we looked
+                if finished(cell, evaluation):  # by another run in the meantime
                     continue
                 _log.info("cell %d of %d: %s", number, len(matrix.cells), cell.name)
                 work(cell, matrix)
         except BusyError:
-            _log.info("cell %d of %d: %s is another run's", number, len(matrix.cells), cell.name)
+            _log.info("cell %d of %d: another run is working on %s", number, len(matrix.cells), cell.name)
         except TerrasegError as error:
             _log.error("cell %d of %d: %s failed: %s", number, len(matrix.cells), cell.name, error)
             failed.append((cell.name, error))
@@ -135,20 +135,24 @@ def run_cells(matrix: Matrix, work: Callable[[Cell, Matrix], None] | None = None
         name, reason = failed[0]
         raise TrainingError(
             f"{len(failed)} of {len(matrix.cells)} cells failed, the first, {name}: {reason}",
-            fix="mend it and run the same command again; finished cells are kept",
+            fix="solve the problem and run the same command again; finished cells are kept",
         ) from reason
 
 
-def run_cell(cell: Cell, matrix: Matrix) -> None:
-    """Train, predict and score a cell. A training that was stopped begins anew; one that ended well is kept.
+def run_cell(cell: Cell, matrix: Matrix, *, predict: Callable[..., object], evaluate: Callable[..., object]) -> None:
+    """Train, predict and score a cell. A finished training is kept, an unfinished one starts again.
+
+    Args:
+        cell: to run.
+        matrix: its comparison.
+        predict: maps the scenes of a place, takes ``bundle``, ``input`` and ``output``.
+        evaluate: writes the result, see `terraseg.assess.evaluate.evaluate`.
 
     Raises:
         TrainingError: the training failed.
-        OutputError: the folder holds what no comparison wrote.
-        TerrasegError: what `predict` and `evaluate` raise.
+        OutputError: the folder has files of something else.
+        TerrasegError: what ``predict`` and ``evaluate`` raise.
     """
-    from terraseg.api.mapping import predict  # imports torch, which the tables don't need
-
     (cell.folder / "cell.json").unlink(missing_ok=True)
     if not _is_trained(cell):
         _train(cell)
@@ -201,28 +205,30 @@ def _train(cell: Cell) -> None:
     command = [sys.executable, "-m", "terratorch", "fit", "--config", str(config)]
     code = _run(command, log)
     if code or not (cell.folder / "bundle" / "bundle.json").is_file():
-        raise TrainingError(f"`terratorch fit` ended with exit code {code}: {last_words(log)}", fix=f"see {log}")
+        raise TrainingError(f"`terratorch fit` failed with exit code {code}: {last_words(log)}", fix=f"see {log}")
     write_json(cell.folder / "training.json", Training(identity=cell.identity).model_dump())
 
 
 def _clear(folder: Path) -> None:
-    """Remove an unfinished or outdated cell, all but the lock."""
+    """Remove an unfinished or outdated cell, except for the lock."""
     found = [path for path in folder.iterdir() if path.name != ".lock"]
     if found and not (folder / "config.yaml").is_file():
-        raise OutputError(f"{folder} holds files that no comparison wrote", fix="choose another folder for the cells")
-    # config.yaml goes last: a removal that is stopped can be taken up again.
+        raise OutputError(
+            f"{folder} has files that are not from a comparison", fix="choose another folder for the cells"
+        )
+    # config.yaml goes last, so that an interrupted removal can continue.
     for path in sorted(found, key=lambda path: path.name == "config.yaml"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _run(command: list[str], log: Path) -> int:
-    """Exit code of a program; killed where we are stopped."""
-    with open(log, "wb") as said:
-        return subprocess.run(command, stdout=said, stderr=subprocess.STDOUT, check=False).returncode
+    """Run a program and return its exit code. The program ends if this process is interrupted."""
+    with open(log, "wb") as output:
+        return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False).returncode
 
 
 def _best_checkpoint(table: Path) -> tuple[int, int]:
-    """Epoch and step of the first validation with the best IoU."""
+    """Epoch and step of the first validation with the highest IoU."""
     with open(table, encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     scores = [float(row["val/iou"]) for row in rows]

@@ -1,4 +1,4 @@
-"""A comparison's YAML: which experiments, label fractions and seeds, on the same splits and with the same budget."""
+"""YAML of a comparison: experiments, label fractions and seeds, on the same splits and with the same budget."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from terraseg.contracts.footprints import footprint_files
 from terraseg.contracts.scene import find_places
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import read_yaml, sha256_of_file
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError, LabelError, SceneError
 from terraseg.learn.check.config import check_config, is_below, placed, read_config
 
@@ -24,36 +24,36 @@ _BUDGET = (
     "max_steps", "max_epochs", "min_steps", "min_epochs", "max_time", "accumulate_grad_batches", "limit_train_batches",
     "limit_val_batches", "overfit_batches", "val_check_interval", "check_val_every_n_epoch", "devices", "num_nodes",
 )  # fmt: skip
-"""Keys of the trainer that say how much an experiment may learn, and how often its best checkpoint may be chosen."""
+"""Trainer keys that limit the training, or how often the best checkpoint may be chosen."""
 
 _OWN_DATA = ("root", "bands", "batch_size", "num_workers", "predict_data_root")
-"""Keys of the data that may differ between experiments without other ground or labels; batch_size is of the budget."""
+"""Data keys that may differ between experiments: ground and labels stay the same. batch_size is part of the budget."""
 
 _SET_BY_CELL = ("fraction", "seed")
 
 
 class ExperimentEntry(Strict):
-    """One experiment: a config of `terratorch fit` and what is changed in it, dotted keys to values."""
+    """One experiment: a config for `terratorch fit`, and changes to it by dotted key."""
 
     config: Path
     overrides: dict[str, Any] = Field(default_factory=dict)
 
 
 class MatrixConfig(Strict):
-    """The file.
+    """The YAML file.
 
     Attributes:
-        name: of the comparison; its cells lie in ``<output>/<name>``.
-        baseline: the experiment that the others are held against.
+        name: of the comparison; its cells are in ``<output>/<name>``.
+        baseline: the experiment that the others are compared with.
         scenes: a scene or a folder of scenes; those with test chips are predicted.
-        footprints: polygons to score objects against on the test split, a file or a folder; pixels alone where absent.
+        footprints: a file or folder of polygons for object metrics on test; by default only pixels are scored.
         experiments: by name.
         fractions: shares of the ground of train, above 0, up to 1.
-        seeds: of the trainings. A seed draws the labelled chips too, the same ones for every experiment.
-        overrides: changes to every experiment's config, before its own.
+        seeds: of the trainings. A seed also draws the labelled chips, the same for all experiments.
+        overrides: changes to the configs of all experiments, applied before their own.
         cell: side of a bootstrap unit in pixels; the chip size by default.
         draws: of the bootstrap.
-        unequal_budget: why experiments may have unlike budgets; stands under every table. Refused without.
+        unequal_budget: why the budgets differ, shown under every table; without it, unequal budgets are an error.
     """
 
     name: Annotated[str, Field(pattern=r"^[\w-]+$")]
@@ -77,9 +77,9 @@ class Cell:
         experiment: its name.
         fraction: share of the ground of train.
         seed: of the training and of the labelled chips.
-        folder: where its result is, or will be.
-        config: for `terratorch fit`, without a folder of its own: see `placed`.
-        identity: SHA-256 of all that makes its result: the config, the dataset's content, the weights' file.
+        folder: of its files and result.
+        config: for `terratorch fit`; it still has to be `placed` in the folder.
+        identity: SHA-256 of everything that determines the result: config, dataset content and weights file.
     """
 
     experiment: str
@@ -91,21 +91,21 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As in its folder's path."""
+        """Name as in the path of its folder."""
         return f"{self.fraction:g}/{self.seed}/{self.experiment}"
 
 
 @dataclass(frozen=True)
 class Matrix:
-    """A comparison, checked.
+    """A checked comparison.
 
     Attributes:
-        config: the file.
-        cells: all of them: seed by seed, so that a matrix that was stopped holds whole comparisons.
-        dataset: of all experiments.
-        places: files of the scenes of each place with test chips, one a date.
-        budget: in words.
-        footprints_hash: of their files; null where objects are not scored.
+        config: the YAML file.
+        cells: all cells, seed by seed: an interrupted matrix has complete comparisons for its first seeds.
+        dataset: the same for all experiments.
+        places: scene files of each place with test chips, one per date.
+        budget: of all experiments, in words.
+        footprints_hash: of the files of footprints; None if objects are not scored.
     """
 
     config: MatrixConfig
@@ -122,10 +122,11 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
     Args:
         path: the YAML.
         output: folder of the comparisons' cells.
-        overrides: ``EXPERIMENT:KEY=VALUE`` each, or ``KEY=VALUE`` for all experiments; they go before the file.
+        overrides: each ``EXPERIMENT:KEY=VALUE``, or ``KEY=VALUE`` for all experiments; they take precedence over the
+            file.
 
     Raises:
-        ConfigError: unknown keys, a config that can't train, unlike splits, or unlike budgets that are not declared.
+        ConfigError: unknown keys, a config that can't train, different data, or undeclared unequal budgets.
         DatasetError: no such dataset.
         SceneError: a scene with test chips is missing.
         LabelError: no such footprints.
@@ -165,30 +166,28 @@ def _read(path: Path) -> MatrixConfig:
     try:
         config = MatrixConfig.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ConfigError(f"{path}: {where}: {first['msg']}", fix="docs/comparison.md lists the keys") from error
+        raise ConfigError(f"{path}: {faults_of(error)}", fix="see docs/comparison.md for the keys") from error
     for key, values in (("fractions", config.fractions), ("seeds", config.seeds)):
         if not values or len({f"{value:g}" for value in values}) < len(values):
-            raise ConfigError(f"{path}: {key} {values}", expected="at least one, each once")
+            raise ConfigError(f"{path}: {key} {values}", expected="at least one value, without duplicates")
     if config.baseline not in config.experiments:
         raise ConfigError(
-            f"{path}: the baseline {config.baseline!r} is no experiment",
+            f"{path}: the baseline {config.baseline!r} is not an experiment",
             expected=f"one of {', '.join(config.experiments)}",
         )
     return config
 
 
 def _parsed(overrides: Iterable[str], *, known: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Changes by experiment, "" for all."""
+    """Changes by experiment; those under "" are for all."""
     parsed: dict[str, dict[str, Any]] = {}
     for override in overrides:
         target, _, value = override.partition("=")
         experiment, colon, key = target.rpartition(":")
         if not key or not value or (colon and experiment not in known):
             raise ConfigError(
-                f"the override {override!r}",
-                expected=f"[EXPERIMENT:]KEY=VALUE with an experiment of {', '.join(known)}",
+                f"the override {override!r} is invalid",
+                expected=f"[EXPERIMENT:]KEY=VALUE with one of the experiments {', '.join(known)}",
             )
         parsed.setdefault(experiment, {})[key] = yaml.safe_load(value)
     return parsed
@@ -201,27 +200,25 @@ def _experiment(name: str, entry: ExperimentEntry, *, changes: Iterable[Mapping[
             _set(values, key, value, where=f"experiment {name}")
     trainer = values.get("trainer") or {}
     if "default_root_dir" not in trainer:
-        raise ConfigError(f"{entry.config} has no trainer.default_root_dir", fix="name the experiment's folder there")
+        raise ConfigError(f"{entry.config} has no trainer.default_root_dir", fix="set it to the experiment's folder")
     if "fraction" in values["data"].setdefault("init_args", {}):
-        raise ConfigError(
-            f"experiment {name} sets data.init_args.fraction", fix="give fractions in the comparison alone"
-        )
+        raise ConfigError(f"experiment {name} sets data.init_args.fraction", fix="set fractions only in the comparison")
     if values["model"].get("init_args", {}).get("weights") == "hub-or-random":
         raise ConfigError(
-            f"experiment {name} starts from hub-or-random: its scores would depend on the network",
-            fix="set model.init_args.weights to hub, random or a file under its overrides",
+            f"experiment {name} has the weights hub-or-random, so its scores would depend on the network",
+            fix="set model.init_args.weights in its overrides to hub, random or a file",
         )
     root = str(trainer["default_root_dir"]).rstrip("/")
     for folder in _folders(trainer):
         if not is_below(folder, root):
             raise ConfigError(
-                f"experiment {name} writes to {folder}, where all its cells would overwrite each other",
+                f"experiment {name} writes to {folder}, where its cells would overwrite each other",
                 expected=f"a folder in trainer.default_root_dir, {root}",
             )
     faults = [each for each in findings + check_config(values, chips=None) if each.severity == "error"]
     if faults:
-        raise ConfigError(f"experiment {name}: {faults[0]}", fix=f"see `terraseg check {entry.config}`")
-    # Bars and summaries of many trainings in one log tell nothing.
+        raise ConfigError(f"experiment {name}: {faults[0]}", fix=f"run `terraseg check {entry.config}`")
+    # Progress bars and summaries are of no use in a log.
     trainer["callbacks"] = [
         each for each in trainer.get("callbacks") or [] if not str(each.get("class_path")).endswith("ProgressBar")
     ]
@@ -230,7 +227,7 @@ def _experiment(name: str, entry: ExperimentEntry, *, changes: Iterable[Mapping[
 
 
 def _folders(value: object) -> Iterator[str]:
-    """Where loggers and checkpoints of a trainer section are written."""
+    """Folders that loggers and checkpoints of a trainer section write to."""
     if isinstance(value, Mapping):
         yield from (str(each) for key, each in value.items() if key in ("dirpath", "save_dir") and each)
         value = list(value.values())
@@ -244,16 +241,18 @@ def _set(values: dict[str, Any], key: str, value: object, *, where: str) -> None
     place: Any = values
     for parent in parents:
         if not isinstance(place, dict) or not isinstance(place.get(parent), dict):
-            raise ConfigError(f"{where}: the override {key!r} finds no section {parent!r}", fix="correct the key")
+            raise ConfigError(
+                f"{where}: there is no section {parent!r} for the override {key!r}", fix="correct the key"
+            )
         place = place[parent]
     place[last] = deepcopy(value)
 
 
 def _same_splits(experiments: Mapping[str, dict[str, Any]], datasets: Mapping[str, ChipDataset]) -> None:
-    """Every experiment sees the same ground with the same labels, drawn in the same way.
+    """Check that all experiments use the same ground and labels, sampled in the same way.
 
     Raises:
-        ConfigError: naming what differs.
+        ConfigError: they differ.
     """
     seen = {
         name: {
@@ -268,25 +267,25 @@ def _same_splits(experiments: Mapping[str, dict[str, Any]], datasets: Mapping[st
     }
     if differing := _differences(seen):
         raise ConfigError(
-            f"the experiments don't see the same data: {differing}",
-            expected="one dataset, read in one way",
-            fix="set it for all under overrides, such as data.init_args.root",
+            f"the experiments use different data: {differing}",
+            expected="the same dataset and options of the data",
+            fix="set the key for all experiments in the comparison's overrides",
         )
 
 
 def _budget_in_words(experiments: Mapping[str, dict[str, Any]], *, declared: str) -> str:
-    """The budget that all experiments share.
+    """The common budget of all experiments.
 
     Raises:
-        ConfigError: they don't, and the file doesn't declare why.
+        ConfigError: the budgets differ, and the file does not declare why.
     """
     budgets = {name: _budget(values) for name, values in experiments.items()}
     differing = _differences(budgets)
     if differing and not declared:
         raise ConfigError(
-            f"the experiments have unlike budgets: {differing}",
-            expected="the same for all",
-            fix="set it for all under overrides, or give the reason as unequal_budget",
+            f"the experiments have unequal budgets: {differing}",
+            expected="the same budget for all",
+            fix="set the key for all experiments in the comparison's overrides, or give the reason as unequal_budget",
         )
     if differing:
         return f"unequal, {declared}: {differing}"
@@ -305,14 +304,14 @@ def _budget(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(by_name: Mapping[str, Mapping[str, Any]]) -> str:
-    """What is not the same for all, in words; "" where nothing is."""
+    """Keys whose values differ, in words; "" if there are none."""
     keys = dict.fromkeys(key for values in by_name.values() for key in values)
-    told = []
+    differing = []
     for key in keys:
         found = {name: values.get(key) for name, values in by_name.items()}
         if len({json.dumps(value, sort_keys=True) for value in found.values()}) > 1:
-            told.append(f"{key} is " + ", ".join(f"{value} in {name}" for name, value in found.items()))
-    return "; ".join(told)
+            differing.append(f"{key} is " + ", ".join(f"{value} in {name}" for name, value in found.items()))
+    return "; ".join(differing)
 
 
 def _enough_chips(config: MatrixConfig, experiments: Mapping[str, dict[str, Any]], dataset: ChipDataset) -> None:
@@ -323,10 +322,10 @@ def _enough_chips(config: MatrixConfig, experiments: Mapping[str, dict[str, Any]
             chips = len(chosen_chips(dataset, "train", fold=given.get("fold"), fraction=least, seed=seed))
             if chips < given.get("batch_size", 8):
                 raise ConfigError(
-                    f"fraction {least:g} with seed {seed} leaves {chips} train chips of {dataset.root}, less than the "
+                    f"fraction {least:g} with seed {seed} leaves {chips} train chips of {dataset.root}, fewer than the "
                     f"batch_size {given.get('batch_size', 8)} of {name}",
                     expected="at least one full batch",
-                    fix="set data.init_args.batch_size under overrides, leave the fraction out, or cut smaller chips",
+                    fix="lower data.init_args.batch_size in the overrides, drop the fraction, or cut smaller chips",
                 )
 
 
@@ -336,8 +335,8 @@ def _tested_places(folder: Path, dataset: ChipDataset) -> tuple[tuple[Path, ...]
     tested = sorted(set(dataset.split("test")["scene"]))
     if missing := [name for name in tested if name not in found]:
         raise SceneError(
-            f"{folder} lacks the scenes {', '.join(missing)}, which hold test chips of {dataset.root}",
-            fix="name the folder of the scenes that the dataset was made of as `scenes`",
+            f"{folder} lacks the scenes {', '.join(missing)}, which have test chips of {dataset.root}",
+            fix="set `scenes` to the folder of the scenes that the dataset was made from",
         )
     return tuple(found[name] for name in tested)
 
@@ -347,7 +346,7 @@ def _footprints_hash(path: Path | None) -> str | None:
         return None
     files = footprint_files(path)
     if lost := [str(file) for file in files if not file.is_file()]:
-        raise LabelError(f"no footprints at {lost[0]}", fix="correct `footprints`")
+        raise LabelError(f"no footprints at {lost[0]}", fix="correct the path in `footprints`")
     return hashlib.sha256("".join(map(sha256_of_file, files)).encode()).hexdigest()
 
 
@@ -362,10 +361,11 @@ def _cell(
     config = deepcopy(values)
     config["seed_everything"] = seed
     config["data"]["init_args"] |= {"fraction": fraction, "seed": seed}
-    # The same training on another machine has other paths: what lies there counts, not where.
-    said = placed(config, Path("cell"))
-    said = {**said, "data": deepcopy(said["data"]), "model": deepcopy(said["model"])}
-    said["data"]["init_args"]["root"], said["model"].setdefault("init_args", {})["weights"] = content
-    identity = hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
-    # The last part is the experiment's name: what a training calls itself.
+    # Paths differ between machines, so content replaces them.
+    identified = placed(config, Path("cell"))
+    identified = {**identified, "data": deepcopy(identified["data"]), "model": deepcopy(identified["model"])}
+    identified["data"]["init_args"]["root"], identified["model"].setdefault("init_args", {})["weights"] = content
+    # Not `fingerprint`: YAML may have dates and infinity, and identities of finished cells must stay.
+    identity = hashlib.sha256(json.dumps(identified, sort_keys=True, default=str).encode()).hexdigest()
+    # A training takes its experiment's name from the last part of the folder.
     return Cell(name, fraction, seed, folder / f"{fraction:g}" / str(seed) / name, config, identity)

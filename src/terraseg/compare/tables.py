@@ -1,8 +1,8 @@
-"""What the finished cells say: every cell, each experiment at each label fraction, each pair, how many labels do.
+"""Tables of the finished cells: all cells, each experiment at each label fraction, all pairs, and labels needed.
 
-Seeds are pooled: their confusion counts are added, bootstrap unit by bootstrap unit, and the units are drawn. So an
-interval tells how sure a figure is given how few places it was measured in; how much it depends on the seed stands
-beside it, as the least and the most of the single seeds.
+Seeds are pooled: their confusion counts are added in each bootstrap unit, and the units are drawn. So an interval
+shows how sure a metric is, given the few places that it was measured in. The lowest and highest value of the single
+seeds show how much it depends on the seed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,17 +13,14 @@ import numpy as np
 import pandas as pd
 
 from terraseg.assess.metrics.bootstrap import Difference, holm, intervals, paired_difference
-from terraseg.assess.metrics.pixels import FROM_CONFUSION, iou
+from terraseg.assess.metrics.pixels import METRICS, Formula, formulas, iou
 from terraseg.compare.cells import CellResult
 from terraseg.compare.matrix import Cell, MatrixConfig
 from terraseg.contracts.comparison import Tables
 from terraseg.contracts.result import Estimate, Metrics
 from terraseg.errors import DatasetError
 
-_UNSEEN = ("identity", "evaluation")
-
-_POOLED = {name: FROM_CONFUSION[name] for name in ("iou", "f1", "precision", "recall", "miou")}
-"""Figures over pooled seeds."""
+_NOT_SHOWN = ("identity", "evaluation")
 
 _PAIRS = (
     "fraction", "labelled_chips", "better", "other", "gain", "gain_low", "gain_high", "p", "seeds", "seeds_ahead",
@@ -31,14 +28,20 @@ _PAIRS = (
 )  # fmt: skip
 
 Finished = tuple[Cell, CellResult, Metrics]
-"""A finished cell with what it left."""
+"""A finished cell with its results."""
 
 
 def make_tables(config: MatrixConfig, finished: Sequence[Finished], *, budget: str, unfinished: int) -> Tables:
-    """All tables from the finished cells.
+    """All tables of the finished cells.
+
+    Args:
+        config: of the comparison.
+        finished: the cells with their results, at least one.
+        budget: of all experiments, in words.
+        unfinished: number of other cells.
 
     Raises:
-        DatasetError: cells were not measured on the same units.
+        DatasetError: cells were scored on different units.
     """
     given = {"baseline": config.baseline, "cells_planned": len(finished) + unfinished, "draws": config.draws}
     rows = pd.DataFrame([{**_row(each, budget=budget), **given} for each in finished])
@@ -52,16 +55,16 @@ def make_tables(config: MatrixConfig, finished: Sequence[Finished], *, budget: s
 
 def _row(finished: Finished, *, budget: str) -> dict[str, object]:
     cell, result, metrics = finished
-    figures: dict[str, float | None] = {}
+    estimates: dict[str, float | None] = {}
     for name, estimate in metrics.figures.items():
-        figures |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        estimates |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return {
         "experiment": cell.experiment,
         "fraction": cell.fraction,
         "seed": cell.seed,
-        **{key: value for key, value in result.model_dump().items() if key not in _UNSEEN},
+        **{key: value for key, value in result.model_dump().items() if key not in _NOT_SHOWN},
         "weights": metrics.weights,
-        **figures,
+        **estimates,
         "threshold": metrics.threshold,
         "class": metrics.class_name,
         "split": metrics.split,
@@ -78,12 +81,12 @@ def _row(finished: Finished, *, budget: str) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class _Group:
-    """An experiment at a fraction with all of its seeds.
+    """An experiment at a fraction with all its seeds.
 
     Attributes:
-        labelled_chips: mean of the seeds.
+        labelled_chips: mean over seeds.
         ious: by seed.
-        units: confusion counts by unit, added over seeds.
+        units: confusion counts by unit, summed over seeds.
     """
 
     labelled_chips: float
@@ -92,7 +95,7 @@ class _Group:
 
 
 def _whole_groups(config: MatrixConfig, finished: Sequence[Finished]) -> dict[tuple[str, float], _Group]:
-    """By experiment and fraction, those whose seeds are all finished: by fraction, then as in the file."""
+    """Groups with all seeds finished, by experiment and fraction; sorted by fraction, then as in the YAML."""
     cells: dict[tuple[str, float], list[Finished]] = {}
     for each in finished:
         cells.setdefault((each[0].experiment, each[0].fraction), []).append(each)
@@ -108,28 +111,33 @@ def _whole_groups(config: MatrixConfig, finished: Sequence[Finished]) -> dict[tu
     }
 
 
+def _pooled_formulas() -> dict[str, Formula]:
+    """Formulas of the metrics over pooled seeds."""
+    return {name: each for name, each in formulas("confusion").items() if "comparison" in METRICS[name].tables}
+
+
 def _by_fraction(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group]) -> pd.DataFrame:
-    full = groups.get((config.baseline, max(config.fractions)))
+    full, pooled = groups.get((config.baseline, max(config.fractions))), _pooled_formulas()
     rows: list[dict[str, object]] = []
     for (name, fraction), own in groups.items():
         baseline = groups.get((config.baseline, fraction))
         versus = _gain(config, baseline, own) if baseline and name != config.baseline else None
-        figures = intervals(np.array(list(own.units.values())), _POOLED, draws=config.draws, seed=0)
+        estimates = intervals(np.array(list(own.units.values())), pooled, draws=config.draws, seed=0)
         ious = [each for each in own.ious.values() if each is not None]
         row: dict[str, object] = {
             "experiment": name,
             "fraction": fraction,
             "labelled_chips": own.labelled_chips,
             "seeds": len(own.ious),
-            **_columns("iou", figures["iou"]),
+            **_columns("iou", estimates["iou"]),
             "iou_least_seed": min(ious, default=None),
             "iou_most_seed": max(ious, default=None),
             **_columns("versus_baseline", versus.estimate if versus else None),
             "p": versus.p if versus else None,
             **_columns("versus_full_baseline", _gain(config, full, own).estimate if full else None),
         }
-        for figure in ("f1", "precision", "recall", "miou"):
-            row |= _columns(figure, figures[figure])
+        for metric in pooled:
+            row |= _columns(metric, estimates[metric])
         rows.append(row)
     corrected = holm([row["p"] for row in rows])  # type: ignore[misc]  # floats or None
     for row, p in zip(rows, corrected, strict=True):
@@ -138,7 +146,7 @@ def _by_fraction(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group
 
 
 def _pairs(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group]) -> pd.DataFrame:
-    """All pairs at each fraction, with p corrected for all of them: which one leads was found in the same data."""
+    """All pairs at each fraction. p is corrected for all of them, because the same data show which one is best."""
     rows: list[dict[str, object]] = []
     for fraction in sorted({fraction for _, fraction in groups}):
         here = {name: group for (name, of), group in groups.items() if of == fraction}
@@ -171,12 +179,12 @@ def _ahead(one: float | None, other: float | None) -> bool:
 
 
 def _pooled(results: Sequence[Metrics]) -> dict[str, tuple[int, ...]]:
-    """Confusion counts by unit, sorted by unit, added over results."""
+    """Confusion counts by unit, sorted by unit, summed over results."""
     first = results[0].units.keys()
     if any(result.units.keys() != first for result in results):
         raise DatasetError(
-            f"seeds of {results[0].experiment} were measured on different units",
-            expected="one dataset, split and cell size",
+            f"seeds of {results[0].experiment} were scored on different units",
+            expected="the same dataset, split and cell size",
             fix="delete the folder of the cells and compare again",
         )
     return {
@@ -198,10 +206,10 @@ def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
 
 
 def _labels(config: MatrixConfig, by_fraction: pd.DataFrame) -> pd.DataFrame:
-    """The least labels with which an experiment has the baseline's score with all of them.
+    """The fewest labels with which an experiment reaches the baseline's IoU with all labels.
 
-    ``reached``: by the figure itself; ``possibly`` and ``surely``: by the upper and lower end of the interval of the
-    difference, which is to say the interval of the labels needed.
+    ``reached`` uses the difference in IoU, ``possibly`` the upper and ``surely`` the lower end of its interval, which
+    gives an interval of the labels needed.
     """
     full = max(config.fractions)
     rows: list[dict[str, object]] = []

@@ -1,6 +1,7 @@
-"""results/comparison*.csv: what the comparisons of a folder found. The only place that knows these files.
+"""results/comparison*.csv: tables of all comparisons of a folder. Only this module knows these files.
 
-Each holds every comparison, told apart by the column ``comparison``; a comparison replaces its own rows alone.
+Every file has the rows of all comparisons, identified by the column ``comparison``. Writing a comparison replaces
+only its own rows.
 """
 
 from dataclasses import dataclass
@@ -25,13 +26,13 @@ _NEEDED = {
     "pairs": ("comparison", "better", "other", "gain", "p_holm"),
     "labels": ("comparison", "experiment", "reached_chips"),
 }
-"""Columns without which a file is of an older version or of something else."""
+"""Required columns; a file without them is of an older version, or not a comparison."""
 
 _TEXT = (
     "comparison", "experiment", "baseline", "better", "other", "device", "weights", "class", "split", "label_rule",
     "budget", "dataset_hash", "model_hash", "config_hash", "attribution",
 )  # fmt: skip
-"""Columns that stay text though they may look like numbers."""
+"""Columns to read as text, even if they look like numbers."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ class Tables:
     """The tables of one comparison.
 
     Attributes:
-        cells: one row a finished cell, at least one.
-        by_fraction: one row an experiment and fraction, of those whose seeds are all finished.
-        pairs: one row a pair of experiments at a fraction, the one with the higher IoU first.
-        labels: one row an experiment whose fractions are all finished.
+        cells: one row per finished cell, at least one.
+        by_fraction: one row per experiment and fraction, if all seeds are finished.
+        pairs: one row per pair of experiments and fraction; ``better`` has the higher IoU.
+        labels: one row per experiment, if all fractions are finished.
     """
 
     cells: pd.DataFrame
@@ -52,35 +53,35 @@ class Tables:
 
     @property
     def name(self) -> str:
-        """Of the comparison."""
+        """Name of the comparison."""
         return str(self.cells["comparison"].iloc[0])
 
     @property
     def baseline(self) -> str:
-        """The experiment that the others are held against."""
+        """Name of the experiment that the others are compared with."""
         return str(self.cells["baseline"].iloc[0])
 
     @property
     def unfinished(self) -> int:
-        """Number of cells."""
+        """Number of unfinished cells."""
         return int(self.cells["cells_planned"].iloc[0]) - len(self.cells)
 
     @property
     def words(self) -> str:
-        """Class, split, label rule, budget and attribution of all of it."""
+        """Class, split, label rule, budget, intervals and attribution in one paragraph."""
         first = self.cells.iloc[0]
         return (
             f"{first['class']}, {first['split']} split. Label rule: {first['label_rule']}. Budget: {first['budget']}. "
             f"95 % intervals: {first['units']} cells of {first['cell']} px drawn {first['draws']} times, seeds pooled. "
-            f"Gain: IoU over {self.baseline}'s at the same fraction, p corrected by Holm. {first['attribution']}"
+            f"Gain: IoU minus that of {self.baseline} at the same fraction, p corrected (Holm). {first['attribution']}"
         )
 
 
 def write_tables(folder: Path, tables: Tables) -> None:
-    """Write the four files; the rows of other comparisons stay.
+    """Write the four files; rows of other comparisons are kept.
 
     Raises:
-        DatasetError: a file is there that no comparison of this version wrote.
+        DatasetError: an existing file is not a comparison of this version.
     """
     with file_lock(folder / ".comparison.lock", wait=True):
         for table, name in FILES.items():
@@ -92,10 +93,10 @@ def write_tables(folder: Path, tables: Tables) -> None:
 
 
 def read_tables(path: str | Path) -> list[Tables]:
-    """The comparisons of a comparison.csv and the files beside it, in their order there.
+    """The comparisons of a comparison.csv and the files next to it, in the order of the file.
 
     Raises:
-        DatasetError: one of them is missing, or no table of a comparison.
+        DatasetError: a file is missing, or is not a table of a comparison.
     """
     folder = Path(path).parent
     tables = {table: _read(Path(path) if table == "cells" else folder / name, table) for table, name in FILES.items()}
@@ -106,16 +107,16 @@ def read_tables(path: str | Path) -> list[Tables]:
 
 
 def find_comparison(results: Path) -> Path | None:
-    """The comparison.csv in a folder of results, or in the one above it: the demo's lie in ``results/demo``."""
+    """The comparison.csv in a folder of results or in its parent, because the demo uses ``results/demo``."""
     places = [folder / FILES["cells"] for folder in (results, results.absolute().parent)]
     return next((path for path in places if path.is_file()), None)
 
 
 def check_tables(folder: Path) -> None:
-    """Find out before anything trains that its results can be written.
+    """Check before training that the results can be written.
 
     Raises:
-        DatasetError: a file is there that no comparison of this version wrote.
+        DatasetError: an existing file is not a comparison of this version.
     """
     for table, name in FILES.items():
         if (folder / name).is_file():
@@ -124,14 +125,14 @@ def check_tables(folder: Path) -> None:
 
 def _read(path: Path, table: str) -> pd.DataFrame:
     if not path.is_file():
-        raise DatasetError(f"no comparison at {path}", fix="run `python src/compare.py` first")
+        raise DatasetError(f"no comparison at {path}", fix="run `terraseg compare` first")
     try:
         rows = pd.read_csv(path, dtype=dict.fromkeys(_TEXT, str), keep_default_na=False, na_values=[""])
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise DatasetError(f"{path} is no CSV ({error})", fix="delete it and compare again") from error
+        raise DatasetError(f"{path} is not a CSV file ({error})", fix="delete it and compare again") from error
     if missing := [column for column in _NEEDED[table] if column not in rows.columns]:
         raise DatasetError(
-            f"{path} lacks the columns {', '.join(missing)}: another version wrote it",
+            f"{path} lacks the columns {', '.join(missing)}; it was written by another version",
             fix="delete it and compare again; finished cells are kept",
         )
     return rows

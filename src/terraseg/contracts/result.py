@@ -1,4 +1,4 @@
-"""Contract 6: results/metrics/<experiment>.json. The only place that knows how a result looks on disk."""
+"""Result: results/metrics/<experiment>.json. Only this module knows its format on disk."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,21 +7,21 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from terraseg.core.files import write_json
-from terraseg.core.settings import Strict
+from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import DatasetError
 
 FORMAT = 2
-"""Version of this contract; a reader refuses others."""
+"""Version of the format; reading another version raises an error."""
 
 
 class Estimate(Strict):
-    """One measured figure with its 95 % interval.
+    """One metric with its 95 % interval.
 
     Attributes:
-        value: the figure over all units; null where it is undefined.
-        low: lower end of the interval; null where there is none.
-        high: upper end.
-        reason: why something is null; empty otherwise.
+        value: the metric over all units; None if undefined.
+        low: lower end of the interval; None without an interval.
+        high: upper end of the interval; None without an interval.
+        reason: why something is None; empty otherwise.
     """
 
     value: float | None
@@ -38,7 +38,7 @@ class Estimate(Strict):
 
 
 class PixelTotals(Strict):
-    """What became of the pixels: ``valid`` ones were scored (``positive`` of them are the class in truth)."""
+    """Numbers of pixels: ``valid`` pixels were scored; ``positive`` is how many of them are the class in truth."""
 
     valid: int
     positive: int
@@ -47,7 +47,7 @@ class PixelTotals(Strict):
 
 
 class Reliability(Strict):
-    """One bin of the reliability curve: mean probability, share of the class in truth, pixels."""
+    """One bin of the reliability curve: mean probability, share of the class in truth, number of pixels."""
 
     probability: float
     frequency: float
@@ -62,33 +62,30 @@ class Metrics(Strict):
     """One result.
 
     Attributes:
-        experiment: its name, also the file's.
-        class_name: the class that every figure is about, unless its name says otherwise (``miou``, ``accuracy``).
-        split: what was scored: ``test``, or ``all`` for truth that has no splits.
-        rule: the map in words where it needs some: the threshold and where it comes from.
-        threshold: probability from which a pixel is the class; null for a rule that gives no probability.
-        weights: where the weights come from, in words.
-        model_hash: of the bundle that predicted; null where there is none.
-        dataset_hash: content hash of the dataset; null for truth from elsewhere.
-        label_rule: how truth was made.
-        split_rule: how blocks went to splits.
-        attribution: the line that every table and figure carries.
+        experiment: its name, also the name of the file.
+        class_name: the class that the metrics describe; ``miou`` and ``accuracy`` include the background.
+        split: the split that was scored; ``all`` for truth without splits.
+        rule: the threshold and its origin in words, or the rule of the index baseline.
+        threshold: lowest probability of a pixel of the class; None for a rule without probabilities.
+        weights: origin of the weights, in words.
+        model_hash: of the bundle; None without a model.
+        dataset_hash: content hash of the dataset; None for other truth.
+        label_rule: how a pixel got its class, in words.
+        split_rule: how blocks were assigned to splits.
+        attribution: the line that every table and figure must show.
         cell: side of a bootstrap unit, in pixels.
         seed: of the bootstrap.
         draws: of the bootstrap.
-        pixels: what became of the pixels.
-        boundary_tolerance: how far apart outlines may lie and still agree, in metres; null where none were compared.
-        limits: what pixels of this size can't say of objects, in words; empty where no objects were compared.
-        figures: by name: iou, f1, precision, recall, average_precision, ece, temperature, miou, accuracy,
-            boundary_iou, boundary_f1, built_up_bias, built_up_error; where footprints are known those of
-            `object_figures` too.
-        groups: figures by block (or scene) or by the place that was asked for: iou, f1, precision, recall, ece,
-            boundary_iou, boundary_f1, built_up_bias, built_up_error; where footprints are known object_f1_0.3,
-            object_f1_0.5, building_count_bias, building_count_error.
-        units: confusion counts [tp, fp, fn, tn] by bootstrap unit: what a paired comparison needs.
-        positives: pixels of the class by DN of probability (0 to 250), from which every curve follows.
-        negatives: the other pixels likewise.
-        reliability: the reliability curve; empty for a rule that gives no probability.
+        pixels: numbers of pixels.
+        boundary_tolerance: largest distance between outlines that agree, in metres; None if not compared.
+        limits: what pixels of this size can't show of objects, in words; empty without object metrics.
+        figures: metrics by name: those of ``METRICS`` in `terraseg.assess.metrics.pixels` and ``totals``,
+            boundary_iou and boundary_f1; with footprints also those of ``objects``.
+        groups: metrics by place (block, scene or named polygon): a part of ``figures``.
+        units: confusion counts [tp, fp, fn, tn] by bootstrap unit, for paired comparisons.
+        positives: (251,) pixels of the class by DN of probability, for all curves.
+        negatives: (251,) pixels of background by DN of probability.
+        reliability: the reliability curve; empty for a rule without probabilities.
     """
 
     format: int = FORMAT
@@ -118,7 +115,7 @@ class Metrics(Strict):
 
 
 def metrics_path(output: Path, experiment: str) -> Path:
-    """Where a result goes: ``output`` itself if it names a JSON file, else ``<output>/<experiment>.json``."""
+    """Path of a result: ``output`` if it is a JSON file, else ``<output>/<experiment>.json``."""
     return output if output.suffix == ".json" else output / f"{experiment}.json"
 
 
@@ -131,28 +128,29 @@ def read_metrics(path: str | Path) -> Metrics:
     """Read a result.
 
     Raises:
-        DatasetError: missing, no result of terraseg, or of another version.
+        DatasetError: missing, not a result of terraseg, or of another version.
     """
     path = Path(path)
     if not path.is_file():
-        raise DatasetError(f"no result at {path}", fix="run `python src/evaluate.py` first")
+        raise DatasetError(f"no result at {path}", fix="run `terraseg evaluate` first")
     try:
         text = path.read_text(encoding="utf-8")
         if (found := _Format.model_validate_json(text).format) != FORMAT:
-            raise DatasetError(f"{path} has format {found}", expected=f"format {FORMAT}", fix="evaluate again")
+            raise DatasetError(
+                f"{path} has format {found}", expected=f"format {FORMAT}", fix="run `terraseg evaluate` again"
+            )
         return Metrics.model_validate_json(text)
     except ValidationError as error:
         raise DatasetError(
-            f"{path} is not a result of terraseg ({error.error_count()} faults, the first: {error.errors()[0]['msg']})",
-            fix="run `python src/evaluate.py` again",
+            f"{path} is not a result of terraseg ({faults_of(error)})", fix="run `terraseg evaluate` again"
         ) from error
 
 
 def read_results(paths: Iterable[str | Path]) -> list[Metrics]:
-    """Read results that are to be compared.
+    """Read results to compare.
 
     Raises:
-        DatasetError: see `read_metrics`; or they are of several classes, between which no figure can be compared.
+        DatasetError: see `read_metrics`; or the results are of several classes.
     """
     results = [read_metrics(path) for path in paths]
     by_class = {result.class_name: result.experiment for result in results}
@@ -160,6 +158,6 @@ def read_results(paths: Iterable[str | Path]) -> list[Metrics]:
         raise DatasetError(
             "the results are of " + " and ".join(f"class {name} ({of})" for name, of in sorted(by_class.items())),
             expected="one class",
-            fix="keep the results of each class in a folder of their own",
+            fix="keep the results of each class in a separate folder",
         )
     return results

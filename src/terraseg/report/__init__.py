@@ -1,1 +1,1 @@
-"""Figures, tables, maps and the report."""
+"""Figures, maps, tables and the report."""

@@ -1,4 +1,4 @@
-"""Charts of results: intervals side by side, precision against recall, reliability, recall by size, training."""
+"""Charts of results: intervals, precision and recall, reliability, thresholds, recall by size, training."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -9,20 +9,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from terraseg.assess.evaluate import by_iou
 from terraseg.assess.index_baseline import EXPERIMENT as BASELINE
 from terraseg.assess.metrics.object_match import SIZES
-from terraseg.assess.metrics.pixels import confusion, confusions, f1, level, precision, recall
+from terraseg.assess.metrics.objects import RECALL_BY_SIZE
+from terraseg.assess.metrics.pixels import METRICS, confusion, confusions, f1, level, precision, recall
 from terraseg.contracts.result import Metrics
 from terraseg.report.style import GREY, new_axes, new_figure, series
+from terraseg.report.tables import by_iou
 
 
 def interval_chart(results: Sequence[Metrics]) -> Figure:
-    """IoU and F1 of the class with their intervals, one row a result, best on top."""
+    """IoU and F1 with their intervals, one row per result, highest IoU on top."""
     ordered = by_iou(results)[::-1]
     looks = _looks(results)
     figure = new_figure(8.6, 1.7 + 0.55 * len(ordered))
-    for axes, name, title in zip(new_axes(figure, 1, 2)[0], ("iou", "f1"), ("IoU", "F1"), strict=True):
+    for axes, name in zip(new_axes(figure, 1, 2)[0], ("iou", "f1"), strict=True):
         for row, result in enumerate(ordered):
             estimate = result.figures[name]
             if estimate.value is None:
@@ -32,7 +33,7 @@ def interval_chart(results: Sequence[Metrics]) -> Figure:
                 axes.plot([estimate.low, estimate.high], [row, row], color=colour, lw=2.2, solid_capstyle="butt")
             axes.plot(estimate.value, row, marker, color=colour, ms=7, mec="white", mew=0.8)
             _note(axes, f"{estimate.value:.2f}", (estimate.value, row), (0, 7), ha="center", size=8)
-        axes.set_title(f"{title} of the class {ordered[0].class_name!r}")
+        axes.set_title(f"{METRICS[name].heading} of the class {ordered[0].class_name!r}")
         axes.set_xlim(0, 1)
         axes.set_ylim(-0.6, len(ordered) - 0.3)
         axes.set_yticks(range(len(ordered)), [f"{r.experiment}\n{_short(r.weights)}" for r in ordered], fontsize=8)
@@ -47,7 +48,7 @@ def interval_chart(results: Sequence[Metrics]) -> Figure:
 
 
 def curve_chart(results: Sequence[Metrics]) -> Figure:
-    """Precision against recall at all thresholds, with the chosen one marked, and the reliability of probabilities."""
+    """Precision and recall at all thresholds, with the one in use marked, and the reliability of probabilities."""
     looks = _looks(results)
     figure = new_figure(8.4, 4.7)
     curve, calibration = new_axes(figure, 1, 2)[0]
@@ -89,7 +90,7 @@ def curve_chart(results: Sequence[Metrics]) -> Figure:
 
 
 def threshold_chart(results: Sequence[Metrics]) -> Figure:
-    """F1 against the threshold of probability, with the one that validation chose."""
+    """F1 at all probability thresholds, with the one chosen on validation marked."""
     looks = _looks(results)
     figure = new_figure(6.0, 3.6)
     axes = new_axes(figure, 1, 1)[0][0]
@@ -101,24 +102,24 @@ def threshold_chart(results: Sequence[Metrics]) -> Figure:
         axes.plot(np.arange(251) / 250, f1(confusions(histogram)), color=colour, lw=1.6, label=result.experiment)
         score = float(f1(confusion(histogram, level(result.threshold))))
         axes.plot(result.threshold, score, marker, color=colour, ms=7, mec="white", mew=0.8)
-    axes.set(title="F1 by threshold", xlabel="Threshold of probability", ylabel="F1", xlim=(0, 1), ylim=(0, 1))
+    axes.set(title="F1 by threshold", xlabel="Probability threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1))
     axes.grid(color="#E4E4E4", lw=0.7)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    figure.suptitle("Marker: the threshold that validation chose; test had no say in it", fontsize=8, color=GREY)
+    figure.suptitle("Marker: the threshold, chosen on validation without test data", fontsize=8, color=GREY)
     return figure
 
 
 def has_sizes(result: Metrics) -> bool:
-    """Whether objects were scored, so that recall by footprint size is known."""
-    return _size_names()[0] in result.figures
+    """Whether a result has recall by footprint size."""
+    return RECALL_BY_SIZE[0] in result.figures
 
 
 def size_chart(results: Sequence[Metrics], *, gsd: float) -> Figure:
-    """Recall of footprints by their size, with intervals, and how many pixels such a footprint has.
+    """Recall by footprint size with intervals; sizes are in m² and in pixels.
 
     Args:
         results: at least one with `has_sizes`; the others are left out.
-        gsd: metres.
+        gsd: size of a pixel, in metres.
     """
     scored = sorted(filter(has_sizes, results), key=lambda result: result.experiment)
     looks = _looks(results)
@@ -128,7 +129,7 @@ def size_chart(results: Sequence[Metrics], *, gsd: float) -> Figure:
         colour, marker = looks[result.experiment]
         shift = (number - (len(scored) - 1) / 2) * 0.7 / len(scored)
         drawn = False
-        for place, name in enumerate(_size_names()):
+        for place, name in enumerate(RECALL_BY_SIZE):
             estimate = result.figures[name]
             if estimate.value is None:
                 continue
@@ -139,7 +140,7 @@ def size_chart(results: Sequence[Metrics], *, gsd: float) -> Figure:
             axes.plot(at, estimate.value, marker, color=colour, ms=7, mec="white", mew=0.8, label=label)
             _note(axes, f"{estimate.value:.2f}", (at, estimate.value), (6, -2))
             drawn = True
-    for place, name in enumerate(_size_names()):
+    for place, name in enumerate(RECALL_BY_SIZE):
         if all(result.figures[name].value is None for result in scored):
             _note(axes, "no such footprint\nin truth", (place, 0.04), (0, 0), color=GREY, ha="center")
     axes.set(title=f"Recall of {scored[0].class_name} footprints by size", ylabel="Recall at IoU 0.3", ylim=(0, 1.02))
@@ -149,32 +150,28 @@ def size_chart(results: Sequence[Metrics], *, gsd: float) -> Figure:
     axes.set_axisbelow(True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     figure.suptitle(
-        f"Point: estimate. Line: 95 % interval. A pixel is {gsd:g} m wide and covers {gsd**2:g} m²: what has few of\n"
-        "them is seen as a share of a pixel, not as a shape, and no map of such pixels outlines it",
+        f"Point: estimate. Line: 95 % interval. A pixel is {gsd:g} m wide and covers {gsd**2:g} m²: an object of a\n"
+        "few pixels appears as shares of pixels, not as a shape, and no map of such pixels outlines it",
         fontsize=8, color=GREY,
     )  # fmt: skip
     return figure
 
 
-def _size_names() -> list[str]:
-    return [f"object_recall_{low:g}_{high:g}_m2" for low, high in pairwise(SIZES)]
-
-
 def _size_label(low: float, high: float, gsd: float) -> str:
-    def spelt(divisor: float) -> str:
+    def bounds(unit: float) -> str:
         if not low:
-            return f"< {high / divisor:g}"
-        return f"> {low / divisor:g}" if np.isinf(high) else f"{low / divisor:g}–{high / divisor:g}"
+            return f"< {high / unit:g}"
+        return f"> {low / unit:g}" if np.isinf(high) else f"{low / unit:g}–{high / unit:g}"
 
-    return f"{spelt(1)} m²\n{spelt(gsd**2)} pixels"
+    return f"{bounds(1)} m²\n{bounds(gsd**2)} pixels"
 
 
 def training_chart(curves: Mapping[str, pd.DataFrame], results: Sequence[Metrics]) -> Figure:
-    """Loss and validation IoU over the steps of each training, with the checkpoint that was kept.
+    """Loss and validation IoU over the steps of each training, with the best checkpoint marked.
 
     Args:
         curves: metrics.csv by experiment.
-        results: of all experiments, so that each looks here as on the other charts.
+        results: of all experiments, so that each has the same look as on the other charts.
     """
     looks = _looks(results)
     figure = new_figure(8.6, 3.9)
@@ -195,7 +192,7 @@ def training_chart(curves: Mapping[str, pd.DataFrame], results: Sequence[Metrics
         axes.grid(color="#E4E4E4", lw=0.7)
     figure.legend(loc="outside lower right", ncols=min(len(curves), 3), fontsize=8)
     figure.suptitle(
-        "Dotted: training. Solid: validation. Marker: the checkpoint that was kept and tested", fontsize=8, color=GREY
+        "Dotted: training. Solid: validation. Marker: the best checkpoint, which was tested", fontsize=8, color=GREY
     )
     return figure
 

@@ -1,4 +1,4 @@
-"""A comparison on the screen: its tables, which model to use with few labels, and how many labels are enough."""
+"""A comparison on the screen: tables, which model to use with few labels, and how many labels are enough."""
 
 from collections.abc import Iterator
 
@@ -7,8 +7,8 @@ from rich import box
 from rich.table import Table
 
 from terraseg.contracts.comparison import Tables
-from terraseg.report.summary import PERFORMANCE, efficiency, performance
-from terraseg.report.which_model import answer, duration
+from terraseg.report.tables import columns
+from terraseg.report.which_model import answer, duration, efficiency, performance
 
 
 def everything(tables: Tables) -> Iterator[Table | str]:
@@ -19,7 +19,7 @@ def everything(tables: Tables) -> Iterator[Table | str]:
 
 
 def by_fraction_table(tables: Tables) -> Table:
-    """One row an experiment and fraction."""
+    """One row per experiment and fraction."""
     table = _table("Comparison", caption=tables.words)
     for heading in ("Labels", "Chips", "IoU", "by seed", "Gain", "p"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -37,19 +37,24 @@ def by_fraction_table(tables: Tables) -> Table:
 
 
 def performance_table(tables: Tables) -> Table:
-    """One row an experiment with the most labels that it was given."""
-    table = _table("Performance, with the most labels")
-    for heading in ("Chips", *PERFORMANCE.values()):
+    """One row per experiment, trained with the most labels."""
+    table, metrics = _table("Performance, with the most labels"), performance_columns(tables)
+    for heading in ("Chips", *metrics.values()):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in performance(tables).to_dict("records"):
-        figures = [_number(row[name]) for name in PERFORMANCE]
-        figures[0] = _with_interval(row, "iou")  # all intervals are too wide for a terminal; the files hold them
-        table.add_row(str(row["experiment"]), f"{row['labelled_chips']:.0f}", *figures)
+        # A terminal is too narrow for more than one interval; the files have all of them.
+        values = [_with_interval(row, name) if name == "iou" else _number(row[name]) for name in metrics]
+        table.add_row(str(row["experiment"]), f"{row['labelled_chips']:.0f}", *values)
     return table
 
 
+def performance_columns(tables: Tables) -> dict[str, str]:
+    """Headings by metric; files of an older version may lack some metrics."""
+    return {name: metric.heading for name, metric in columns("comparison").items() if name in tables.by_fraction}
+
+
 def efficiency_table(tables: Tables) -> Table:
-    """One row an experiment: what the same trainings cost."""
+    """One row per experiment: the cost of the same trainings."""
     table = _table("Efficiency, means over seeds")
     for heading in ("Parameters", "Trainable", "Best at", "Time", "Images/s", "Memory"):
         table.add_column(heading, justify="right")
@@ -67,7 +72,7 @@ def efficiency_table(tables: Tables) -> Table:
 
 
 def _table(title: str, *, caption: str | None = None) -> Table:
-    """Rich drops columns where a terminal of 80 characters is too narrow: the names fold, and gaps are small."""
+    """A narrow table with folded names, because Rich drops columns that don't fit into 80 characters."""
     table = Table(
         title=title, caption=caption, caption_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
     )
@@ -76,7 +81,7 @@ def _table(title: str, *, caption: str | None = None) -> Table:
 
 
 def which_model(tables: Tables) -> list[str]:
-    """Which model to use with few labels, and how sure that is; empty where no fraction is finished."""
+    """Which model to use with few labels, and how sure that is; empty if no fraction is finished."""
     found = answer(tables)
     if found is None:
         return []
@@ -84,21 +89,21 @@ def which_model(tables: Tables) -> list[str]:
 
 
 def answers(tables: Tables) -> list[str]:
-    """A sentence an experiment: with how many labels it reaches what the baseline has with all of them."""
+    """One sentence per experiment: how many labels it needs to reach the IoU of the baseline with all labels."""
     return [_answer(row) for row in tables.labels.to_dict("records")]
 
 
 def _answer(row: dict[str, object]) -> str:
     target = f"{row['baseline']} at fraction {row['baseline_fraction']:.4g}"
     return (
-        f"{row['experiment']} reaches the IoU of {target}: at {_labels(row, 'reached')} "
-        f"(95 %: possibly at {_labels(row, 'possibly')}, surely at {_labels(row, 'surely')})"
+        f"{row['experiment']} reaches the IoU of {target}: {_labels(row, 'reached')} "
+        f"(95 %: possibly {_labels(row, 'possibly')}, surely {_labels(row, 'surely')})"
     )
 
 
 def _labels(row: dict[str, object], word: str) -> str:
     fraction = row[f"{word}_fraction"]
-    return "none" if pd.isna(fraction) else f"fraction {fraction:.4g}, {row[f'{word}_chips']:.0f} chips"
+    return "never" if pd.isna(fraction) else f"at fraction {fraction:.4g}, {row[f'{word}_chips']:.0f} chips"
 
 
 def _number(value: object, sign: str = "") -> str:

@@ -1,4 +1,4 @@
-"""The figures of docs/figures, made from results, the dataset and the scene alone."""
+"""The figures of docs/figures, made only from results, the dataset and a scene."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from terraseg.report.maps import comparison, richest_block, shown_class, split_m
 from terraseg.report.pipeline import pipeline_overview
 from terraseg.report.style import house_style, save
 
-_SCENE_TITLE = "{}: the whole scene, ground that was trained on included (no score)"
+_SCENE_TITLE = "{}: the whole scene, including training ground (no score)"
 
 
 def figures(
@@ -29,33 +29,33 @@ def figures(
     trainings: Path,
     output: Path,
 ) -> list[Path]:
-    """Draw everything that the results hold: maps of the test block and of the scene, splits, intervals, curves.
+    """Draw maps of the test block and of the scene, splits, intervals and curves.
 
-    The same input gives the same bytes. Every figure carries the dataset's attribution.
+    The same input gives the same bytes. Every figure shows the dataset's attribution.
 
     Args:
-        results: a folder with ``predictions/`` (contract 5) and ``metrics/`` (contract 6).
+        results: a folder with ``predictions/`` and ``metrics/``.
         dataset: the labels and splits.
         scene: the scene to show.
         comparisons: over label fractions, for their label-efficiency curve.
-        trainings: folder of the experiments' folders, for their curves; those without ``metrics.csv`` have none.
+        trainings: folder of the experiments' folders; each ``metrics.csv`` there gives a training curve.
         output: folder of the figures.
 
     Returns:
-        The files, in the order of a report: PNG and SVG of each.
+        PNG and SVG files of each figure, in the order of the report.
 
     Raises:
-        SceneError: no prediction of the scene, on another grid, or of several classes.
-        DatasetError: no results, of several classes, or no test chips in the scene.
+        SceneError: no prediction of the scene, predictions on another grid, or of several classes.
+        DatasetError: no results, results of several classes, or no test chips in the scene.
     """
     predictions = [one for one in find_predictions(results / "predictions") if one.scene == scene.name]
     if not predictions:
         raise SceneError(f"{results / 'predictions'} has no prediction of {scene.name}", fix="predict this scene first")
     files = sorted((results / "metrics").glob("*.json"))
     if not files:
-        raise DatasetError(f"no results in {results / 'metrics'}", fix="run `python src/evaluate.py` first")
+        raise DatasetError(f"no results in {results / 'metrics'}", fix="run `terraseg evaluate` first")
     if scene.name not in set(dataset.split("test")["scene"]):
-        raise DatasetError(f"{dataset.root} has no test chips in {scene.name}", fix="show a scene of the test split")
+        raise DatasetError(f"{dataset.root} has no test chips in {scene.name}", fix="use a scene of the test split")
     metrics = read_results(files)
     predictions.sort(key=lambda one: one.experiment)
     name = dataset.info.classes[shown_class(dataset, predictions)]
@@ -83,10 +83,10 @@ def figures(
 
 
 def training_curves(trainings: Path, experiments: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """``<trainings>/<experiment>/metrics.csv`` of those experiments that have one.
+    """``<trainings>/<experiment>/metrics.csv`` of each experiment that has one.
 
     Raises:
-        DatasetError: a file is no table of `terraseg.learn.callbacks.MetricsTable`.
+        DatasetError: a file is not from `terraseg.learn.callbacks.MetricsTable`.
     """
     found = {}
     for name in experiments:
@@ -94,6 +94,7 @@ def training_curves(trainings: Path, experiments: Sequence[str]) -> dict[str, pd
             found[name] = pd.read_csv(path)
             if missing := {"step", "train/loss", "val/loss", "val/iou"} - set(found[name].columns):
                 raise DatasetError(
-                    f"{path} lacks the columns {', '.join(sorted(missing))}", fix="train again, or name other trainings"
+                    f"{path} lacks the columns {', '.join(sorted(missing))}",
+                    fix="train again, or choose another folder of trainings",
                 )
     return found

@@ -1,4 +1,4 @@
-"""The label-efficiency curve: IoU over the number of labelled chips, and what the baseline has with all of them."""
+"""The label-efficiency curve: IoU over the number of labelled chips, and the baseline with all labels."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from terraseg.report.style import GREY, house_style, new_axes, new_figure, serie
 
 
 def label_efficiency(comparisons: Sequence[Tables]) -> Figure:
-    """One panel a comparison: a line an experiment, its 95 % interval as a band, its seeds as small points."""
+    """One panel per comparison, one line per experiment, with the 95 % interval as a band and seeds as small points."""
     with house_style():
         figure = new_figure(8.4, 0.5 + 4.0 * len(comparisons))
         looks = series([name for tables in comparisons for name in tables.cells["experiment"].unique()])

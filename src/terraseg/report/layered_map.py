@@ -1,4 +1,4 @@
-"""The map of the report: imagery, label, prediction and error on the same pixels, as pictures to lay on each other."""
+"""The map of the report: imagery, label, prediction and error as layers with the same pixels."""
 
 import base64
 import io
@@ -27,16 +27,16 @@ from terraseg.report.maps import (
 from terraseg.report.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE, YELLOW
 
 LABEL = YELLOW
-"""The label over the imagery, which must differ from a prediction that it lies on."""
+"""Colour of labels; it must differ from that of predictions below."""
 
-_SHADE = 150  # of 255: how far all but the test ground is darkened
+_SHADE = 150  # of 255: opacity of the shade over all but the test ground
 
 Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class ModelLayers:
-    """What one experiment adds to the map, as data URIs of transparent PNG."""
+    """Layers of one experiment, as data URIs of transparent PNG."""
 
     experiment: str
     threshold: float
@@ -57,9 +57,9 @@ class LayeredMap:
         metres: size of a pixel of the pictures.
         scale: metres of the scale bar, and its text.
         imagery: opaque JPEG.
-        shade: darkens all ground but the chips of the test split.
-        label: the class as labelled, striped where nothing is known or no chip lies.
-        models: one an experiment.
+        shade: darkens everything except the chips of the test split.
+        label: the class as labelled; stripes where it is unknown or there is no chip.
+        models: one per experiment.
     """
 
     name: str
@@ -76,15 +76,15 @@ class LayeredMap:
 
 
 def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Prediction]) -> LayeredMap:
-    """Draw the layers of a whole scene; one of more than 1600 pixels a side is thinned, all layers alike.
+    """Draw the layers of a whole scene. If a side has more than 1600 pixels, all layers skip the same pixels.
 
     Args:
-        scene: what was mapped.
+        scene: the scene to show.
         dataset: labels and splits.
-        predictions: of this scene, one an experiment.
+        predictions: of this scene, one per experiment.
 
     Raises:
-        SceneError: a prediction lies on another grid or has no threshold; see `shown_class` too.
+        SceneError: a prediction has another grid or no threshold; see also `shown_class`.
     """
     view = whole(scene)
     labels, positive = label_map(view, dataset), shown_class(dataset, predictions)
@@ -121,7 +121,7 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
 
 
 def _overlay(colours: dict[str, Mask], *, unknown: Mask) -> str:
-    """Areas in flat colours, stripes where nothing is known; all else is transparent."""
+    """Areas in flat colours, stripes where unknown, transparent elsewhere."""
     index = (unknown & stripes(unknown.shape)).astype(np.uint8)
     for number, where in enumerate(colours.values(), start=2):
         index[where] = number
@@ -129,7 +129,7 @@ def _overlay(colours: dict[str, Mask], *, unknown: Mask) -> str:
 
 
 def _indexed(index: npt.NDArray[np.uint8], colours: Sequence[str], *, opacity: int) -> str:
-    """A PNG with a palette: 0 is transparent, 1 the first colour."""
+    """A PNG with a palette: index 0 is transparent, index 1 the first colour."""
     picture = Image.fromarray(index)
     palette = [(0.0, 0.0, 0.0), *(to_rgb(colour) for colour in colours)]
     picture.putpalette([round(255 * part) for colour in palette for part in colour])

@@ -1,7 +1,6 @@
-"""Maps of a scene: imagery, label, prediction and error on the same pixels, and where the splits lie.
+"""Maps of a scene: imagery, label, prediction and error on the same pixels, and a map of the splits.
 
-A large scene is thinned to every n-th pixel, the same ones in all layers, so that an error map never shows the
-difference of two resamplings.
+Of a large scene every n-th pixel is drawn, the same ones in all layers, so that resampling causes no errors.
 """
 
 from collections.abc import Sequence
@@ -40,28 +39,28 @@ Picture = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class View:
-    """A part of a scene: its window in pixels, and every how many pixels one is drawn."""
+    """A window of a scene in pixels, drawn in steps."""
 
     scene: Scene
     window: Window
 
     @property
     def step(self) -> int:
-        """Every how many pixels one is drawn."""
+        """One pixel in this many is drawn, along each axis."""
         return max(1, int(np.ceil(max(self.window.height, self.window.width) / _LARGEST)))
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns that are drawn."""
+        """Drawn rows and columns."""
         return self.window.height // self.step, self.window.width // self.step
 
     @property
     def metres(self) -> float:
-        """Size of a drawn pixel."""
+        """Size of a drawn pixel, in metres."""
         return self.step * self.scene.gsd
 
     def read(self, source: rasterio.DatasetReader, band: int = 1) -> npt.NDArray[np.generic]:
-        """The drawn pixels of a raster on the scene's grid: the middle one of each step x step."""
+        """The drawn pixels of a raster on the scene's grid: the middle pixel of each step x step."""
         rows, columns = self.shape
         window = Window(self.window.col_off, self.window.row_off, columns * self.step, rows * self.step)
         pixels: npt.NDArray[np.generic] = source.read(band, window=window, out_shape=self.shape)
@@ -69,13 +68,13 @@ class View:
 
 
 def whole(scene: Scene) -> View:
-    """All of a scene."""
+    """The whole scene."""
     rows, columns = scene.geobox.shape
     return View(scene, Window(0, 0, columns, rows))
 
 
 def richest_block(scene: Scene, dataset: ChipDataset, *, split: str) -> View:
-    """The block of a split that holds most of the class, with all of its chips."""
+    """The block of a split with most pixels of the class, including all its chips."""
     tiles = dataset.tiles
     tiles = tiles[(tiles["split"] == split) & (tiles["scene"] == scene.name)]
     best = tiles.groupby("block")["class_fraction"].sum().idxmax()
@@ -88,7 +87,7 @@ def richest_block(scene: Scene, dataset: ChipDataset, *, split: str) -> View:
 
 
 def label_map(view: View, dataset: ChipDataset) -> Labels:
-    """(rows, columns) class ids of all splits' chips, `IGNORE` where no chip lies or nothing is known."""
+    """(rows, columns) class ids of the chips of all splits; `IGNORE` if unknown or outside all chips."""
     rows, columns = view.shape
     labels = np.full((rows, columns), IGNORE, dtype=np.int8)
     middle = view.step // 2
@@ -105,26 +104,26 @@ def label_map(view: View, dataset: ChipDataset) -> Labels:
 
 
 def shown_class(dataset: ChipDataset, predictions: Sequence[Prediction]) -> int:
-    """Id of the class that predictions map, whose labels stand beside them; class 1 where none says which.
+    """Id of the class of the predictions; class 1 if no prediction names its class.
 
     Raises:
-        SceneError: they map several classes, or one that the dataset doesn't have.
+        SceneError: the predictions have several classes, or one that the dataset lacks.
     """
     ids = {name: number for number, name in dataset.info.classes.items()}
     names = sorted({name for one in predictions if (name := one.get("class")) is not None})
     if len(names) > 1 or not set(names) <= set(ids):
         raise SceneError(
-            f"the predictions are of class {', '.join(names)}, {dataset.root} has {', '.join(ids)}",
-            expected="predictions of one of these classes",
-            fix="keep the results of each class in a folder of their own",
+            f"the predictions are of class {', '.join(names)}, but {dataset.root} has {', '.join(ids)}",
+            expected="predictions of one class of the dataset",
+            fix="keep the results of each class in a separate folder",
         )
     return ids[names[0]] if names else 1
 
 
 def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Prediction], *, title: str) -> Figure:
-    """Imagery, label, and of each experiment prediction and error (hit, miss, false alarm), side by side.
+    """Imagery and label, with prediction and error (hit, miss, false alarm) of each experiment, side by side.
 
-    A tall area gives one row, a wide one a row an experiment.
+    A tall area has all of them in one row, a wide area one row per experiment.
 
     Raises:
         SceneError: see `shown_class` and `mapped_class`.
@@ -173,7 +172,7 @@ def _layers(
 
 
 def split_ground(view: View, dataset: ChipDataset, *, split: str) -> npt.NDArray[np.bool_]:
-    """(rows, columns) where the chips of a split lie in the view of a whole scene."""
+    """(rows, columns) true at the chips of a split, for the view of a whole scene."""
     covered = np.zeros(view.shape, dtype=bool)
     side = dataset.info.tile_size / view.step
     tiles = dataset.tiles[(dataset.tiles["scene"] == view.scene.name) & (dataset.tiles["split"] == split)]
@@ -183,7 +182,7 @@ def split_ground(view: View, dataset: ChipDataset, *, split: str) -> npt.NDArray
 
 
 def split_map(view: View, dataset: ChipDataset) -> Figure:
-    """Where train, val and test lie, over the imagery; what is not coloured is gap or has no label."""
+    """Ground of train, val and test over the imagery; the rest is gap or has no label."""
     rows, columns = view.shape
     width = 8.6 if columns >= rows else 6.0
     figure = new_figure(width, width * rows / columns + 1.1)
@@ -215,7 +214,7 @@ def split_map(view: View, dataset: ChipDataset) -> Figure:
 
 
 def imagery(view: View) -> Picture:
-    """True colour where the scene has it, stretched from the 2nd to the 98th percentile; white without observation."""
+    """True colour if the scene has it, stretched from the 2nd to the 98th percentile; white without observation."""
     wanted = ["B04", "B03", "B02"] if {"B04", "B03", "B02"} <= set(view.scene.bands) else [view.scene.bands[0]] * 3
     with rasterio.open(view.scene.path) as source:
         bands = band_indices(wanted, view.scene.bands, where=str(view.scene.path))
@@ -230,13 +229,13 @@ def imagery(view: View) -> Picture:
 
 
 def _faded(picture: Picture) -> Picture:
-    """The imagery in light grey, as a ground for colours."""
+    """The imagery in light grey, as a background for colours."""
     grey = picture @ np.array([0.299, 0.587, 0.114], dtype=np.float32)
     return np.repeat((0.55 + 0.45 * grey)[..., None], 3, axis=-1)
 
 
 def _paint(base: Picture, colours: dict[str, npt.NDArray[np.bool_]], *, unknown: npt.NDArray[np.bool_]) -> Picture:
-    """The base with areas in flat colours, and white with stripes where nothing is known."""
+    """The base with areas in flat colours, and white with stripes where unknown."""
     painted = base.copy()
     for colour, where in colours.items():
         painted[where] = to_rgb(colour)
@@ -246,7 +245,7 @@ def _paint(base: Picture, colours: dict[str, npt.NDArray[np.bool_]], *, unknown:
 
 
 def stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
-    """(rows, columns) diagonal stripes, about 60 over the longer side."""
+    """(rows, columns) true on diagonal stripes, about 60 along the longer side."""
     down, right = np.indices(shape)
     period = max(max(shape) // 60, 4)
     striped: npt.NDArray[np.bool_] = (down + right) % period < max(period // 4, 1)
@@ -254,7 +253,7 @@ def stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
 
 
 def mapped_class(view: View, prediction: Prediction) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Where the class is mapped at the prediction's threshold, and where there is a prediction at all."""
+    """True where the class is mapped at the prediction's threshold, and true where there is a prediction."""
     with rasterio.open(prediction.product.probability) as source:
         affine, crs = view.scene.geobox.affine, str(view.scene.geobox.crs)
         row, column = offset(source, affine, crs, where=str(view.scene.path))
@@ -275,7 +274,7 @@ def _show(axes: Axes, layer: Picture) -> None:
 
 
 def scale_length(view: View) -> tuple[float, str]:
-    """Metres of a scale bar of at most a quarter of the width, 1, 2 or 5 times a power of ten, and how it is called."""
+    """Metres and label of a scale bar: 1, 2 or 5 times a power of ten, at most a quarter of the width."""
     target = view.shape[1] * view.metres / 4
     power = 10 ** np.floor(np.log10(target))
     length = float(next(step * power for step in (5, 2, 1) if step * power <= target))

@@ -1,4 +1,4 @@
-"""Pages that load nothing: templates filled with data URIs, and one script that the page itself allows."""
+"""Self-contained pages: templates with data URIs, and one script that the page allows by its hash."""
 
 import base64
 import hashlib
@@ -17,17 +17,17 @@ from terraseg.contracts.dataset import ChipDataset
 from terraseg.contracts.scene import Scene
 from terraseg.report.layered_map import LABEL, layered_map
 from terraseg.report.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE
-from terraseg.report.which_model import duration, told_apart
+from terraseg.report.which_model import duration, is_significant
 
 _COLOURS = {
     "label": LABEL, "prediction": CLASS, "hit": HIT, "miss": MISS, "false_alarm": FALSE_ALARM, "unknown": STRIPE,
 }  # fmt: skip
-"""Legend of the map."""
+"""Colours of the map and its legend."""
 
 
 @dataclass(frozen=True)
 class EmbeddedMap:
-    """A page that a notebook shows in a frame; it needs no network, nor a widget's server.
+    """A page in a frame of a notebook; it needs no network and no widget server.
 
     Attributes:
         page: HTML.
@@ -50,20 +50,20 @@ def pannable_map(
     """The map of the report for a notebook: zoom, drag, switch layers, swipe.
 
     Args:
-        scene: what to show.
+        scene: the scene to show.
         dataset: its labels and splits.
-        predictions: of this scene, the first is shown first; without any, imagery and label alone.
+        predictions: of this scene, the first is shown first; by default only imagery and label.
         height: of the frame, in pixels.
 
     Raises:
-        SceneError: a prediction lies on another grid or has no threshold.
+        SceneError: a prediction has another grid or no threshold.
     """
     layered = layered_map(scene=scene, dataset=dataset, predictions=predictions)
     return EmbeddedMap(render("map_page.html.j2", layered=layered), height)
 
 
 def render(template: str, **values: Any) -> str:  # noqa: ANN401 - whatever the template shows
-    """A page of ``templates/``; what it names has to be given, and text is escaped."""
+    """Fill a template of ``templates/``; a missing value is an error, and text is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("terraseg.report"),
         autoescape=True,
@@ -74,7 +74,7 @@ def render(template: str, **values: Any) -> str:  # noqa: ANN401 - whatever the 
     environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["duration"] = duration
     environment.tests["known"] = pd.notna
-    environment.tests["told_apart"] = told_apart
+    environment.tests["significant"] = is_significant
     script = resources.files("terraseg.report").joinpath("templates/report.js").read_text(encoding="utf-8")
     return environment.get_template(template).render(
         colours=_COLOURS,

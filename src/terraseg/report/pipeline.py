@@ -1,4 +1,4 @@
-"""The picture of the whole way of the data, for the README."""
+"""Overview of the pipeline, for the README."""
 
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
@@ -10,14 +10,14 @@ _STEPS = (
     ("prepare", "chips and splits", ("footprints to pixels", "blocks with gaps", "audit that fails on a leak"), ORANGE),
     ("learn", "terratorch fit", ("foundation model or CNN", "best IoU of the class", "calibrated bundle"), GREEN),
     ("map", "whole scenes", ("blended windows", "COG and polygons", "STAC item"), PURPLE),
-    ("assess", "figures one can trust", ("held-out blocks", "95 % intervals", "report.html"), VERMILION),
+    ("assess", "metrics one can trust", ("held-out blocks", "95 % intervals", "report.html"), VERMILION),
 )  # fmt: skip
 
 _ROUND = "round,pad=0,rounding_size=0.08"
 
 
 def pipeline_overview() -> Figure:
-    """The five steps with what each of them makes sure of."""
+    """The five steps, with inputs and checks."""
     figure = new_figure(10.2, 2.2)
     axes = new_axes(figure, 1, 1)[0][0]
     axes.set(xlim=(0, len(_STEPS) * 2.1 - 0.1), ylim=(0, 2))

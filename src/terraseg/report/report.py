@@ -1,4 +1,4 @@
-"""report.html: the result in one file to send, to read on a phone and to print; it loads nothing."""
+"""report.html: the results in one self-contained file to send, print or read on a phone."""
 
 import base64
 import json
@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from terraseg import __version__
-from terraseg.assess.evaluate import HEADLINE, WITH_INTERVAL, by_iou
 from terraseg.assess.ground.predictions import Prediction
-from terraseg.assess.metrics.bootstrap import Difference, holm, paired_difference
+from terraseg.assess.metrics.bootstrap import FEW_UNITS, Difference, holm, paired_difference
 from terraseg.assess.metrics.pixels import iou
 from terraseg.contracts.comparison import Tables
 from terraseg.contracts.dataset import ChipDataset
@@ -18,69 +17,64 @@ from terraseg.contracts.result import Estimate, Metrics, read_results
 from terraseg.contracts.scene import Scene
 from terraseg.core.files import atomic_path
 from terraseg.errors import DatasetError
+from terraseg.report.charts import has_sizes
+from terraseg.report.comparison_tables import performance_columns
 from terraseg.report.layered_map import LayeredMap
 from terraseg.report.page import render
-from terraseg.report.summary import PERFORMANCE, efficiency, performance
-from terraseg.report.which_model import LABELLED_CHIPS, Answer, Choice, answer, choices
-
-_FEW_UNITS = 30
-"""Below this many cells an interval is told to be rough."""
+from terraseg.report.tables import by_iou, columns
+from terraseg.report.which_model import LABELLED_CHIPS, Answer, Choice, answer, choices, efficiency, performance
 
 _LONGEST = 400
-"""Characters of a fact that are shown; extents can run to pages."""
+"""Characters to show of a fact; extents can fill pages."""
 
 _MEDIA = {".png": "image/png", ".svg": "image/svg+xml"}
 
 _WORDS = {
     "test_area": (
         "The held-out test area",
-        "Imagery, label, prediction and error: hit, miss and false alarm. No model saw this ground in training.",
+        "Imagery, label, prediction and error: hit, miss and false alarm. No model was trained on this ground.",
     ),
     "scene": (
         "The whole scene",
-        "The same layers everywhere. Train and validation ground is in it, so it looks better than it may elsewhere.",
+        "The same layers for the whole scene. It includes train and validation ground, so it may look better than "
+        "other places.",
     ),
     "splits": (
-        "Where the splits lie",
-        "Train, validation and test blocks over the imagery. The gaps between them are used by nobody.",
+        "Map of the splits",
+        "Train, validation and test blocks over the imagery. The gaps between them are not used.",
     ),
     "iou": ("IoU and F1 with their intervals", "Point: estimate. Line: 95 % interval of the spatial block bootstrap."),
     "curves": (
         "Precision, recall and reliability",
-        "Left: all thresholds, the one in use marked. Right: how often a predicted probability came true.",
+        "Left: all thresholds, with the one in use marked. Right: share of the class at each predicted probability.",
     ),
     "label_efficiency": (
         "How many labels are enough",
         "IoU over the number of labelled chips. Band: 95 % interval of the spatial block bootstrap, seeds pooled.",
     ),
     "size_recall": (
-        "Recall by size of the footprint",
-        "What is smaller than a few pixels can't be outlined by a map of such pixels: its recall says what is lost.",
+        "Recall by footprint size",
+        "No map outlines objects smaller than a few of its pixels: their recall shows what such a map misses.",
     ),
     "training": (
-        "How the trainings went",
-        "The checkpoint with the best validation IoU was kept; test had no say in it.",
+        "Training curves",
+        "The checkpoint with the highest validation IoU was kept. Test data were not used for this choice.",
     ),
-    "thresholds": ("F1 by threshold", "The marked threshold was chosen on validation; test had no say in it."),
-    "pipeline_overview": ("How the map was made", "The steps, and what each of them makes sure of."),
+    "thresholds": (
+        "F1 by threshold",
+        "The marked threshold was chosen on validation, without test data.",
+    ),
+    "pipeline_overview": ("How the map was made", "The steps, with their inputs and checks."),
 }
 """Heading and caption by file stem."""
 
-_OBJECTS = {
-    "object_f1_0.3": "F1 at IoU 0.3", "object_f1_0.5": "F1 at IoU 0.5",
-    "object_recall_0_100_m2": "Recall below 100 m²", "object_recall_100_400_m2": "100 to 400 m²",
-    "object_recall_400_1600_m2": "400 to 1600 m²", "object_recall_1600_inf_m2": "above 1600 m²",
-    "building_count_bias": "Bias of the number",
-}  # fmt: skip
-"""Columns of the table of objects."""
-
 _CURVE = "label_efficiency"
-"""The figure that stands with the comparisons."""
+"""The figure in the section of the comparisons."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure as the page shows it; ``name`` is its file's stem, ``source`` a data URI."""
+    """A figure on the page; ``name`` is the stem of its file, ``source`` a data URI."""
 
     name: str
     heading: str
@@ -90,11 +84,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Matrix:
-    """A comparison over label fractions and seeds as the page shows it; ``own`` if of the report's dataset."""
+    """A comparison over label fractions and seeds on the page; ``own`` if it is of the report's dataset."""
 
     tables: Tables
     answer: Answer | None
     choices: list[Choice]
+    headings: dict[str, str]
     performance: list[dict[str, Any]]
     efficiency: list[dict[str, Any]]
     own: bool
@@ -102,7 +97,7 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best experiment against another one; ``p`` is corrected for the number of comparisons (Holm)."""
+    """The best experiment compared with another; ``p`` is corrected for the number of comparisons (Holm)."""
 
     other: str
     gain: Estimate
@@ -123,13 +118,13 @@ def write_report(
     """Write the report, atomically.
 
     Args:
-        metrics: result files (contract 6), at least one.
-        figures: PNG and SVG files; where a figure has both, the SVG is shown unless it holds a raster.
-        layered: the map with layers and a swipe; the best result's model is shown first. None: a report without it.
-        predictions: their items say what the card of each model holds.
-        dataset: what was trained and tested on.
-        scenes: the scenes that were mapped, for their provenance.
-        comparisons: over label fractions and seeds; which model to use stands at the top, those of ``dataset`` first.
+        metrics: result files, at least one.
+        figures: PNG and SVG files; if a figure has both, the SVG is shown unless it contains a raster.
+        layered: the map with layers and a swipe, starting with the best model; None for a report without it.
+        predictions: their STAC items give the model cards.
+        dataset: of training and test.
+        scenes: the mapped scenes, for their provenance.
+        comparisons: over label fractions and seeds, for the answer to which model to use.
         output: the HTML file.
 
     Raises:
@@ -137,13 +132,13 @@ def write_report(
     """
     results = by_iou(read_results(metrics))
     if not results:
-        raise DatasetError("no results to report", fix="run `python src/evaluate.py` first")
+        raise DatasetError("no results to report", fix="run `terraseg evaluate` first")
     for result in results:
         if result.dataset_hash not in (None, dataset.info.content_hash):
             raise DatasetError(
-                f"the result {result.experiment} was measured on another version of {dataset.root}",
+                f"the result {result.experiment} was scored on another version of {dataset.root}",
                 expected=f"dataset {dataset.info.content_hash[:12]}",
-                fix="run `python src/evaluate.py` again",
+                fix="run `terraseg evaluate` again",
             )
     pictures = list(_pictures(figures))
     page = render(
@@ -153,13 +148,11 @@ def write_report(
         best=results[0],
         comparisons=_comparisons(results),
         matrices=sorted((_matrix(one, dataset) for one in comparisons), key=lambda one: not one.own),
-        object_headings=_OBJECTS,
-        scored_objects=[result for result in results if set(_OBJECTS) <= result.figures.keys()],
-        performance_headings=PERFORMANCE,
+        columns=columns("results"),
+        object_columns=columns("objects"),
+        scored_objects=[result for result in results if has_sizes(result)],
         labelled_chips=LABELLED_CHIPS,
-        headline=HEADLINE,
-        with_interval=WITH_INTERVAL,
-        few_units=min(len(result.units) for result in results) < _FEW_UNITS,
+        few_units=min(len(result.units) for result in results) < FEW_UNITS,
         layered=layered and _best_first(layered, results),
         pictures=[one for one in pictures if one.name != _CURVE],
         curve=next((one for one in pictures if one.name == _CURVE), None),
@@ -179,7 +172,7 @@ def write_report(
 
 
 def _best_first(layered: LayeredMap, results: Sequence[Metrics]) -> LayeredMap:
-    """The map with its models in the order of the results, those without a result last."""
+    """The map with its models in the order of the results, models without a result last."""
     rank = {result.experiment: place for place, result in enumerate(results)}
     return replace(
         layered, models=tuple(sorted(layered.models, key=lambda one: rank.get(one.experiment, len(results))))
@@ -187,7 +180,7 @@ def _best_first(layered: LayeredMap, results: Sequence[Metrics]) -> LayeredMap:
 
 
 def _card(prediction: Prediction) -> dict[str, Any]:
-    """What a model is and may be used for, as far as its map says."""
+    """Facts about a model from the STAC item of its map, including its licence."""
     keys = ("weights", "model_factory", "model_args", "bands", "unit", "gsd", "tile_size", "threshold", "temperature")
     return {
         "licence of model and weights": prediction.get("model_licence"),
@@ -196,7 +189,7 @@ def _card(prediction: Prediction) -> dict[str, Any]:
 
 
 def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:
-    """The best result against every other one that was measured on the same cells, with the same draws."""
+    """The best result compared with every other result of the same cells, on the same draws."""
     best, *others = results
     others = [other for other in others if other.units.keys() == best.units.keys()]
     found: list[Difference] = [
@@ -214,6 +207,7 @@ def _matrix(tables: Tables, dataset: ChipDataset) -> Matrix:
         tables=tables,
         answer=answer(tables),
         choices=choices(tables),
+        headings=performance_columns(tables),
         performance=performance(tables).to_dict("records"),
         efficiency=efficiency(tables).to_dict("records"),
         own=tables.cells["dataset_hash"].iloc[0] == dataset.info.content_hash,
@@ -232,12 +226,12 @@ def _pictures(files: Iterable[Path]) -> Iterable[Picture]:
 
 
 def _is_drawing(file: Path) -> bool:
-    """Whether a file is an SVG of lines and text: one that holds a raster is only a larger PNG."""
+    """Whether a file is an SVG without a raster; with one it is only a larger PNG."""
     return file.suffix == ".svg" and b"<image" not in file.read_bytes()
 
 
 def _flat(values: dict[str, Any]) -> dict[str, str]:
-    """Key and text of each value that says something; what is nested as JSON, what is endless cut off."""
+    """Text of each value that is not empty: nested values as JSON, long ones shortened."""
     texts = {
         key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for key, value in values.items()

@@ -1,4 +1,4 @@
-"""How figures look: colours that colour-blind readers can tell apart, one type size, the attribution on each."""
+"""Style of all figures: colours for colour-blind readers, one font, and the attribution."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,13 +27,13 @@ SPLIT_COLOURS = {"train": BLUE, "val": ORANGE, "test": PURPLE}
 """Maps of the splits."""
 
 STRIPE = "#BDBDBD"
-"""Stripes over pixels that nothing is known of."""
+"""Stripes over unknown pixels."""
 
 GREY = "#6E6E6E"
-"""Everything that is not data: rules, hints, the index baseline."""
+"""Lines and notes that are not data, and the index baseline."""
 
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
-"""Experiments, in the order of their names; marker and line style tell them apart too."""
+"""Experiments in alphabetical order; markers differ too."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -55,13 +55,13 @@ _RC: dict[Any, Any] = {
 
 @contextmanager
 def house_style() -> Iterator[None]:
-    """Everything drawn inside looks alike; outside, matplotlib is as it was."""
+    """Use the style of terraseg inside this block only."""
     with mpl.rc_context(_RC):
         yield
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, bound to no window system."""
+    """An empty figure without a window; sizes in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -76,6 +76,7 @@ def save(figure: Figure, path: Path, *, attribution: str) -> list[Path]:
     """Write ``<path>.png`` and ``<path>.svg``; the same figure gives the same bytes.
 
     Args:
+        figure: to write.
         path: without suffix.
         attribution: printed at the lower left.
     """
@@ -90,7 +91,7 @@ def save(figure: Figure, path: Path, *, attribution: str) -> list[Path]:
 
 
 def series(names: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and marker by name, the same ones on every chart."""
+    """Colour and marker by name, the same on every chart."""
     ordered, count = sorted(set(names)), len(SERIES)
-    # After six of them, the colours come again with other markers.
+    # After six names, the colours repeat with other markers.
     return {name: (SERIES[i % count], MARKERS[(i + i // count) % count]) for i, name in enumerate(ordered)}

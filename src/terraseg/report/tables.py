@@ -1,4 +1,4 @@
-"""The tables of one result on the screen: its places and its objects. `metrics_table` compares several."""
+"""Tables of results on the screen, and the columns of metrics that all tables share."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,45 +7,23 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from terraseg.assess.evaluate import HEADLINE, metrics_table, table_cell
-from terraseg.assess.metrics.objects import RECALL_BY_SIZE
-from terraseg.contracts.result import read_metrics
+from terraseg.assess.metrics import objects, pixels, totals
+from terraseg.assess.metrics.pixels import Metric
+from terraseg.contracts.result import Estimate, Metrics, read_metrics
 
-PLACES = {
-    **{name: HEADLINE[name] for name in ("iou", "f1", "ece")},
-    "built_up_bias": "Area\nbias",
-    "building_count_bias": "Count\nbias",
-    "building_count_error": "Count\nerror",
-}
-"""Figures of the table of places, likewise; those of counts where footprints are known."""
 
-OBJECTS = {
-    **{
-        f"object_{name}_{iou}": f"{name} at IoU {iou}"
-        for iou in ("0.3", "0.5")
-        for name in ("precision", "recall", "f1")
-    },
-    **dict(
-        zip(
-            RECALL_BY_SIZE,
-            ("recall below 100 m2", "recall, 100 to 400 m2", "recall, 400 to 1600 m2", "recall from 1600 m2"),
-            strict=True,
-        )
-    ),
-    "building_count_bias": "count, bias of the whole",
-    "building_count_error": "count, error by cell",
-    "object_splits": "footprints in several parts",
-    "object_merges": "objects over several footprints",
-}
-"""Figures of the table of objects, in words."""
+def columns(table: pixels.Table) -> dict[str, Metric]:
+    """The metrics of a table by name, in order."""
+    known = {**pixels.METRICS, **totals.METRICS, **objects.METRICS}
+    return {name: metric for name, metric in known.items() if table in metric.tables}
 
 
 def tables(paths: Sequence[Path], *, places: bool) -> Iterator[Table]:
-    """All tables of results that were scored together: those of objects where footprints are known.
+    """All tables of results that were scored together.
 
     Args:
-        paths: of the results.
-        places: those of places too.
+        paths: of the results; those with object metrics have a table of them.
+        places: whether to show the tables of places.
     """
     yield metrics_table(paths)
     for path in paths:
@@ -55,39 +33,82 @@ def tables(paths: Sequence[Path], *, places: bool) -> Iterator[Table]:
             yield groups_table(path)
 
 
-def groups_table(path: str | Path) -> Table:
-    """A table for the screen: one row a block, scene or place of one result.
+def metrics_table(paths: Sequence[str | Path]) -> Table:
+    """Compare results: one row per result, highest IoU first.
 
     Raises:
-        DatasetError: the file is no result.
+        DatasetError: a file is not a result.
+    """
+    results, metrics = by_iou([read_metrics(path) for path in paths]), columns("results")
+    title = " / ".join(dict.fromkeys(f"{result.class_name}, {result.split} split" for result in results))
+    table = Table(title=title, caption=_caption(results), caption_justify="left", box=box.SIMPLE_HEAD)
+    table.add_column("Experiment, weights", overflow="fold")
+    for metric in metrics.values():
+        table.add_column(metric.heading, justify="right", no_wrap=True)
+    for result in results:
+        who = Text.assemble((result.experiment, "bold"), "\n", (result.weights, "dim"))
+        table.add_row(who, *(_cell(metric, result.figures.get(name)) for name, metric in metrics.items()))
+    return table
+
+
+def by_iou(results: Sequence[Metrics]) -> list[Metrics]:
+    """Results sorted by IoU, highest first, undefined last."""
+    return sorted(results, key=lambda result: (-(result.figures["iou"].value or 0.0), result.experiment))
+
+
+def _caption(results: Sequence[Metrics]) -> str:
+    rules = dict.fromkeys(
+        f"Label rule: {result.label_rule}. 95 % intervals: {len(result.units)} cells of {result.cell} px drawn "
+        f"{result.draws} times."
+        for result in results
+    )
+    return " / ".join(rules)
+
+
+def _cell(metric: Metric, estimate: Estimate | None) -> str:
+    """A metric as text, some with their interval below; a result of an older version may lack it."""
+    if estimate is None or estimate.value is None:
+        return "–"
+    if not metric.interval:
+        return f"{estimate.value:.3f}"
+    interval = "no interval" if estimate.low is None else f"{estimate.low:.3f}–{estimate.high:.3f}"
+    return f"{estimate.value:.3f}\n{interval}"
+
+
+def groups_table(path: str | Path) -> Table:
+    """The places of a result: one row per block, scene or named place.
+
+    Raises:
+        DatasetError: the file is not a result.
     """
     result = read_metrics(path)
     table = Table(title=f"{result.experiment}, {result.split} split, by place", box=box.SIMPLE_HEAD)
     table.add_column("Place", overflow="fold")
-    names = [name for name in PLACES if all(name in figures for figures in result.groups.values())]
-    for name in names:
-        table.add_column(PLACES[name], justify="right", no_wrap=True)
-    for place, figures in result.groups.items():
-        table.add_row(place, *(table_cell(name, figures[name]) for name in names))
+    groups = result.groups.values()
+    metrics = {name: metric for name, metric in columns("places").items() if all(name in group for group in groups)}
+    for metric in metrics.values():
+        table.add_column(metric.heading.replace(" ", "\n"), justify="right", no_wrap=True)
+    for place, group in result.groups.items():
+        table.add_row(place, *(_cell(metric, group[name]) for name, metric in metrics.items()))
     return table
 
 
 def objects_table(path: str | Path) -> Table:
-    """A table for the screen: what one result says of objects, and what its pixels can't say.
+    """The object metrics of a result, and what its pixels can't show of objects.
 
     Raises:
-        DatasetError: the file is no result.
+        DatasetError: the file is not a result.
     """
     result = read_metrics(path)
     table = Table(
         title=f"{result.experiment}, {result.split} split, objects", caption=result.limits, caption_justify="left",
         box=box.SIMPLE_HEAD,
     )  # fmt: skip
-    table.add_column("Figure")
-    table.add_column("Value with its 95 % interval", justify="right")
-    for name, words in OBJECTS.items():
+    table.add_column("Metric")
+    table.add_column("Value with 95 % interval", justify="right")
+    for name, metric in objects.METRICS.items():
         if name in result.figures:
-            figure = result.figures[name]
-            said = f"{figure.value:.0f}" if name in ("object_splits", "object_merges") else str(figure)
-            table.add_row(words, Text(said))  # brackets are no markup
+            estimate = result.figures[name]
+            text = f"{estimate.value:.0f}" if name in ("object_splits", "object_merges") else str(estimate)
+            table.add_row(metric.heading, Text(text))  # Text: rich would read brackets as markup
     return table

@@ -1,4 +1,4 @@
-"""Which model to use with so many labelled chips, and how sure that is: in plain words, from a comparison's tables."""
+"""Which model to use for a number of labelled chips, how sure that is, and how the models perform and cost."""
 
 import math
 from collections.abc import Sequence
@@ -7,27 +7,25 @@ from typing import Any
 
 import pandas as pd
 
+from terraseg.assess.metrics.bootstrap import FEW_UNITS
 from terraseg.contracts.comparison import Tables
 
 LABELLED_CHIPS = 50
-"""What is few labels, where nobody says another number."""
+"""Default number of labelled chips."""
 
 SURE = 0.05
-"""Corrected p below which two experiments are told apart."""
-
-_FEW_UNITS = 30
-"""Below this many cells an interval is told to be rough."""
+"""Corrected p below which two experiments differ significantly."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a comparison says at one fraction.
+    """The best experiment at one fraction.
 
     Attributes:
-        chips: labelled ones, mean of the seeds.
+        chips: number of labelled chips, mean over seeds.
         fraction: of the ground of train.
         best: the row of `Tables.by_fraction` with the highest IoU.
-        against: the rows of `Tables.pairs` of the best, the nearest experiment first.
+        against: rows of `Tables.pairs` that compare it with the others, the smallest difference first.
     """
 
     chips: float
@@ -37,19 +35,19 @@ class Choice:
 
     @property
     def alike(self) -> tuple[dict[str, Any], ...]:
-        """Rows of `against` that are not told apart from the best."""
-        return tuple(row for row in self.against if not told_apart(row))
+        """Rows of `against` without a significant difference."""
+        return tuple(row for row in self.against if not is_significant(row))
 
 
 @dataclass(frozen=True)
 class Answer:
-    """To "which model should I use?".
+    """Answer to "which model should I use?".
 
     Attributes:
         comparison: its name.
-        chips: labelled ones that it holds for: the measured number nearest to the one that was asked for.
+        chips: number of labelled chips of the answer, the one nearest to the request that was measured.
         verdict: one sentence.
-        evidence: the sentences that it stands on.
+        evidence: sentences that support it.
     """
 
     comparison: str
@@ -58,17 +56,17 @@ class Answer:
     evidence: tuple[str, ...]
 
 
-def told_apart(pair: dict[str, Any]) -> bool:
-    """Whether the difference of a row of `Tables.pairs` holds after the correction."""
+def is_significant(pair: dict[str, Any]) -> bool:
+    """Whether the difference in a row of `Tables.pairs` is significant after the correction."""
     return pd.notna(pair["p_holm"]) and bool(pair["p_holm"] < SURE)
 
 
 def choices(tables: Tables) -> list[Choice]:
-    """The best experiment at each fraction, the least labels first."""
+    """The best experiment at each fraction, the fewest labels first."""
     found = []
     for fraction, rows in tables.by_fraction.dropna(subset="iou").groupby("fraction"):
         pairs = tables.pairs[tables.pairs["fraction"] == fraction]
-        best = rows[~rows["experiment"].isin(pairs["other"])].iloc[0].to_dict()  # equals are in order there
+        best = rows[~rows["experiment"].isin(pairs["other"])].iloc[0].to_dict()  # also right for equal IoUs
         pairs = pairs[pairs["better"] == best["experiment"]]
         against = pairs.sort_values("gain").to_dict("records")
         found.append(Choice(float(best["labelled_chips"]), float(str(fraction)), best, tuple(against)))
@@ -76,9 +74,11 @@ def choices(tables: Tables) -> list[Choice]:
 
 
 def answer(tables: Tables, *, labelled_chips: int = LABELLED_CHIPS) -> Answer | None:
-    """Which experiment to use with so many labelled chips; None where no fraction is finished.
+    """Which experiment to use with a number of labelled chips; None if no fraction is finished.
 
-    It is that of the fraction whose number of chips is nearest, as a ratio.
+    Args:
+        tables: of the comparison.
+        labelled_chips: the answer is for the measured number that is nearest, as a ratio.
     """
     found = choices(tables)
     if not found:
@@ -95,10 +95,10 @@ def answer(tables: Tables, *, labelled_chips: int = LABELLED_CHIPS) -> Answer | 
 def _verdict(choice: Choice) -> str:
     name, alike = choice.best["experiment"], [str(row["other"]) for row in choice.alike]
     if not choice.against:
-        return f"Only {name} was measured with so many labels: there is nothing to choose from."
+        return f"Only {name} was measured with this number of labels: there is no choice."
     if not alike:
         return f"Use {name}: it is better than {_listed([row['other'] for row in choice.against])}."
-    return f"{name} has the highest IoU, but it can't be told apart from {_listed(alike)}."
+    return f"{name} has the highest IoU, but the difference to {_listed(alike)} is not significant."
 
 
 def _score(tables: Tables, choice: Choice) -> str:
@@ -108,33 +108,33 @@ def _score(tables: Tables, choice: Choice) -> str:
 
 
 def _rivals(choice: Choice) -> list[str]:
-    told = []
+    rivals = []
     for row in choice.against:
         p = "no p value" if pd.isna(row["p_holm"]) else f"p = {row['p_holm']:.3f}"
         seeds = f"ahead in {row['seeds_ahead']:.0f} of {row['seeds']:.0f} seed{'s' * (row['seeds'] != 1)}"
-        how = "Better than" if told_apart(row) else "Can't be told apart from"
-        told.append(f"{how} {row['other']}: IoU {_estimate(row, 'gain', sign='+')}, {p}, {seeds}.")
-    return told
+        how = "Better than" if is_significant(row) else "Not significantly better than"
+        rivals.append(f"{how} {row['other']}: IoU {_estimate(row, 'gain', sign='+')}, {p}, {seeds}.")
+    return rivals
 
 
 def _cheapest(tables: Tables, choice: Choice) -> list[str]:
-    """Among equals the one that trains quickest is worth a word."""
+    """The experiment that trains fastest, if several are equally good."""
     if not choice.alike:
         return []
     names = [choice.best["experiment"], *(row["other"] for row in choice.alike)]
     cells = tables.cells[(tables.cells["fraction"] == choice.fraction) & tables.cells["experiment"].isin(names)]
     hours = cells.groupby("experiment")["hours"].mean()
-    return [f"Of these, {hours.idxmin()} took the least time to train: {duration(float(hours.min()))}."]
+    return [f"Of these, {hours.idxmin()} trained fastest: {duration(float(hours.min()))}."]
 
 
 def _sureness(tables: Tables, choice: Choice) -> str:
     units, best = int(tables.cells["units"].iloc[0]), choice.best
-    rough = " They are few, so every interval is rough." if units < _FEW_UNITS else ""
+    rough = " These are few cells, so every interval is rough." if units < FEW_UNITS else ""
     pairs = int((tables.pairs["fraction"] == choice.fraction).sum())
     corrected = f" p is corrected for the {pairs} pairs at this number of labels (Holm)." if pairs > 1 else ""
     return (
         f"How sure: the 95 % intervals are over {units} cells of test ground.{rough}{corrected} "
-        f"By seed, {best['experiment']} had an IoU from {best['iou_least_seed']:.3f} to {best['iou_most_seed']:.3f} "
+        f"The IoU of {best['experiment']} is {best['iou_least_seed']:.3f} to {best['iou_most_seed']:.3f} by seed "
         f"({best['seeds']:.0f} seed{'s' * (best['seeds'] != 1)}). "
         "Other ground, sensors and dates were not tested."
     )
@@ -147,10 +147,33 @@ def _estimate(row: dict[str, Any], name: str, *, sign: str) -> str:
 
 
 def duration(hours: float) -> str:
-    """Hours, or minutes where it is less than one."""
+    """Hours as text, or minutes below one hour."""
     return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.1f} min"
 
 
 def _listed(names: Sequence[object]) -> str:
     *first, last = map(str, names)
     return f"{', '.join(first)} and {last}" if first else last
+
+
+def performance(tables: Tables) -> pd.DataFrame:
+    """Rows of `Tables.by_fraction` at the largest finished fraction of each experiment, highest IoU first."""
+    rows = tables.by_fraction
+    largest = rows[rows["fraction"] == rows.groupby("experiment")["fraction"].transform("max")]
+    return largest.sort_values("iou", ascending=False, kind="stable")
+
+
+def efficiency(tables: Tables) -> pd.DataFrame:
+    """One row per experiment, in the order of `performance`: means over the cells at its largest finished fraction.
+
+    Columns: parameters, trainable_parameters, best_epoch and best_step (of the highest validation IoU), epochs, steps,
+    hours, images_per_second, peak_memory_gb, device; and those of `Tables.labels` if all fractions are finished.
+    """
+    measured = ["parameters", "trainable_parameters", "best_epoch", "epochs", "best_step", "steps", "hours"]
+    measured += ["images_per_second", "peak_memory_gb"]
+    keys = performance(tables)[["experiment", "fraction"]]
+    cells = keys.merge(tables.cells, on=["experiment", "fraction"], how="left")
+    groups = cells.groupby("experiment", sort=False)
+    means = groups[measured].mean()
+    means["device"] = groups["device"].agg(lambda names: ", ".join(sorted(set(names))))
+    return means.reset_index().merge(tables.labels.drop(columns="comparison"), on="experiment", how="left")

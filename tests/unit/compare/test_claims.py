@@ -148,7 +148,7 @@ def test_a_seed_draws_the_labelled_chips_the_same_ones_for_every_experiment(home
 def test_early_stopping_and_devices_are_of_the_budget(home: Path, tmp_path: Path) -> None:
     stop = "{class_path: EarlyStopping, init_args: {monitor: val/loss}}"
     for change, said in ((f"two:trainer.callbacks=[{stop}]", "EarlyStopping"), ("two:trainer.devices=2", "devices")):
-        with pytest.raises(ConfigError, match=f"unlike budgets: {said} is"):
+        with pytest.raises(ConfigError, match=f"unequal budgets: {said} is"):
             _load(home, tmp_path, change)
 
 

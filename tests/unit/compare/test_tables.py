@@ -65,7 +65,7 @@ def test_the_labels_needed_are_those_of_the_least_fraction_with_the_score_of_the
     assert np.isnan(_row(tables.labels, "worse")["reached_chips"])
     said = {line.split()[0]: line for line in answers(tables)}
     assert "better reaches the IoU of base at fraction 1: at fraction 0.5, 50 chips (95 %" in said["better"]
-    assert said["worse"].endswith("base at fraction 1: at none (95 %: possibly at none, surely at none)")
+    assert said["worse"].endswith("base at fraction 1: never (95 %: possibly never, surely never)")
 
 
 def test_an_experiment_that_is_not_whole_is_not_summed_up() -> None:
@@ -86,7 +86,7 @@ def test_every_row_says_what_it_was_measured_on() -> None:
 def test_seeds_of_other_units_are_refused() -> None:
     config = make_config("base")
     pair = [make_cell("base", 1.0, 0, 0.5), make_cell("base", 1.0, 1, 0.5, units=30)]
-    with pytest.raises(DatasetError, match="measured on different units"):
+    with pytest.raises(DatasetError, match="scored on different units"):
         make_tables(config, pair, budget="", unfinished=4)
 
 

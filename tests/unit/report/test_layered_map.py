@@ -40,7 +40,7 @@ def test_predictions_of_unlike_or_unknown_classes_are_not_shown_beside_one_label
     scene = make_scene(tmp_path / "raw", SIZE, truth=truth)
     dataset = make_dataset(tmp_path / "set", scene, truth)
     road = _predicted(tmp_path / "roads", scene, truth == 1, **{"class": "road"})
-    with pytest.raises(SceneError, match="predictions are of class road, .* has background, building"):
+    with pytest.raises(SceneError, match="predictions are of class road, but .* has background, building"):
         shown_class(dataset, road)
     with pytest.raises(SceneError, match="are of class building, road"):
         shown_class(dataset, road + _predicted(tmp_path / "buildings", scene, truth == 1))

@@ -7,8 +7,7 @@ from matplotlib.figure import Figure
 from helpers.comparisons import make_comparison
 from terraseg.assess.metrics.bootstrap import holm
 from terraseg.report.label_efficiency import label_efficiency
-from terraseg.report.summary import efficiency, performance
-from terraseg.report.which_model import answer, choices
+from terraseg.report.which_model import answer, choices, efficiency, performance
 
 _PLANTED = {"base": (0.2, 0.3, 0.6), "better": (0.3, 0.5, 0.61), "worst": (0.1, 0.2, 0.3)}
 
@@ -22,7 +21,7 @@ def test_a_planted_best_is_named_with_its_lead() -> None:
     assert "Better than base: IoU +0.200 [+0." in text
     assert "ahead in 2 of 2 seeds" in text
     assert "over 40 cells of test ground. p is corrected for the 3 pairs" in text
-    assert "By seed, better had an IoU from 0.49" in text
+    assert "The IoU of better is 0.49" in text
     assert said.chips == 50
 
 
@@ -33,17 +32,20 @@ def test_what_the_interval_does_not_tell_apart_is_not_told_apart() -> None:
     assert said is not None
     assert pair["gain_low"] < 0 < pair["gain"] < pair["gain_high"]
     assert {pair["better"], pair["other"]} == {"base", "sibling"}
-    assert said.verdict == f"{pair['better']} has the highest IoU, but it can't be told apart from {pair['other']}."
+    assert (
+        said.verdict
+        == f"{pair['better']} has the highest IoU, but the difference to {pair['other']} is not significant."
+    )
     text = " ".join(said.evidence)
-    assert f"Can't be told apart from {pair['other']}: IoU +0.0" in text
+    assert f"Not significantly better than {pair['other']}: IoU +0.0" in text
     assert "Better than worst: IoU +0." in text
-    assert "Of these, sibling took the least time to train: 30.0 min." in text
+    assert "Of these, sibling trained fastest: 30.0 min." in text
 
 
 def test_identical_models_are_never_told_apart() -> None:
     said = answer(make_comparison({"base": (0.3, 0.5, 0.6), "same": (0.3, 0.5, 0.6)}))
     assert said is not None
-    assert said.verdict == "base has the highest IoU, but it can't be told apart from same."
+    assert said.verdict == "base has the highest IoU, but the difference to same is not significant."
     assert "IoU +0.000 [+0.000, +0.000], p = 1.000, ahead in 0 of 2 seeds" in said.evidence[1]
 
 
@@ -57,7 +59,7 @@ def test_the_nearest_measured_number_of_chips_answers(asked: int, chips: int) ->
 def test_one_experiment_alone_is_no_choice_and_none_no_answer() -> None:
     alone = answer(make_comparison({"base": (0.3, 0.5, 0.6)}))
     assert alone is not None
-    assert alone.verdict == "Only base was measured with so many labels: there is nothing to choose from."
+    assert alone.verdict == "Only base was measured with this number of labels: there is no choice."
     assert answer(make_comparison({"base": (0.3, 0.5, 0.6)}, leave_out=3)) is None
 
 

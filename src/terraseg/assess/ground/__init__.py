@@ -1,1 +1,1 @@
-"""What a prediction is compared with."""
+"""Ground truth, and the predictions to compare with it."""

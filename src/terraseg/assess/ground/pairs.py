@@ -1,7 +1,7 @@
-"""Pixels of a prediction beside pixels of truth, in cells.
+"""Pixels of a prediction paired with pixels of truth, in cells.
 
 Cells are the units of the block bootstrap (`terraseg.assess.metrics.bootstrap`): errors of neighbouring pixels are
-correlated, those of cells far less.
+correlated, errors of cells far less.
 """
 
 from abc import ABC, abstractmethod
@@ -18,7 +18,7 @@ from terraseg.contracts.product import Product
 from terraseg.errors import SceneError
 
 COUNTED = -2
-"""Truth value of a pixel that another chip has brought already: chips may overlap, pixels count once."""
+"""Truth value of a pixel that an earlier chip contains: chips may overlap, but each pixel is counted once."""
 
 Scores = npt.NDArray[np.uint8]
 """(rows, columns) of probability DN: 0-250, 255 = nodata."""
@@ -29,14 +29,14 @@ Labels = npt.NDArray[np.int8]
 
 @dataclass(frozen=True)
 class Patch:
-    """A window of a prediction beside what is known of it.
+    """A window of a prediction with its truth.
 
     Attributes:
-        name: of the scene, with the block where the truth has blocks.
-        row: of its first row in the scene.
-        column: of its first column in the scene.
-        probability: as predicted.
-        truth: of the same shape.
+        name: of the scene, followed by the block if the truth has blocks.
+        row: its first row in the scene.
+        column: its first column in the scene.
+        probability: the prediction.
+        truth: labels of the same shape.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Patch:
 
 @dataclass(frozen=True)
 class Pair:
-    """Prediction and truth of the same pixels; ``unit`` names the cell that they lie in."""
+    """Prediction and truth of the same pixels; ``unit`` is the name of their cell."""
 
     unit: str
     probability: Scores
@@ -57,17 +57,17 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class Truth(ABC):
-    """What is known about the ground.
+    """Ground truth.
 
     Attributes:
-        class_name: the class that figures are about.
+        class_name: the class to score.
         label_rule: how a pixel got its class, in words.
         cell: side of a bootstrap unit, in pixels.
         positive: id of the class.
-        split: which part of a dataset it is, ``all`` where there are no parts.
-        split_rule: how blocks went to splits.
-        attribution: the line that every product must carry, where it is known.
-        dataset_hash: content hash of the dataset, where it is one.
+        split: of the dataset; ``all`` for truth without splits.
+        split_rule: how blocks were assigned to splits.
+        attribution: the line that every product must carry, if known.
+        dataset_hash: content hash, if the truth is a dataset.
     """
 
     class_name: str
@@ -81,10 +81,10 @@ class Truth(ABC):
 
     @abstractmethod
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
-        """Windows that hold every pixel that truth and products share, once; those of whole rasters from top down.
+        """Windows with every pixel that truth and products share, each once; whole rasters come from top to bottom.
 
         Raises:
-            SceneError: truth and products lie on different grids or show different scenes.
+            SceneError: truth and products have different grids or scenes.
         """
 
     def pairs(self, products: Sequence[Product]) -> Iterator[Pair]:
@@ -93,7 +93,7 @@ class Truth(ABC):
 
 
 def cells(patches: Iterable[Patch], *, cell: int) -> Iterator[Pair]:
-    """Cut windows along the grid of cells of their scenes; a cell may come in pieces."""
+    """Cut windows along the grid of cells of their scene; a cell may come in several pieces."""
     for patch in patches:
         for down, rows in spans(patch.row, patch.truth.shape[0], cell=cell):
             for right, columns in spans(patch.column, patch.truth.shape[1], cell=cell):
@@ -102,7 +102,7 @@ def cells(patches: Iterable[Patch], *, cell: int) -> Iterator[Pair]:
 
 
 def spans(start: int, length: int, *, cell: int) -> list[tuple[int, slice]]:
-    """The cells along one axis that ``length`` pixels from ``start`` lie in, each with its slice of these pixels."""
+    """The cells of ``length`` pixels from ``start`` along one axis, each with its slice of these pixels."""
     last = (start + length - 1) // cell
     return [
         (number, slice(max(number * cell - start, 0), min((number + 1) * cell - start, length)))
@@ -114,7 +114,7 @@ def offset(source: rasterio.DatasetReader, transform: Affine, crs: str, *, where
     """Row and column in ``source`` of the upper left pixel of another raster on the same pixel grid.
 
     Raises:
-        SceneError: another CRS, another pixel size, or pixels that lie between those of ``source``.
+        SceneError: another CRS, another pixel size, or shifted by a part of a pixel.
     """
     column, row = ~source.transform @ (transform.c, transform.f)
     same_size = np.allclose(transform[:2] + transform[3:5], source.transform[:2] + source.transform[3:5], rtol=1e-6)
@@ -124,7 +124,11 @@ def offset(source: rasterio.DatasetReader, transform: Affine, crs: str, *, where
         fault = f"{where} ({_grid(transform)}) is not on the pixel grid of {source.name} ({_grid(source.transform)})"
     else:
         return round(row), round(column)
-    raise SceneError(fault, expected="one pixel grid for truth and prediction", fix="predict the scene of the dataset")
+    raise SceneError(
+        fault,
+        expected="the same pixel grid for truth and prediction",
+        fix="predict the scene that the dataset was made from",
+    )
 
 
 def _grid(transform: Affine) -> str:

@@ -1,4 +1,4 @@
-"""Predictions with what their items say of the model, to know which experiment a map belongs to."""
+"""Predictions with the metadata of their STAC items, which name the experiment and the model."""
 
 import json
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Prediction:
 
     Attributes:
         product: the files.
-        properties: of the item; those of ``terraseg:model`` are found here too, as ``terraseg:<key>``.
+        properties: of the item; includes those of ``terraseg:model``, as ``terraseg:<key>``.
     """
 
     product: Product
@@ -29,27 +29,27 @@ class Prediction:
 
     @property
     def experiment(self) -> str:
-        """Name of the experiment; that of the folder above where the item has none."""
+        """Name of the experiment; without one in the item, the name of the folder above."""
         return self.get("experiment") or self.product.root.parent.name
 
     @property
     def attribution(self) -> str:
-        """The line that the map carries."""
+        """The attribution line of the map."""
         return str(self.get("attribution") or self.properties.get("attribution", ""))
 
     @cached_property
     def threshold(self) -> float:
-        """Probability from which a pixel is the class.
+        """Lowest probability of a pixel of the class.
 
         Raises:
-            SceneError: there is none, or it is no number.
+            SceneError: it is missing or not a number.
         """
         threshold = self.get("threshold")
         if threshold is None:
             raise SceneError(
                 f"{self.product.item} has no terraseg:threshold",
                 expected="the threshold that was chosen on validation",
-                fix="predict again with a bundle that carries one",
+                fix="predict again with a bundle that has a threshold",
             )
         try:
             return float(threshold)
@@ -59,24 +59,24 @@ class Prediction:
             ) from error
 
     def get(self, key: str) -> str | None:
-        """A property of terraseg as text, None where there is none."""
+        """The property ``terraseg:<key>`` as text; None if missing."""
         value = self.properties.get(f"terraseg:{key}")
         return None if value is None else str(value)
 
 
 def find_predictions(folder: str | Path) -> list[Prediction]:
-    """The finished predictions at or below a folder, sorted.
+    """The finished predictions in a folder and below, sorted.
 
     Raises:
-        SceneError: there is none, or an item is no JSON or without its raster.
+        SceneError: there is none, or an item is invalid or lacks its raster.
     """
     return [Prediction(product, _properties(product)) for product in find_products(folder)]
 
 
 def predictions_of(folder: str | Path, experiment: str) -> list[Prediction]:
-    """The predictions of one experiment, one a scene, all of one model.
+    """The predictions of one experiment: one per scene, all by one model.
 
-    An item that names no experiment belongs to whichever is asked for.
+    An item without an experiment name matches any name.
 
     Raises:
         SceneError: there is none, a scene comes twice, or they differ in model or threshold.
@@ -85,16 +85,16 @@ def predictions_of(folder: str | Path, experiment: str) -> list[Prediction]:
     chosen = [one for one in found if one.get("experiment") in (None, experiment)]
     if not chosen:
         raise SceneError(
-            f"{folder} has no prediction of experiment {experiment!r} "
-            f"(it has {', '.join(sorted({one.experiment for one in found}))})",
-            fix="name one of those, or predict with this experiment first",
+            f"{folder} has no prediction of experiment {experiment!r}, "
+            f"only of {', '.join(sorted({one.experiment for one in found}))}",
+            fix="name one of these, or predict with this experiment first",
         )
     scenes = [one.scene for one in chosen]
     if twice := sorted({scene for scene in scenes if scenes.count(scene) > 1}):
         raise SceneError(
             f"{folder} has scene {', '.join(twice)} more than once",
-            expected="one prediction of a scene",
-            fix="give the folder of one experiment",
+            expected="one prediction per scene",
+            fix="name the folder of one experiment",
         )
     first = chosen[0]
     for other in chosen[1:]:
@@ -102,8 +102,8 @@ def predictions_of(folder: str | Path, experiment: str) -> list[Prediction]:
             if other.get(key) != first.get(key):
                 raise SceneError(
                     f"{other.product.item} has {key} {other.get(key)}, {first.product.item} has {first.get(key)}",
-                    expected="predictions of one model",
-                    fix="evaluate each model under its own name",
+                    expected="predictions by one model",
+                    fix="evaluate each model under its own experiment name",
                 )
     return chosen
 
@@ -113,7 +113,7 @@ def _properties(product: Product) -> dict[str, Any]:
         properties: dict[str, Any] = json.loads(product.item.read_text(encoding="utf-8"))["properties"]
         model = properties.get("terraseg:model", {}).items()
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SceneError(f"{product.item} is no STAC item of a prediction ({error})", fix="predict again") from error
+        raise SceneError(f"{product.item} is not a STAC item of a prediction ({error})", fix="predict again") from error
     if not product.probability.is_file():
         raise SceneError(f"{product.root} has an item.json, but no {product.probability.name}", fix="predict again")
     return {**{f"terraseg:{key}": value for key, value in model}, **properties}

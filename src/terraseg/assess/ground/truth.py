@@ -1,6 +1,6 @@
-"""What is known of the ground: the chips of a dataset, a mask raster, or polygons.
+"""Ground truth: the chips of a dataset, a mask raster, or polygons.
 
-All are streamed window by window beside the prediction, and every pixel comes once.
+All are streamed window by window with the prediction, and every pixel comes once.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -30,15 +30,15 @@ from terraseg.contracts.product import PROBABILITY_NODATA, Product
 from terraseg.errors import DatasetError, LabelError, SceneError
 
 DEFAULT_CELL = 224
-"""Side of a bootstrap cell, in pixels, where no dataset says how large a chip is."""
+"""Side of a bootstrap cell in pixels, for truth without chips."""
 
-_HIGHEST = 127  # class ids above it are others anyway
-_ROWS = 1024  # of whole rasters at once: whole blocks of every usual size, so that none is decoded twice
+_HIGHEST = 127  # the largest int8; class ids above it are background in any case
+_ROWS = 1024  # read at once: a multiple of all usual block sizes, so that no block is decoded twice
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One chip of a split. ``truth`` (rows, columns) holds `COUNTED` where an earlier chip lies."""
+    """One chip of a split. ``truth`` (rows, columns) is `COUNTED` at pixels of an earlier chip."""
 
     tile: str
     split: Split
@@ -54,26 +54,29 @@ class Chip:
 def open_truth(
     path: str | Path, *, split: str, cell: int | None = None, class_name: str | None = None, class_id: int = 1
 ) -> Truth:
-    """The truth of a path: a dataset (its root, a split's folder or the masks in it), a mask GeoTIFF, or polygons.
+    """Open ground truth.
 
     Args:
-        split: which chips of a dataset to score.
+        path: a dataset (its root, the folder of a split, or its masks), a mask GeoTIFF, or polygons.
+        split: the chips of a dataset to score.
         cell: side of a bootstrap cell in pixels; the chip size by default.
         class_name: the class to score; by default class 1 of a dataset, or the class of the polygons.
-        class_id: its id in a mask GeoTIFF, which names no classes: that of the prediction's mask.
+        class_id: its id in a mask GeoTIFF, the same as in the prediction's mask.
 
     Raises:
-        DatasetError, LabelError: nothing there, or a split or class that it doesn't have.
+        DatasetError, LabelError: no such truth, split or class.
     """
     path = Path(path)
     for root in (path, path.parent, path.parent.parent):
         if path.is_dir() and (root / "dataset.yaml").is_file():
             part = path.relative_to(root).parts[:1]
             if part and part[0] in SPLITS and part[0] != split:
-                raise DatasetError(f"{path} is the {part[0]} split", expected=f"the {split} split, as --split says")
+                raise DatasetError(
+                    f"{path} is the {part[0]} split", expected=f"the {split} split", fix="correct --split or the path"
+                )
             return chip_truth(open_dataset(root), split=split, cell=cell, class_name=class_name)
     if not path.exists():
-        raise LabelError(f"no ground truth at {path}", fix="correct --ground-truth")
+        raise LabelError(f"no ground truth at {path}", fix="correct the path in --ground-truth")
     if path.suffix.lower() in {".tif", ".tiff"}:
         return RasterTruth(
             path=path,
@@ -94,41 +97,41 @@ class ChipTruth(Truth):
 
     @property
     def scenes(self) -> list[str]:
-        """Names of the scenes that the split has chips of."""
+        """Names of the scenes with chips of the split."""
         return sorted(set(self.dataset.split(self.split)["scene"]))
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
-        """Every pixel of the split, once; each of its scenes must have been predicted."""
+        """Every pixel of the split, once; all of its scenes must have been predicted."""
         by_scene = {product.root.name: product for product in products}
         if lost := sorted(set(self.scenes) - set(by_scene)):
             raise SceneError(
                 f"the {self.split} split of {self.dataset.root} lies in scene {', '.join(lost)}, "
                 f"but the predictions are of {', '.join(sorted(by_scene))}",
                 expected="a prediction of every scene of the split",
-                fix="predict that scene, or give the dataset that belongs to the predictions",
+                fix="predict the missing scenes, or give the dataset that belongs to the predictions",
             )
         for scene in self.scenes:
             with rasterio.open(by_scene[scene].probability) as source:
                 yield from self.scored(scene, partial(_read_probability, source))
 
     def names(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> list[str]:
-        """Names of the patches that bring pixels of a scene; of the nearest chip where none holds the pixel."""
+        """Patch names for pixels of a scene; a pixel outside all chips gets the name of the nearest chip."""
         table = self.dataset.split(self.split)
         table = table[table["scene"] == scene]
         top, left, size = table["row"].to_numpy(), table["column"].to_numpy(), self.dataset.info.tile_size
         tree = shapely.STRtree(shapely.box(left, top, left + size, top + size))
         pixel, chip = tree.query_nearest(shapely.points(columns + 0.5, rows + 0.5))
         first = np.full(len(rows), len(table))
-        np.minimum.at(first, pixel, chip)  # where chips overlap, the first one brings the pixel
+        np.minimum.at(first, pixel, chip)  # if chips overlap, the first one has the pixel
         return [f"{scene}/{block}" for block in table["block"].to_numpy()[first]]
 
     def all_scored(self, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
-        """`scored`, of every scene."""
+        """`scored` for every scene."""
         for scene in self.scenes:
             yield from self.scored(scene, score)
 
     def scored(self, scene: str, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
-        """Every pixel of the split in one scene, once, beside what ``score`` says of its chip (DN 0-250, 255)."""
+        """Every pixel of the split in one scene, once, with the scores of its chip (DN 0-250, 255)."""
         for chip in chips(self.dataset, split=self.split, scene=scene):
             yield Patch(f"{scene}/{chip.block}", chip.row, chip.column, score(chip), chip.truth)
 
@@ -136,7 +139,7 @@ class ChipTruth(Truth):
 def chip_truth(
     dataset: ChipDataset, *, split: str, cell: int | None = None, class_name: str | None = None
 ) -> ChipTruth:
-    """The masks of one split; arguments and errors as of `open_truth`."""
+    """The masks of one split; arguments and errors as in `open_truth`."""
     known = next((name for name in SPLITS if name == split), None)
     if known is None or not len(dataset.split(known)):
         raise DatasetError(f"{dataset.root} has no split {split!r} with chips", expected="one of " + ", ".join(SPLITS))
@@ -145,8 +148,8 @@ def chip_truth(
         class_name = dataset.info.classes[1]
     if class_name not in ids:
         raise DatasetError(
-            f"{dataset.root} has no class {class_name!r} (it has {', '.join(ids)})",
-            fix="give the dataset that the model was trained for",
+            f"{dataset.root} has no class {class_name!r}, only {', '.join(ids)}",
+            fix="give a dataset with the class of the model",
         )
     return ChipTruth(
         dataset=dataset,
@@ -162,7 +165,7 @@ def chip_truth(
 
 
 def chips(dataset: ChipDataset, *, split: Split, scene: str) -> Iterator[Chip]:
-    """The chips of one split and scene with their masks, in which a pixel that an earlier chip has is `COUNTED`."""
+    """The chips of one split and scene with their masks; pixels of an earlier chip are `COUNTED`."""
     table = dataset.split(split)
     table = table[table["scene"] == scene]
     rows, columns = table["row"].to_numpy(), table["column"].to_numpy()
@@ -179,25 +182,26 @@ def chips(dataset: ChipDataset, *, split: Split, scene: str) -> Iterator[Chip]:
 
 @dataclass(frozen=True, kw_only=True)
 class RasterTruth(Truth):
-    """A mask GeoTIFF: class ids; its nodata value and negative values are ignored, and so is all outside of it."""
+    """A mask GeoTIFF of class ids. Its nodata value, negative values and all pixels outside are ignored."""
 
     path: Path
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
-        """Every pixel of the products, once; those that the mask doesn't cover are ignored."""
+        """Every pixel of the products, once; pixels outside the mask are ignored."""
         with _opened_mask(self.path) as mask:
             if mask.crs is None or mask.count != 1:
                 raise LabelError(
                     f"{self.path} has " + ("no CRS" if mask.crs is None else f"{mask.count} bands"),
-                    expected="the CRS of the prediction" if mask.crs is None else "one, of class ids",
+                    expected="the CRS of the prediction" if mask.crs is None else "one band of class ids",
+                    fix="give a mask of one band with a CRS as --ground-truth",
                 )
             if mask.nodata == 0:
                 raise LabelError(
-                    f"{self.path} declares 0 as nodata, which would take the background out of the score",
-                    expected="0 = background, another value for unknown",
+                    f"{self.path} declares 0 as nodata, so the background would not be scored",
+                    expected="0 for background and another value for unknown",
                     fix="change it with `rio edit-info --nodata 255`",
                 )
-            _refuse_shared_ground(products)
+            _check_no_shared_ground(products)
             for product in products:
                 with rasterio.open(product.probability) as source:
                     corner = offset(source, mask.transform, str(mask.crs), where=str(self.path))
@@ -206,12 +210,12 @@ class RasterTruth(Truth):
 
 @dataclass(frozen=True, kw_only=True)
 class PolygonTruth(Truth):
-    """Polygons: a pixel is the class where its centre lies in one, and unknown outside of ``extent``.
+    """Polygons: a pixel is the class if its centre lies in one, and unknown outside ``extent``.
 
     Attributes:
         polygons: any CRS.
-        extent: where a missing polygon means that there is none, in the polygons' CRS.
-        ground: the chips that the extent is of; null where it is of whole scenes.
+        extent: the ground where all polygons are known, in their CRS.
+        ground: the chips that the extent covers; None if it covers whole scenes.
     """
 
     polygons: gpd.GeoSeries
@@ -219,14 +223,14 @@ class PolygonTruth(Truth):
     ground: ChipTruth | None = None
 
     def units(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
-        """Names of the cells that pixels of a scene lie in, those that `cells` gives them."""
+        """Names of the cells of pixels of a scene, the same names as from `cells`."""
         names = [scene] * len(rows) if self.ground is None else self.ground.names(scene, rows, columns)
         down, right = rows // self.cell, columns // self.cell
         return np.array([f"{name}/{i}/{j}" for name, i, j in zip(names, down, right, strict=True)], dtype=np.str_)
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
-        """Every pixel of the products, once; those outside of the extent are ignored."""
-        _refuse_shared_ground(products)
+        """Every pixel of the products, once; pixels outside the extent are ignored."""
+        _check_no_shared_ground(products)
         for product in products:
             with rasterio.open(product.probability) as source:
                 shapes = self.polygons.to_crs(source.crs)
@@ -240,20 +244,20 @@ def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonT
         frame, sources = find_footprints(path)
         attribution: str | None = " · ".join(dict.fromkeys(source.attribution for source in sources))
         extent, found = known_extent(sources), sources[0].class_name
-        within = "the extent that the footprints were asked for"
+        within = "the requested extent of the footprints"
     else:
         try:
             frame = gpd.read_file(path)
         except pyogrio.errors.DataSourceError as error:
             raise LabelError(
-                f"{path} can't be read as vector data ({error})", fix="give a vector file, or footprints of terraseg"
+                f"{path} can't be read as vector data ({error})", fix="give a vector file, or footprints from terraseg"
             ) from error
         attribution, found = None, path.stem
         extent, within = shapely.box(*frame.total_bounds), "the bounding box of the polygons"
     frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
     if frame.empty or frame.crs is None:
-        raise LabelError(f"{path} has no polygons with a CRS", fix="correct --ground-truth")
-    # A ring that crosses itself has no area that GEOS could intersect; of what is mended only polygons are kept.
+        raise LabelError(f"{path} has no polygons with a CRS", fix="give polygons with a CRS as --ground-truth")
+    # GEOS can't intersect a ring that crosses itself; a repair may leave lines, which are dropped.
     sound = shapely.make_valid(frame.geometry.to_numpy(), method="structure", keep_collapsed=False)
     return PolygonTruth(
         polygons=gpd.GeoSeries(sound, crs=frame.crs),
@@ -266,7 +270,7 @@ def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonT
 
 
 def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
-    """Footprints of the ground that a split's masks know, to compare objects there.
+    """Footprints on the known ground of a split, for object metrics there.
 
     Raises:
         LabelError: no such footprints.
@@ -283,11 +287,11 @@ def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
     return replace(polygons, extent=extent, ground=truth)
 
 
-def _refuse_shared_ground(products: Sequence[Product]) -> None:
-    """Pixels that two products show, such as a mosaic and its scenes, would count twice.
+def _check_no_shared_ground(products: Sequence[Product]) -> None:
+    """Check that no pixel would be counted twice, as in a mosaic and its scenes.
 
     Raises:
-        SceneError: naming two.
+        SceneError: two products overlap.
     """
     seen: list[tuple[Product, rasterio.CRS, shapely.Geometry]] = []
     for product in products:
@@ -296,21 +300,21 @@ def _refuse_shared_ground(products: Sequence[Product]) -> None:
         for other, other_crs, ground in seen:
             if crs == other_crs and shapely.area(shapely.intersection(frame, ground)) > 0:
                 raise SceneError(
-                    f"{other.root} and {product.root} show the same ground, whose pixels would count twice",
-                    expected="predictions of places apart from each other",
-                    fix="give the folder of one of them as --predictions, where there is a mosaic that of the mosaic",
+                    f"{other.root} and {product.root} overlap, so pixels would be counted twice",
+                    expected="predictions that do not overlap",
+                    fix="give only one of them as --predictions, such as the mosaic",
                 )
         seen.append((product, crs, frame))
 
 
 def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], Labels]) -> Iterator[Patch]:
-    """Whole rows of a probability raster beside what ``read`` knows of them, the next ones read ahead."""
+    """Whole rows of a probability raster with their truth from ``read``; the next rows are read ahead."""
     windows = [Window(0, row, source.width, min(_ROWS, source.height - row)) for row in range(0, source.height, _ROWS)]
 
     def patch(window: Window) -> Patch:
         return Patch(scene, window.row_off, 0, source.read(1, window=window), read(window))
 
-    with ThreadPoolExecutor(1) as reader:  # GDAL decodes while numpy counts; one thread, for a dataset serves but one
+    with ThreadPoolExecutor(1) as reader:  # GDAL decodes while numpy counts; a dataset allows only one thread
         ahead = reader.submit(patch, windows[0])
         for window in windows[1:]:
             ready, ahead = ahead.result(), reader.submit(patch, window)
@@ -319,7 +323,7 @@ def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], 
 
 
 def _read_probability(source: rasterio.DatasetReader, chip: Chip) -> Scores:
-    """The probability at a chip, 255 where the chip reaches beyond the raster."""
+    """The probability at a chip, 255 outside the raster."""
     row, column = offset(source, chip.transform, chip.crs, where=f"chip {chip.tile}")
     height, width = chip.truth.shape
     scores: Scores = np.full((height, width), PROBABILITY_NODATA, dtype=np.uint8)
@@ -334,11 +338,13 @@ def _opened_mask(path: Path) -> rasterio.DatasetReader:
     try:
         return rasterio.open(path)
     except rasterio.errors.RasterioIOError as error:
-        raise LabelError(f"{path} can't be read as a raster ({error})", fix="correct --ground-truth") from error
+        raise LabelError(
+            f"{path} can't be read as a raster ({error})", fix="give a GeoTIFF as --ground-truth"
+        ) from error
 
 
 def _read_mask(mask: rasterio.DatasetReader, corner: tuple[int, int], window: Window) -> Labels:
-    """A window of the prediction, as the mask whose upper left pixel is the prediction's pixel ``corner`` knows it."""
+    """Labels of a window of the prediction; ``corner`` is the mask's upper left pixel in the prediction."""
     row, column = corner
     moved = Window(window.col_off - column, window.row_off - row, window.width, window.height)
     inside = _overlap(mask, moved)
@@ -355,7 +361,7 @@ def _read_mask(mask: rasterio.DatasetReader, corner: tuple[int, int], window: Wi
 
 
 def _as_labels(values: npt.NDArray[Any], *, nodata: float | None) -> Labels:
-    if values.dtype == np.uint8:  # by a table, in a tenth of the time
+    if values.dtype == np.uint8:  # a lookup table takes a tenth of the time
         table = _as_labels(np.arange(256, dtype=np.int16), nodata=nodata)
         return cast("Labels", cv2.LUT(values, table.view(np.uint8)).view(np.int8))
     known = values >= 0 if nodata is None else (values >= 0) & (values != nodata)
@@ -363,7 +369,7 @@ def _as_labels(values: npt.NDArray[Any], *, nodata: float | None) -> Labels:
 
 
 def _overlap(source: rasterio.DatasetReader, window: Window) -> tuple[Window, tuple[slice, slice]] | None:
-    """The part of a window that lies in the raster, and its place in the window; None where it lies outside."""
+    """The part of a window inside the raster, and its slices in the window; None if there is no such part."""
     top, left = max(window.row_off, 0), max(window.col_off, 0)
     bottom = min(window.row_off + window.height, source.height)
     right = min(window.col_off + window.width, source.width)
@@ -377,7 +383,7 @@ def _overlap(source: rasterio.DatasetReader, window: Window) -> tuple[Window, tu
 
 
 def _rasterise(tree: shapely.STRtree, extent: shapely.Geometry, transform: Affine, window: Window) -> Labels:
-    """1 where a pixel's centre lies in a polygon of the tree, 0 elsewhere in the extent, `IGNORE` outside of it."""
+    """1 for pixels with their centre in a polygon of the tree, 0 elsewhere in the extent, `IGNORE` outside it."""
     grid = {
         "out_shape": (window.height, window.width),
         "transform": rasterio.windows.transform(window, transform),

@@ -1,6 +1,6 @@
-"""Masks of a bit a pixel: morphology and counts on 64 pixels at once.
+"""Masks with one bit per pixel: morphology and counts on 64 pixels at once.
 
-Rows of pixels are rows of 64-bit words, the first pixel in the lowest bit; the last word is filled up with zeros.
+A row of pixels is a row of 64-bit words. The first pixel is the lowest bit; zeros fill the last word.
 """
 
 import cv2
@@ -22,9 +22,9 @@ def packed(flags: npt.NDArray[np.bool_]) -> Bits:
 
 
 def spread(bits: Bits, radius: int) -> Bits:
-    """Where anything within the radius is set, along the larger axis; bits beyond the last column may be set too."""
+    """Set all bits within the radius (Chebyshev distance) of a set bit; bits after the last column may be set too."""
     done = 0
-    while done < radius:  # what has been spread by k can be spread by k + 1 more without a hole, at the borders too
+    while done < radius:  # after a spread by k, one by k + 1 leaves no holes, not even at the borders
         step = min(radius - done, done + 1, _WORD - 1)
         low, high = np.uint64(step), np.uint64(_WORD - step)
         wide = bits | bits << low
@@ -39,7 +39,7 @@ def spread(bits: Bits, radius: int) -> Bits:
 
 
 def counted(bits: Bits, edges: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(edges - 1,) set bits between each column edge and the next one."""
+    """(edges - 1,) number of set bits between each column edge and the next."""
     octets = bits.view(np.uint8)
     by_octet = cv2.reduce(np.bitwise_count(octets), 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).ravel()
     whole, rest = np.divmod(edges, 8)

@@ -1,41 +1,41 @@
-"""Spatial block bootstrap: how sure a figure is, given how few places it was measured in.
+"""Spatial block bootstrap: how sure a metric is, given the few places that it was measured in.
 
-Whole cells are drawn with replacement, not pixels: pixels of one place err together, and an interval that
-takes them for independent is far too narrow (Roberts et al. 2017, Ecography 40:913). The interval is the
-percentile interval, expanded for few cells, without which 12 of them give 89 % where 95 % are claimed: by
-Student's quantile (Hesterberg 2015, The American Statistician 69:371), and by n / (n - 1) as HC3 widens errors
-(MacKinnon & White 1985, Journal of Econometrics 29:305): the square root of it, right for a mean, is too little for
-a ratio over unlike cells (92.3 % with 12). All experiments are measured on the same cells, and differences are drawn
-in pairs.
+It draws whole cells with replacement, not pixels. Pixels of one place err together, and an interval that treats
+them as independent is far too narrow (Roberts et al. 2017, Ecography 40:913). The interval is the percentile
+interval, widened for few cells: otherwise a 95 % interval over 12 cells covers only 89 %. It is widened by Student's
+quantile (Hesterberg 2015, The American Statistician 69:371) and by n / (n - 1), as in HC3 (MacKinnon & White 1985,
+Journal of Econometrics 29:305). Its square root is right for a mean, but too little for a ratio over unequal cells
+(92.3 % with 12). All experiments are measured on the same cells, and differences are drawn in pairs.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
-from terraseg.assess.metrics.pixels import Counts, Values
+from terraseg.assess.metrics.pixels import Counts, Formula, Values
 from terraseg.contracts.result import Estimate
 from terraseg.errors import DatasetError
 
 CONFIDENCE = 0.95
-"""Coverage that an interval claims."""
+"""Coverage of an interval."""
 
-_CHUNK = 500  # draws at once: bounds memory at 500 x units
+FEW_UNITS = 30
+"""With fewer units than this, every interval is marked as rough."""
 
-Metric = Callable[[Counts], Values]
+_CHUNK = 500  # draws at once: limits memory to 500 x units
 
-Part = tuple[Counts, Mapping[str, Metric]]
-"""(units, ...) counts, and the figures that follow from their sums."""
+Part: TypeAlias = tuple[Counts, Mapping[str, Formula]]
+"""(units, ...) counts, and the formulas of the metrics of their sums by name."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """``second`` minus ``first``, and the two-sided p value of there being none; null where there is no interval."""
+    """``second`` minus ``first``, and the two-sided p value of no difference; p is None without an interval."""
 
     estimate: Estimate
     p: float | None
@@ -45,9 +45,9 @@ def resample(counts: Counts, *, draws: int, seed: int) -> Values:
     """Sums over units drawn with replacement.
 
     Args:
-        counts: (units, ...): one array of counts a unit.
-        draws: how many times the units are drawn.
-        seed: the same seed draws the same units, which is what makes differences paired.
+        counts: (units, ...) counts of each unit.
+        draws: number of draws.
+        seed: the same seed draws the same units, so that differences are paired.
 
     Returns:
         (draws, ...)
@@ -58,18 +58,21 @@ def resample(counts: Counts, *, draws: int, seed: int) -> Values:
     sums = []
     for start in range(0, draws, _CHUNK):
         drawn = rng.integers(units, size=(min(_CHUNK, draws - start), units))
-        times = np.empty(drawn.shape)  # not of integers, which numpy has no fast product of
+        times = np.empty(drawn.shape)  # floats: numpy has no fast matrix product of integers
         for row, each in zip(times, drawn, strict=True):
             row[:] = np.bincount(each, minlength=units)
         sums.append(times @ flat)
     return np.concatenate(sums).reshape(draws, *counts.shape[1:])
 
 
-def intervals(counts: Counts, metrics: Mapping[str, Metric], *, draws: int, seed: int) -> dict[str, Estimate]:
-    """Each metric of the summed counts, with its interval; all of them on the same draws.
+def intervals(counts: Counts, metrics: Mapping[str, Formula], *, draws: int, seed: int) -> dict[str, Estimate]:
+    """Each metric of the summed counts with its interval, all on the same draws.
 
     Args:
-        counts: (units, ...): what the metrics take, one a unit.
+        counts: (units, ...) counts of each unit, as the formulas take them.
+        metrics: formulas by name.
+        draws: number of draws.
+        seed: of the draws.
     """
     if not len(counts):
         return dict.fromkeys(metrics, Estimate(value=None, reason="undefined: nothing was counted"))
@@ -79,8 +82,8 @@ def intervals(counts: Counts, metrics: Mapping[str, Metric], *, draws: int, seed
 
 
 def side_by_side(parts: Sequence[Part]) -> Part:
-    """Several counts of the same units as one, so that they are drawn once."""
-    together, metrics, start = [], dict[str, Metric](), 0
+    """Join several counts of the same units, so that all of them are drawn together."""
+    together, metrics, start = [], dict[str, Formula](), 0
     for counts, own in parts:
         flat = counts.reshape(len(counts), -1)
         cut = slice(start, start + flat.shape[1])
@@ -90,24 +93,26 @@ def side_by_side(parts: Sequence[Part]) -> Part:
     return cast("Counts", np.concatenate(together, axis=1)), metrics
 
 
-def _of_cut(metric: Metric, cut: slice, shape: tuple[int, ...], counts: Counts) -> Values:
+def _of_cut(metric: Formula, cut: slice, shape: tuple[int, ...], counts: Counts) -> Values:
     return metric(counts[..., cut].reshape(*counts.shape[:-1], *shape))
 
 
 def paired_difference(
     first: Mapping[str, Sequence[int]],
     second: Mapping[str, Sequence[int]],
-    metric: Metric,
+    metric: Formula,
     *,
     draws: int = 2000,
     seed: int = 0,
 ) -> Difference:
-    """How much better the second experiment is than the first, on the same cells.
+    """By how much the second experiment is better than the first, on the same cells.
 
     Args:
         first: counts by unit, such as `Metrics.units`.
-        second: likewise.
+        second: counts of the other experiment.
         metric: a function of summed counts, such as `pixels.iou`.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
 
     Raises:
         DatasetError: they were not measured on the same units.
@@ -115,8 +120,8 @@ def paired_difference(
     if first.keys() != second.keys():
         differing = sorted(first.keys() ^ second.keys())
         raise DatasetError(
-            f"the experiments were measured on different units ({len(differing)} differ, such as {differing[0]})",
-            expected="one dataset, split and cell size",
+            f"the experiments were scored on different units ({len(differing)} differ, such as {differing[0]})",
+            expected="the same dataset, split and cell size",
             fix="evaluate both again on the same ground truth",
         )
     names = sorted(first)
@@ -130,21 +135,21 @@ def paired_difference(
 
 
 def difference(value: float, samples: Values, *, units: int) -> Difference:
-    """A difference with its interval and p value, which agree: p is below 5 % where the interval is beyond zero.
+    """A difference with its interval and p value, which agree: p is below 5 % if the interval excludes zero.
 
     Args:
         value: the difference over all units.
         samples: (draws,) the difference in each draw.
-        units: how many were drawn from.
+        units: number of units.
     """
     found = estimate(value, samples, units=units)
     return Difference(found, None if found.low is None else _two_sided(samples[~np.isnan(samples)], units=units))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P values corrected for their number (Holm 1979): the chance of one false finding stays at the level of each.
+    """Correct p values for their number (Holm 1979): the chance of any false finding stays at the level of one test.
 
-    Where there is no p value there is none afterwards, and it does not count.
+    A missing p value stays None and is not counted.
     """
     corrected: list[float | None] = [None] * len(p_values)
     known = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
@@ -156,15 +161,15 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def estimate(value: float, samples: Values, *, units: int) -> Estimate:
-    """A figure with its expanded percentile interval; an interval that can't be known is null and says why.
+    """A metric with its widened percentile interval; a missing value or interval has a reason.
 
     Args:
-        value: the figure over all units.
-        samples: (draws,) the figure in each draw, NaN where it is undefined.
-        units: how many were drawn from.
+        value: the metric over all units.
+        samples: (draws,) the metric in each draw, NaN if undefined.
+        units: number of units.
     """
     if np.isnan(value):
-        return Estimate(value=None, reason="undefined: nothing to divide by (no such pixels)")
+        return Estimate(value=None, reason="undefined: nothing to divide by (no such pixels or objects)")
     if units < 2:
         return Estimate(value=value, reason="one unit only: nothing to draw from")
     student = stats.t.ppf((1 - CONFIDENCE) / 2, units - 1)
@@ -172,16 +177,16 @@ def estimate(value: float, samples: Values, *, units: int) -> Estimate:
     undefined = np.isnan(samples)
     if undefined.mean() > tail:
         return Estimate(
-            value=value, reason=f"undefined in {undefined.mean():.0%} of the draws: the class is in too few units"
+            value=value, reason=f"undefined in {undefined.mean():.0%} of the draws: too few units have the class"
         )
     low, high = np.quantile(samples[~undefined], [tail, 1 - tail])
     return Estimate(value=value, low=float(low), high=float(high))
 
 
 def _two_sided(samples: npt.NDArray[np.float64], *, units: int) -> float:
-    """Twice the smaller tail beyond zero, as the interval would have to be widened to reach it.
+    """Twice the smaller tail beyond zero, widened in the same way as the interval.
 
-    One draw is added to the tail, so that p is never 0 (Davison & Hinkley 1997).
+    One draw is added to the tail, so p is never 0 (Davison & Hinkley 1997).
     """
     tail = min(np.count_nonzero(samples <= 0), np.count_nonzero(samples >= 0))
     deviate = stats.norm.ppf(min((tail + 1) / (len(samples) + 1), 0.5))

@@ -1,12 +1,12 @@
-"""How well outlines fit: boundary IoU and boundary F1 within a tolerance, counted in one pass over a map of any size.
+"""How well outlines fit: boundary IoU and boundary F1 within a tolerance, in one pass over a map of any size.
 
-- Boundary IoU (Cheng et al. 2021, CVPR): IoU of the two bands of pixels that lie inside of either mask and within the
-  tolerance of its edge. It falls with a shifted or bloated outline where the IoU of a large object hardly does.
-- Boundary F1 (Csurka et al. 2013, BMVC): share of the predicted edge pixels that lie within the tolerance of a true
-  edge pixel (precision), and the reverse (recall).
+- Boundary IoU (Cheng et al. 2021, CVPR): IoU of two bands, the pixels of each mask within the tolerance of its edge.
+  A shifted or swollen outline lowers it even for large objects, whose plain IoU hardly changes.
+- Boundary F1 (Csurka et al. 2013, BMVC): precision is the share of predicted edge pixels within the tolerance of a
+  true edge pixel; recall is the reverse.
 
-Distances are in pixels along the larger axis (Chebyshev). A pixel that isn't known is like its neighbours: it makes no
-edge, nor does the end of the ground that is known, and it isn't counted.
+Distances are Chebyshev distances in pixels. Unknown pixels are not counted, and neither they nor the end of the known
+ground form an edge.
 """
 
 from collections import deque
@@ -24,54 +24,58 @@ from terraseg.assess.metrics.pixels import Counts, Values, iou
 from terraseg.contracts.product import PROBABILITY_NODATA
 from terraseg.errors import SceneError
 
-_ROWS = 256  # at once: what is made of them stays in the processor's cache
-_QUEUE = 2  # patches that wait to be counted
+_ROWS = 256  # at once: intermediate arrays stay in the processor's cache
+_QUEUE = 2  # patches waiting to be counted
 
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far apart outlines may lie and still agree, in metres and in pixels of the map."""
+    """Largest distance between outlines that agree, in metres and in pixels of the map."""
 
     metres: float
     pixels: int
 
     @classmethod
     def of(cls, metres: float, *, pixel: float) -> "Tolerance":
-        """In whole pixels of ``pixel`` metres.
+        """Round a tolerance to whole pixels.
+
+        Args:
+            metres: the tolerance.
+            pixel: side of a pixel, in metres.
 
         Raises:
-            SceneError: it is less than half a pixel.
+            SceneError: it rounds to zero pixels.
         """
         pixels = round(metres / pixel)
         if pixels < 1:
             raise SceneError(
                 f"a boundary tolerance of {metres:g} m is less than a pixel",
                 expected=f"at least {pixel:g} m",
-                fix="correct --boundary-tolerance",
+                fix="set a larger --boundary-tolerance",
             )
         return cls(metres, pixels)
 
 
 class BoundaryCounts:
-    """Counts bands and edges of a stream of patches as they pass by.
+    """Counts the bands and edges of a stream of patches.
 
-    A patch that goes on below the one before it, in the same columns of the same scene, continues it without a seam.
+    A patch directly below the previous one, with the same scene and columns, continues it without a seam.
 
     Args:
-        at: probability DN from which a pixel is mapped.
-        positive: id of the class; other ids are the rest.
+        at: lowest probability DN of a mapped pixel.
+        positive: id of the class; all other ids are background.
         tolerance: in pixels.
         cell: side of a bootstrap unit in pixels.
     """
 
     def __init__(self, *, at: int, positive: int, tolerance: int, cell: int) -> None:
         self._at, self._positive, self._tolerance, self._cell = at, positive, tolerance, cell
-        self._reach = tolerance + 1  # edge pixels need a neighbour more than bands
+        self._reach = tolerance + 1  # edge pixels need one more neighbour than bands
         self._open: _Strip | None = None
         self._units: dict[str, npt.NDArray[np.int64]] = {}
 
     def watch(self, patches: Iterable[Patch]) -> Iterator[Patch]:
-        """Hand the patches on, and count them beside: numpy's work on whole arrays leaves the interpreter free."""
+        """Yield the patches and count them in a second thread; numpy releases the interpreter lock."""
         with ThreadPoolExecutor(1) as worker:
             pending: deque[Future[None]] = deque()
             for patch in patches:
@@ -84,7 +88,7 @@ class BoundaryCounts:
         self._close()
 
     def of(self, units: Iterable[str]) -> npt.NDArray[np.int64]:
-        """(units, 2, 4): of the bands tp, fp, fn, 0; of the edges `edge_f1`'s counts. Zeros where there is neither."""
+        """(units, 2, 4): tp, fp, fn, 0 of the bands, then the counts of `edge_f1`; zeros for a unit without edges."""
         none = np.zeros((2, 4), np.int64)
         return np.stack([self._units.get(unit, none) for unit in units])
 
@@ -107,7 +111,7 @@ class BoundaryCounts:
         self._open = None
 
     def _count(self, strip: "_Strip", *, until: int) -> "_Strip":
-        """Count the rows up to ``until`` that aren't yet, and keep those that the next rows need."""
+        """Count the uncounted rows up to ``until``, and return the rows that the next strip needs."""
         until = max(until, strip.done)
         if until > strip.done and (strip.true.any() or strip.mapped.any()):
             bands, edges, near = [], [], []
@@ -139,7 +143,7 @@ class BoundaryCounts:
 
 @dataclass(frozen=True)
 class _Strip:
-    """Rows of a scene from ``row`` on, ``width`` pixels in bits; those before ``done`` have been counted."""
+    """Rows of a scene from ``row`` on, ``width`` pixels each; rows above ``done`` have been counted."""
 
     name: str
     row: int
@@ -174,9 +178,9 @@ class _Strip:
 
 
 def edge_f1(counts: Counts) -> Values:
-    """Boundary F1 of (..., 4) counts: mapped edge pixels near a true one, other mapped ones, true ones near, others.
+    """Boundary F1 of (..., 4) edge pixels: mapped and near a true one, other mapped, true and near a mapped one, other.
 
-    Undefined without any edge, 0 where none is near another.
+    Undefined without any edge, 0 if no edge is near another.
     """
     hits, alarms, found, missed = np.moveaxis(counts, -1, 0)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -186,7 +190,7 @@ def edge_f1(counts: Counts) -> Values:
 
 
 def outline_part(counts: npt.NDArray[np.int64]) -> Part:
-    """``boundary_iou`` and ``boundary_f1`` of (units, 2, 4) counts."""
+    """``boundary_iou`` and ``boundary_f1`` from (units, 2, 4) counts."""
     return counts, {
         "boundary_iou": lambda both: iou(both[..., 0, :]),
         "boundary_f1": lambda both: edge_f1(both[..., 1, :]),

@@ -1,9 +1,8 @@
-"""Figures by object: each predicted polygon against each footprint, one to one.
+"""One-to-one matching of predicted polygons with footprints.
 
-A pair may match where the intersection over the union of the two is high enough. Of all one-to-one matchings the
-one with most pairs counts (maximum bipartite matching, Hopcroft & Karp 1973), so that the order of the polygons
-plays no part. From an IoU of 0.5 on, and without overlaps within a set, there is but one matching anyway
-(Kirillov et al. 2019, panoptic quality).
+A pair may match if its intersection over union (IoU) is high enough. The matching with the most pairs is used
+(maximum bipartite matching, Hopcroft & Karp 1973), so the order of the polygons does not matter. From an IoU of 0.5
+on, and without overlaps within a set, there is only one matching (Kirillov et al. 2019, panoptic quality).
 """
 
 from dataclasses import dataclass
@@ -15,9 +14,9 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 SIZES = (0.0, 100.0, 400.0, 1600.0, float("inf"))
-"""Edges of the footprint sizes that recall is told by, in m2: a Sentinel-2 pixel is 100 m2."""
+"""Edges of the footprint sizes of the recall by size, in m2; a Sentinel-2 pixel is 100 m2."""
 
-_MOSTLY = 0.5  # share of an object that must lie in another one to be a part of it
+_MOSTLY = 0.5  # share of an object that must lie in another to be part of it
 
 Geometries = npt.NDArray[np.object_]
 Indices = npt.NDArray[np.intp]
@@ -26,12 +25,12 @@ Areas = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Overlaps:
-    """All pairs that share ground.
+    """All overlapping pairs.
 
     Attributes:
         predicted: (pairs,) index of the predicted polygon.
         truth: (pairs,) index of the footprint.
-        shared: (pairs,) area in common, in m2.
+        shared: (pairs,) common area, in m2.
         predicted_areas: (predicted polygons,) in m2.
         truth_areas: (footprints,) in m2.
     """
@@ -44,7 +43,7 @@ class Overlaps:
 
 
 def overlaps(predicted: Geometries, truth: Geometries) -> Overlaps:
-    """Every pair of a predicted polygon and a footprint that share ground; both in one metric CRS."""
+    """Every overlapping pair of a predicted polygon and a footprint; both in one metric CRS."""
     first, second = shapely.STRtree(truth).query(predicted, predicate="intersects")
     shared = shapely.area(shapely.intersection(predicted[first], truth[second]))
     keep = shared > 0
@@ -52,13 +51,14 @@ def overlaps(predicted: Geometries, truth: Geometries) -> Overlaps:
 
 
 def match(found: Overlaps, *, least_iou: float) -> Indices:
-    """The most one-to-one pairs with at least this IoU.
+    """The largest one-to-one matching of pairs with at least this IoU.
 
     Args:
+        found: the overlapping pairs.
         least_iou: above 0, up to 1.
 
     Returns:
-        (footprints,) index of the predicted polygon that matches, -1 where none does.
+        (footprints,) index of the matching predicted polygon, -1 without a match.
     """
     union = found.predicted_areas[found.predicted] + found.truth_areas[found.truth] - found.shared
     good = found.shared / union >= least_iou
@@ -71,7 +71,7 @@ def match(found: Overlaps, *, least_iou: float) -> Indices:
 
 
 def splits_and_merges(found: Overlaps) -> tuple[int, int]:
-    """Footprints that several predicted polygons lie in, and predicted polygons that hold several footprints."""
+    """Number of footprints that contain several predicted polygons, and the reverse."""
     parts = found.shared / found.predicted_areas[found.predicted] >= _MOSTLY
     held = found.shared / found.truth_areas[found.truth] >= _MOSTLY
     split = np.bincount(found.truth[parts], minlength=len(found.truth_areas)) > 1

@@ -1,4 +1,7 @@
-"""Object figures of predicted scenes against polygons, with intervals over cells of ground."""
+"""Object metrics of predicted scenes, with intervals over cells of ground.
+
+To add a metric, compute it in `object_metrics` and add its heading to `METRICS`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,26 +14,49 @@ import rasterio
 import shapely
 
 from terraseg.assess.ground.truth import PolygonTruth
-from terraseg.assess.metrics.bootstrap import Metric, Part, intervals, side_by_side
+from terraseg.assess.metrics.bootstrap import Part, intervals, side_by_side
 from terraseg.assess.metrics.object_match import SIZES, Geometries, Indices, match, overlaps, splits_and_merges
-from terraseg.assess.metrics.pixels import f1, precision, recall
+from terraseg.assess.metrics.pixels import Formula, Metric, f1, precision, recall
 from terraseg.assess.metrics.totals import total_part
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate
 
 LEAST_IOUS = (0.3, 0.5)
-"""IoU from which a predicted polygon is taken for a footprint."""
+"""Least IoU of a predicted polygon and its footprint."""
 
 RECALL_BY_SIZE = tuple(f"object_recall_{low:g}_{high:g}_m2" for low, high in pairwise(SIZES))
-"""Names of the figures, smallest footprints first."""
+"""Names of the metrics, smallest footprints first."""
+
+METRICS = {
+    **{
+        f"object_{name.lower()}_{least:g}": Metric(
+            f"{name} at IoU {least:g}", tables=("objects",) if name == "F1" else ()
+        )
+        for least in LEAST_IOUS
+        for name in ("Precision", "Recall", "F1")
+    },
+    **{
+        name: Metric(heading, tables=("objects",))
+        for name, heading in zip(
+            RECALL_BY_SIZE,
+            ("Recall below 100 m²", "Recall, 100 to 400 m²", "Recall, 400 to 1600 m²", "Recall above 1600 m²"),
+            strict=True,
+        )
+    },
+    "building_count_bias": Metric("Count bias", tables=("objects", "places")),
+    "building_count_error": Metric("Count error", tables=("places",)),
+    "object_splits": Metric("Footprints in several parts"),
+    "object_merges": Metric("Objects over several footprints"),
+}
+"""Object metrics by name. The screen shows all of them, the report the ones in its table of objects."""
 
 
 @dataclass(frozen=True)
 class ObjectCounts:
-    """All that is kept of the objects.
+    """Counts of all objects.
 
     Attributes:
-        units: names of the cells that have objects: as those of pixels (`terraseg.assess.ground.pairs`).
+        units: names of the cells with objects; the same cells as for pixels (`terraseg.assess.ground.pairs`).
         counts: (units, `LEAST_IOUS` + sizes, 4) tp, fp, fn, 0.
         splits: footprints in several predicted parts.
         merges: predicted objects over several footprints.
@@ -45,14 +71,14 @@ class ObjectCounts:
 def count_objects(products: Sequence[Product], truth: PolygonTruth) -> ObjectCounts:
     """Match the predicted polygons with the footprints.
 
-    An object belongs to the cell of its centroid; those with their centroid outside of the truth's extent or of the
-    scene are left out. The matching of recall by size is that of the lower IoU.
+    An object belongs to the cell of its centroid. Objects with their centroid outside the scene or the extent of the
+    truth are left out. Recall by size uses the matching at the lower IoU.
 
     Args:
-        products: contract 5, with their polygons.
+        products: predicted scenes with their polygons.
         truth: the footprints.
     """
-    if truth.ground is not None:  # a mosaic shows again what its scenes do
+    if truth.ground is not None:  # a mosaic shows the ground of its scenes again
         products = [product for product in products if product.root.name in truth.ground.scenes]
     scenes = [_count(product, truth) for product in products]
     return ObjectCounts(
@@ -63,26 +89,26 @@ def count_objects(products: Sequence[Product], truth: PolygonTruth) -> ObjectCou
     )
 
 
-def object_figures(objects: ObjectCounts, *, draws: int, seed: int) -> dict[str, Estimate]:
-    """Precision, recall and F1 of objects, recall by footprint size, splits and merges, error of their number.
+def object_metrics(objects: ObjectCounts, *, draws: int, seed: int) -> dict[str, Estimate]:
+    """Precision, recall and F1 of objects, recall by footprint size, splits, merges, and error of the count.
 
     Returns:
-        By name, such as ``object_f1_0.5`` and ``object_recall_100_400_m2``.
+        Estimates by the names of `METRICS`.
     """
     parts = [_number_part(objects)]
     for position, least_iou in enumerate(LEAST_IOUS):
-        metrics: dict[str, Metric] = {f"object_{m.__name__}_{least_iou:g}": m for m in (precision, recall, f1)}
+        metrics: dict[str, Formula] = {f"object_{m.__name__}_{least_iou:g}": m for m in (precision, recall, f1)}
         parts.append((objects.counts[:, position], metrics))
     for position, name in enumerate(RECALL_BY_SIZE, start=len(LEAST_IOUS)):
         parts.append((objects.counts[:, position], {name: recall}))
-    figures = intervals(*side_by_side(parts), draws=draws, seed=seed)
+    estimates = intervals(*side_by_side(parts), draws=draws, seed=seed)
     for name, total in (("object_splits", objects.splits), ("object_merges", objects.merges)):
-        figures[name] = Estimate(value=float(total), reason="a count, told without interval")
-    return figures
+        estimates[name] = Estimate(value=float(total), reason="a count has no interval")
+    return estimates
 
 
 def place_part(objects: ObjectCounts) -> Part:
-    """What is told of a block or another place, which has few objects: F1, and the error of their number."""
+    """Metrics of each block or other place, which has few objects: F1, and the error of the count."""
     by_iou: list[Part] = [
         (objects.counts[:, position], {f"object_f1_{least_iou:g}": f1}) for position, least_iou in enumerate(LEAST_IOUS)
     ]

@@ -1,15 +1,17 @@
-"""Figures by pixel, all from one small thing: a histogram of probability DN for either truth, a unit each.
+"""Pixel metrics, all computed from two histograms of probability DN per unit: one for each truth value.
 
-A probability has 251 values (0 to 250, contract 5), so that two histograms hold the confusion counts at every
-threshold exactly, whatever the size of the map. Arrays of histograms are (..., 2, 251): pixels of the other
-classes first, of the class second. Confusion counts are (..., 4): tp, fp, fn, tn. Every function works along
-leading axes, which is what makes the bootstrap fast. A figure that is undefined (0 / 0) is NaN.
+A probability has 251 values (0 to 250), so two histograms hold the exact confusion counts at every threshold,
+whatever the size of the map. Arrays of histograms are (..., 2, 251): pixels of the other classes first, of the
+class second. Confusion counts are (..., 4): tp, fp, fn, tn. Every function accepts leading axes, which makes the
+bootstrap fast. An undefined metric (0 / 0) is NaN.
+
+To add a metric, write its function and add it to `METRICS`: results, tables and comparisons take it from there.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Literal, TypeAlias, cast
 
 import cv2
 import numpy as np
@@ -24,23 +26,52 @@ from terraseg.errors import SceneError
 LEVELS = 251
 """Values of a probability DN, 0 to 250."""
 
-_EXACT = 2**24  # pixels that OpenCV counts at once without loss: it gives float32
+_EXACT = 2**24  # pixels that OpenCV counts without loss in one call: its counts are float32
 
 BINS = 10
-"""Bins of the reliability curve and of the ECE: 25 DN each, the last one with 250 too."""
+"""Bins of the reliability curve and of the ECE: 25 DN each; the last one includes 250."""
 
-Counts = npt.NDArray[np.int64] | npt.NDArray[np.float64]
-Values = npt.NDArray[np.float64]
+Counts: TypeAlias = npt.NDArray[np.int64] | npt.NDArray[np.float64]
+Values: TypeAlias = npt.NDArray[np.float64]
+
+Formula: TypeAlias = Callable[[Counts], Values]
+"""Values (...,) from counts (..., more axes)."""
+
+Table: TypeAlias = Literal["results", "places", "objects", "comparison"]
+"""Tables that show metrics."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric and where it is shown.
+
+    Attributes:
+        heading: of its column or row; empty if no table shows it.
+        formula: from confusion counts or histograms; None if the module has formulas of its own.
+        source: what the formula takes.
+        by_place: each block or place has this metric too; only for confusion counts (and for `ece`).
+        tables: that show it; ``comparison`` needs confusion counts.
+        interval: tables on the screen show its interval; result files always have it.
+        needs_probability: undefined for the index baseline, which has levels of an index instead.
+    """
+
+    heading: str = ""
+    formula: Formula | None = None
+    source: Literal["confusion", "histograms"] = "confusion"
+    by_place: bool = False
+    tables: tuple[Table, ...] = ()
+    interval: bool = False
+    needs_probability: bool = False
 
 
 @dataclass(frozen=True)
 class PixelCounts:
-    """All that is kept of the pixels.
+    """Counts of all pixels.
 
     Attributes:
-        units: names of the cells that have valid pixels, sorted.
+        units: names of the cells with valid pixels, sorted.
         histograms: (units, 2, 251), int64.
-        ignored: pixels whose truth is not known.
+        ignored: pixels of unknown truth.
         nodata: pixels of known truth without a prediction.
     """
 
@@ -51,24 +82,25 @@ class PixelCounts:
 
     @property
     def total(self) -> npt.NDArray[np.int64]:
-        """(2, 251): over all units."""
+        """(2, 251): sum over all units."""
         total: npt.NDArray[np.int64] = self.histograms.sum(axis=0)
         return total
 
 
 def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
-    """Count the pixels of a stream in one pass, whatever its size.
+    """Count the pixels of a stream of any size in one pass.
 
     Args:
-        positive: id of the class; other ids are the rest.
+        pairs: probability and truth of the same pixels.
+        positive: id of the class; all other ids are background.
 
     Raises:
-        SceneError: a probability DN that contract 5 doesn't know, or no valid pixel at all.
+        SceneError: an invalid probability DN, or no valid pixel at all.
     """
     units: dict[str, npt.NDArray[np.int64]] = {}
     ignored = 0
     for pair in pairs:
-        # A cell is a cut of a window: numpy takes its short rows one by one, a copy of them at once.
+        # A cell is a slice of a window: numpy is slow on its short rows, fast on a copy.
         probability, truth = np.ascontiguousarray(pair.probability), np.ascontiguousarray(pair.truth)
         own = byte_histogram(probability, truth == positive)
         rest = byte_histogram(probability, truth >= 0) - own
@@ -76,14 +108,16 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
         ignored += int(np.count_nonzero(truth == IGNORE))
     full = np.stack([units[name] for name in sorted(units)]) if units else np.zeros((0, 2, 256), np.int64)
     if full[:, :, LEVELS:PROBABILITY_NODATA].any():
-        raise SceneError("probability.tif holds values between 251 and 254", expected="0 to 250, 255 for nodata")
+        raise SceneError(
+            "probability.tif has values between 251 and 254", expected="0 to 250, 255 for nodata", fix="predict again"
+        )
     histograms = full[:, :, :LEVELS]
     filled = histograms.sum(axis=(1, 2)) > 0
     if not filled.any():
         raise SceneError(
             "prediction and ground truth share no valid pixel",
             expected="known truth where the prediction has data",
-            fix="check that --predictions and --ground-truth show the same place",
+            fix="check that --predictions and --ground-truth cover the same place",
         )
     return PixelCounts(
         units=tuple(name for name, keep in zip(sorted(units), filled, strict=True) if keep),
@@ -94,7 +128,7 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
 
 
 def byte_histogram(values: Scores, which: npt.NDArray[np.bool_] | None = None) -> npt.NDArray[np.int64]:
-    """(256,) of the bytes where ``which``: OpenCV takes a fraction of the time of numpy's bincount."""
+    """(256,) counts of the bytes where ``which`` is true. OpenCV is much faster than numpy's bincount."""
     counted = np.zeros(256, np.int64)
     if which is not None and which.all():  # without a mask OpenCV is faster
         which = None
@@ -107,18 +141,18 @@ def byte_histogram(values: Scores, which: npt.NDArray[np.bool_] | None = None) -
 
 
 def level(threshold: float) -> int:
-    """The lowest DN that counts as the class at a threshold of probability: DN / 250 >= threshold."""
+    """The lowest DN that is the class at a probability threshold: DN / 250 >= threshold."""
     return math.ceil(round(threshold * (LEVELS - 1), 6))
 
 
 def confusion(histograms: Counts, at: int) -> Counts:
-    """(..., 4) tp, fp, fn, tn where DN >= ``at`` is the class."""
+    """(..., 4) tp, fp, fn, tn if DN >= ``at`` is the class."""
     above, below = histograms[..., at:].sum(axis=-1), histograms[..., :at].sum(axis=-1)
     return cast("Counts", np.stack([above[..., 1], above[..., 0], below[..., 1], below[..., 0]], axis=-1))
 
 
 def confusions(histograms: Counts) -> Counts:
-    """(..., 251, 4) tp, fp, fn, tn at every threshold DN."""
+    """(..., 251, 4) tp, fp, fn, tn at each threshold DN."""
     above = np.cumsum(histograms[..., ::-1], axis=-1)[..., ::-1]
     total = histograms.sum(axis=-1, keepdims=True)
     below = total - above
@@ -138,7 +172,7 @@ def f1(counts: Counts) -> Values:
 
 
 def precision(counts: Counts) -> Values:
-    """Share of the mapped pixels that are right."""
+    """Share of the mapped pixels that are correct."""
     tp, fp, _, _ = np.moveaxis(counts, -1, 0)
     return _ratio(tp, tp + fp)
 
@@ -150,19 +184,19 @@ def recall(counts: Counts) -> Values:
 
 
 def accuracy(counts: Counts) -> Values:
-    """Share of all pixels that are right: flatters a rare class, second to the others."""
+    """Share of all pixels that are correct. High for any rare class, so not a headline metric."""
     tp, _, _, tn = np.moveaxis(counts, -1, 0)
     return _ratio(tp + tn, counts.sum(axis=-1))
 
 
 def miou(counts: Counts) -> Values:
-    """Mean IoU of the class and of the rest: the rest is easy and lifts it, second to the IoU of the class."""
+    """Mean IoU of class and background. Background is easy and raises it, so not a headline metric."""
     return (iou(counts) + iou(counts[..., [3, 2, 1, 0]])) / 2
 
 
 def average_precision(histograms: Counts) -> Values:
-    """Area under the precision-recall steps, as sklearn defines it: sum of recall step x precision."""
-    precise = np.nan_to_num(precision(confusions(histograms)))  # nothing mapped means no step either
+    """Area under the precision-recall steps, as in scikit-learn: sum of recall step x precision."""
+    precise = np.nan_to_num(precision(confusions(histograms)))  # nothing mapped: no step either
     positives = histograms[..., 1, :]
     return _ratio((positives * precise).sum(axis=-1), positives.sum(axis=-1))
 
@@ -173,27 +207,27 @@ def ece(histograms: Counts) -> Values:
 
 
 def ece_of_bins(bins: Counts) -> Values:
-    """`ece` of (..., 3, 10) sums by bin, of which there are far fewer than levels."""
+    """`ece` from `reliability_bins` (..., 3, 10), which are far fewer numbers than histograms."""
     pixels, hits, confidence = np.moveaxis(bins, -2, 0)
     return _ratio(np.abs(hits - confidence).sum(axis=-1), pixels.sum(axis=-1))
 
 
 def temperature(histograms: Counts) -> Values:
-    """Divisor of the logits at which these pixels are most likely (Guo et al. 2017): 1 is calibrated, above is bold.
+    """Divisor of the logits with the highest likelihood (Guo et al. 2017): 1 is calibrated, above 1 overconfident.
 
-    Found to a sixteenth of a factor of two; undefined where the best one is beyond 1/4 to 4.
+    Searched in steps of a sixteenth of a factor of two; undefined if the best one is outside 1/4 to 4.
     """
     steps = np.exp2(np.arange(-2 * 16, 2 * 16 + 1) / 16)
-    level = (np.clip(np.arange(LEVELS), 0.5, LEVELS - 1.5) / (LEVELS - 1))[:, None]  # 0 and 1 are roundings
+    level = (np.clip(np.arange(LEVELS), 0.5, LEVELS - 1.5) / (LEVELS - 1))[:, None]  # 0 and 1 are rounded
     logit = np.log(level / (1 - level)) / steps
-    unlikely = np.logaddexp(0, logit), np.logaddexp(0, -logit)  # of the rest, of the class
+    unlikely = np.logaddexp(0, logit), np.logaddexp(0, -logit)  # of background, of the class
     best = (histograms[..., 0, :] @ unlikely[0] + histograms[..., 1, :] @ unlikely[1]).argmin(axis=-1)
     inside = (best > 0) & (best < len(steps) - 1)
     return np.where(inside, steps[best], np.nan)
 
 
 def reliability(histograms: Counts) -> tuple[Reliability, ...]:
-    """The reliability curve of one (2, 251) histogram, over the bins that have pixels."""
+    """The reliability curve of one (2, 251) histogram; bins without pixels are left out."""
     return tuple(
         Reliability(probability=float(confidence / pixels), frequency=float(hits / pixels), pixels=int(pixels))
         for pixels, hits, confidence in zip(*reliability_bins(histograms), strict=True)
@@ -201,26 +235,31 @@ def reliability(histograms: Counts) -> tuple[Reliability, ...]:
     )
 
 
-FROM_CONFUSION: dict[str, Callable[[Counts], Values]] = {
-    "iou": iou,
-    "f1": f1,
-    "precision": precision,
-    "recall": recall,
-    "miou": miou,
-    "accuracy": accuracy,
+METRICS = {
+    "iou": Metric("IoU", iou, by_place=True, tables=("results", "places", "comparison"), interval=True),
+    "f1": Metric("F1", f1, by_place=True, tables=("results", "places", "comparison"), interval=True),
+    "precision": Metric("Precision", precision, by_place=True, tables=("results", "comparison")),
+    "recall": Metric("Recall", recall, by_place=True, tables=("results", "comparison")),
+    "miou": Metric("mIoU", miou, tables=("comparison",)),
+    "accuracy": Metric("Accuracy", accuracy),
+    "average_precision": Metric("AP", average_precision, "histograms", tables=("results",)),
+    "ece": Metric("ECE", ece, "histograms", tables=("results", "places"), needs_probability=True),
+    "temperature": Metric("Temperature", temperature, "histograms", needs_probability=True),
 }
-"""Figures of a map, by name: of confusion counts."""
+"""Pixel metrics by name, in the order of the tables."""
 
-FROM_HISTOGRAMS: dict[str, Callable[[Counts], Values]] = {
-    "average_precision": average_precision,
-    "ece": ece,
-    "temperature": temperature,
-}
-"""Figures of a probability, by name: of histograms."""
+
+def formulas(source: Literal["confusion", "histograms"], *, by_place: bool = False) -> dict[str, Formula]:
+    """Formulas of `METRICS` by name, either all of a source or those that each place has."""
+    return {
+        name: metric.formula
+        for name, metric in METRICS.items()
+        if metric.formula and metric.source == source and (metric.by_place or not by_place)
+    }
 
 
 def reliability_bins(histograms: Counts) -> Values:
-    """(..., 3, 10): pixels, pixels of the class and summed probability by bin of the reliability curve."""
+    """(..., 3, 10): pixels, pixels of the class and summed probability in each bin of the reliability curve."""
     levels = np.arange(LEVELS)
     edges = np.arange(BINS) * (LEVELS - 1) // BINS
     both = histograms.sum(axis=-2)

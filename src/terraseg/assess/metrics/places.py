@@ -1,4 +1,4 @@
-"""Cells of ground by block, by scene or by the polygons of a file: cities, districts, land cover."""
+"""Cells of ground grouped by block, by scene, or by polygons such as cities, districts or land cover."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -18,11 +18,11 @@ from terraseg.contracts.result import Estimate
 from terraseg.errors import LabelError
 
 Members: TypeAlias = dict[str, list[int]]
-"""Indices of the units of each group, by its name."""
+"""Indices of the units of each group, by group name."""
 
 
 def by_block(units: Sequence[str]) -> Members:
-    """Units (``scene/block/down/right``, or ``scene/down/right`` of whole rasters) by block, or by scene."""
+    """Group units by block (``scene/block/down/right``), or by scene for whole rasters (``scene/down/right``)."""
     members: Members = defaultdict(list)
     for index, unit in enumerate(units):
         members[unit.rsplit("/", 2)[0]].append(index)
@@ -30,17 +30,17 @@ def by_block(units: Sequence[str]) -> Members:
 
 
 def by_polygons(units: Sequence[str], *, products: Sequence[Product], cell: int, path: Path, field: str) -> Members:
-    """Units by the polygon that their centre lies in; those outside of all belong to no group.
+    """Group units by the polygon that contains their centre; units outside all polygons are left out.
 
     Args:
-        units: names of cells, as `by_block` says.
-        products: of the scenes that the units lie in.
+        units: names of cells, see `by_block`.
+        products: predictions of the scenes of the units.
         cell: side of a unit in pixels.
         path: any vector file.
-        field: of its attributes, the one that names a group; polygons of one name are one group.
+        field: attribute with the group's name; polygons with the same name form one group.
 
     Raises:
-        LabelError: no such file or field, no polygons with a CRS, or no unit in any of them.
+        LabelError: no such file or field, no polygons with a CRS, or no unit in any polygon.
     """
     places = _read(path, field)
     grids = {}
@@ -60,25 +60,28 @@ def by_polygons(units: Sequence[str], *, products: Sequence[Product], cell: int,
             members[str(there[field].iloc[place])].append(inside[unit])
     if not members:
         raise LabelError(
-            f"no cell of the ground truth has its centre in a polygon of {path}", fix="give polygons of this place"
+            f"no cell of the ground truth has its centre in a polygon of {path}",
+            fix="give polygons that cover the ground truth",
         )
     return {name: sorted(set(members[name])) for name in sorted(members)}
 
 
 def same_places(members: Members, units: Sequence[str], others: Sequence[str]) -> Members:
-    """The groups of ``units`` among ``others``, which are cells of the same ground: a group may be empty there."""
+    """The same groups as indices of ``others``, other cells of the same ground; a group may be empty."""
     at = {unit: index for index, unit in enumerate(others)}
     return {name: [at[units[index]] for index in indices if units[index] in at] for name, indices in members.items()}
 
 
-def group_figures(
+def group_metrics(
     members: Mapping[str, npt.ArrayLike], part: Part, *, draws: int, seed: int
 ) -> dict[str, dict[str, Estimate]]:
-    """The figures of each group, with intervals over its own units.
+    """The metrics of each group, with intervals over its own units.
 
     Args:
         members: `Members`.
-        part: counts of all units with their figures.
+        part: counts of all units with their formulas.
+        draws: of the bootstrap.
+        seed: of the bootstrap.
     """
     counts, metrics = part
     return {
@@ -91,11 +94,13 @@ def _read(path: Path, field: str) -> gpd.GeoDataFrame:
     try:
         places = gpd.read_file(path)
     except pyogrio.errors.DataSourceError as error:
-        raise LabelError(f"{path} can't be read as vector data ({error})", fix="correct --by") from error
+        raise LabelError(
+            f"{path} can't be read as vector data ({error})", fix="name a vector file with --by"
+        ) from error
     places = places[places.geom_type.isin(["Polygon", "MultiPolygon"])]
     if places.empty or places.crs is None:
-        raise LabelError(f"{path} has no polygons with a CRS", fix="correct --by")
+        raise LabelError(f"{path} has no polygons with a CRS", fix="name a file of polygons with a CRS with --by")
     if field not in places.columns:
-        have = ", ".join(str(column) for column in places.columns if column != places.geometry.name)
-        raise LabelError(f"{path} has no field {field!r} (it has {have})", fix="name one with --by-field")
+        fields = ", ".join(str(column) for column in places.columns if column != places.geometry.name)
+        raise LabelError(f"{path} has no field {field!r}, only {fields}", fix="name one of its fields with --by-field")
     return places

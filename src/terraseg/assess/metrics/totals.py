@@ -1,32 +1,35 @@
-"""How much there is, whether or not it is in the right place: what a statistics office asks of a map.
+"""Total area or number, whether or not it is in the right place, as official statistics need it.
 
-Totals are (units, 3): predicted, true, and the size of their difference, by bootstrap unit.
+Totals are (units, 3): predicted, true, and their absolute difference, for each bootstrap unit.
 """
 
 import numpy as np
 import numpy.typing as npt
 
 from terraseg.assess.metrics.bootstrap import Part
-from terraseg.assess.metrics.pixels import Counts, Values
+from terraseg.assess.metrics.pixels import Counts, Metric, Values
+
+METRICS = {"built_up_bias": Metric("Area bias", tables=("places",)), "built_up_error": Metric("Area error")}
+"""Metrics of the mapped area by name."""
 
 
 def built_up_part(counts: Counts) -> Part:
-    """`total_part` of the mapped area, from (units, 4) tp, fp, fn, tn."""
+    """`total_part` of the mapped area from (units, 4) tp, fp, fn, tn."""
     tp, fp, fn, _ = np.asarray(counts, dtype=np.int64).T
     return total_part("built_up", tp + fp, tp + fn)
 
 
 def total_part(name: str, predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> Part:
-    """Bias of the whole and error by unit, both as a share of what there truly is.
+    """Bias of the total and error by unit, both as a share of the true total.
 
     Args:
-        name: of what is counted; the figures are ``<name>_bias`` and ``<name>_error``.
+        name: of the quantity; the metrics are ``<name>_bias`` and ``<name>_error``.
         predicted: (units,) pixels or objects.
-        true: (units,) likewise.
+        true: (units,) pixels or objects.
 
     Returns:
-        Counts with two figures. bias: (predicted - true) / true over all units, 0 where errors cancel out. error: the
-        sum of the differences' sizes by unit / true, in which they don't.
+        Counts with two metrics. bias: (predicted - true) / true over all units; errors of units cancel out. error: sum
+        of the absolute differences by unit / true; they do not cancel out.
     """
     totals = np.stack([predicted, true, abs(predicted - true)], axis=1)
     return totals, {f"{name}_bias": _bias, f"{name}_error": _error}

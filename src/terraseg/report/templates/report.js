@@ -1,4 +1,4 @@
-// Layers and swipe: left of the line the topmost of the shown layers, right of it the others.
+// Layers and swipe: the top layer is left of the line, the other shown layers are right of it.
 const byId = (id) => document.getElementById(id);
 const [map, model, swipe, zoom] = ["map-layers", "map-model", "map-swipe", "map-zoom"].map(byId);
 const view = map.parentElement;
@@ -21,11 +21,11 @@ function draw() {
   byId("map-shade-layer").hidden = !byId("map-shade").checked;
   zoomTo(Number(zoom.value));
   byId("map-state").textContent = top
-    ? `Left of the line: ${top.dataset.layer}. Right of it: ${below.join(" and ") || "imagery alone"}.`
-    : "Imagery alone.";
+    ? `Left of the line: ${top.dataset.layer}. Right of it: ${below.join(" and ") || "only imagery"}.`
+    : "Only imagery.";
 }
 
-// The middle of what is seen stays where it is.
+// The centre of the view stays in place.
 function zoomTo(factor) {
   const width = `${100 * factor}%`;
   if (map.style.width === width) return;
@@ -35,7 +35,7 @@ function zoomTo(factor) {
   view.scrollTo(across * map.offsetWidth - view.clientWidth / 2, down * map.offsetHeight - view.clientHeight / 2);
 }
 
-// A mouse drags the map; fingers and arrow keys scroll it without our help.
+// A mouse drags the map; touch and arrow keys scroll it anyway.
 let grabbed = null;
 view.addEventListener("pointerdown", (event) => {
   if (event.pointerType !== "mouse" || event.button || event.target === view) return;

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from helpers.factories import make_product, make_scene
 from terraseg.assess.ground.truth import PolygonTruth
 from terraseg.assess.metrics.object_match import match, overlaps, splits_and_merges
-from terraseg.assess.metrics.objects import count_objects, object_figures
+from terraseg.assess.metrics.objects import count_objects, object_metrics
 
 _BOX = st.builds(
     lambda left, bottom, width, height: shapely.box(left, bottom, left + width, bottom + height),
@@ -69,7 +69,7 @@ def test_nothing_on_one_side_is_no_error(side):
     assert splits_and_merges(found) == (0, 0)
 
 
-def test_object_figures_of_a_scene(tmp_path):
+def test_object_metrics_of_a_scene(tmp_path):
     """Five squares, of which the second and the last are mapped, and one false alarm; a footprint lies elsewhere."""
     scene = make_scene(tmp_path, (64, 64))
     left, bottom, right, top = scene.geobox.boundingbox.bbox
@@ -93,7 +93,7 @@ def test_object_figures_of_a_scene(tmp_path):
     # Cells of 16 px are counted from the scene's upper left corner, as those of pixels.
     assert objects.units == ("scene/0/3", "scene/3/0", "scene/3/1", "scene/3/2")
     assert objects.counts[:, 0].tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0]]
-    found = object_figures(objects, draws=200, seed=0)
+    found = object_metrics(objects, draws=200, seed=0)
     values = {name: estimate.value for name, estimate in found.items()}
     assert values["object_precision_0.5"] == pytest.approx(2 / 3)
     assert values["object_recall_0.5"] == pytest.approx(2 / 5)

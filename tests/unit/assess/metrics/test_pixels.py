@@ -32,7 +32,7 @@ def test_figures_of_a_map_equal_sklearn_at_every_threshold(dn, truth, at):
         "accuracy": reference.accuracy_score(true, mapped),
         "miou": reference.jaccard_score(true, mapped, average="macro"),
     }
-    assert {name: float(metric(counts)) for name, metric in pixels.FROM_CONFUSION.items()} == pytest.approx(
+    assert {name: float(metric(counts)) for name, metric in pixels.formulas("confusion").items()} == pytest.approx(
         expected, nan_ok=True
     )
 

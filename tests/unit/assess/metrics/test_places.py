@@ -6,7 +6,7 @@ from shapely.geometry import box
 from helpers.factories import make_product, make_scene
 from terraseg.assess.metrics.bootstrap import intervals, side_by_side
 from terraseg.assess.metrics.pixels import iou, recall
-from terraseg.assess.metrics.places import by_block, by_polygons, group_figures, same_places
+from terraseg.assess.metrics.places import by_block, by_polygons, group_metrics, same_places
 from terraseg.assess.metrics.totals import built_up_part, total_part
 from terraseg.errors import LabelError
 
@@ -47,7 +47,7 @@ def test_units_go_to_the_place_of_their_centre_and_those_of_none_to_no_place(pro
 
 def test_figures_of_a_group_are_those_of_its_pixels():
     part = side_by_side([(CONFUSIONS, {"iou": iou, "recall": recall}), built_up_part(CONFUSIONS)])
-    figures = group_figures({"all": range(8), "one": [3], "none": []}, part, **DRAWN)
+    figures = group_metrics({"all": range(8), "one": [3], "none": []}, part, **DRAWN)
     tp, fp, fn, _ = CONFUSIONS.sum(axis=0)
     assert figures["all"]["iou"].value == pytest.approx(tp / (tp + fp + fn))
     assert figures["all"]["built_up_bias"].value == pytest.approx((fp - fn) / (tp + fn))
@@ -79,7 +79,7 @@ def test_a_total_of_nothing_is_undefined():
 def test_places_that_are_elsewhere_nameless_or_no_polygons_are_refused(products, tmp_path):
     given = {"units": UNITS, "products": products, "cell": CELL}
     here = _places(tmp_path / "here.gpkg", {"here": (0, 0, 64, 64)})
-    with pytest.raises(LabelError, match="no field 'city' .it has name"):
+    with pytest.raises(LabelError, match="no field 'city', only name"):
         by_polygons(**given, path=here, field="city")
     with pytest.raises(LabelError, match="no cell of the ground truth has its centre"):
         by_polygons(**given, path=_places(tmp_path / "far.gpkg", {"far": (900, 0, 950, 9)}), field="name")
