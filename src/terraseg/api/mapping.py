@@ -95,10 +95,10 @@ def predict(
         BundleSource,
         FailedScenesError,
         Outcome,
+        check_names,
         map_places,
         open_places,
         opened,
-        refuse_one_name,
     )
 
     model, output = _model(bundle, config, ckpt_path, device=device), Path(output)
@@ -109,7 +109,7 @@ def predict(
             places = open_entry([input] if isinstance(input, str | Path) else input)
         else:
             places, outcomes = open_places(read_manifest(Path(manifest)), open_entry, retries=retries)
-        refuse_one_name(places)
+        check_names(places)
         crop = crop or model.info.tile_size
         source = BundleSource(model, runtime=runtime, device=device, crop=crop)
         options: dict[str, Any] = {

@@ -29,6 +29,11 @@ def turned(pixels: npt.NDArray[Any], turn: int, *, out: npt.NDArray[Any] | None 
     return result
 
 
+def inverse(turn: int) -> int:
+    """The turn that undoes ``turn``; from 4 on each undoes itself."""
+    return turn if turn >= 4 else -turn % 4
+
+
 def _turn(plane: npt.NDArray[Any], turn: int, target: npt.NDArray[Any]) -> None:
     match turn:
         case 1:

@@ -5,7 +5,8 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar, cast
@@ -212,6 +213,16 @@ def _own_cores(shares: list[list[int]]) -> Any:  # noqa: ANN401
                 os.sched_setaffinity(0, shares[worker.name])
 
     return OwnCores()
+
+
+def read_ahead(items: Iterator[Result], *, depth: int) -> Generator[Result, None, None]:
+    """Yield the same items, made by another thread while earlier ones are used; at most ``depth`` of them wait."""
+    with concurrent.futures.ThreadPoolExecutor(1, "read-ahead") as reader:
+        end = object()
+        waiting = deque(reader.submit(next, items, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(reader.submit(next, items, end))
+            yield cast("Result", item)
 
 
 @contextmanager

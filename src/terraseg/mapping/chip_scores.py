@@ -1,4 +1,4 @@
-"""A model's answer to the chips of a dataset, each as a whole: for datasets that no scene belongs to."""
+"""Predict the chips of a dataset, each as a whole: for datasets without scenes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,20 +16,20 @@ from terraseg.errors import DatasetError
 from terraseg.mapping.runtimes.predictor import Predictor, readable
 
 ChipScores = Callable[[Split, str], npt.NDArray[np.uint8]]
-"""Split and tile of a chip to (rows, columns) of probability DN as in contract 5: 0-250, 255 = nodata."""
+"""Split and tile of a chip to its probability DN (rows, columns), as in a product: 0-250, 255 = nodata."""
 
 
 def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
-    """How a model scores the chips of a dataset.
+    """A function that predicts the chips of a dataset.
 
     Raises:
-        SceneError: the dataset lacks a band of the model; when called, a chip can't be read.
-        DatasetError: it shows another number of dates than the model wants.
+        SceneError: the dataset lacks a band of the model; the function raises it if a chip can't be read.
+        DatasetError: the dataset has another number of dates than the model takes.
     """
     info = dataset.info
     if info.frames != predictor.frames:
         raise DatasetError(
-            f"a chip of {dataset.root} shows {info.frames} date{'s' * (info.frames > 1)} of its place",
+            f"a chip of {dataset.root} has {info.frames} date{'s' * (info.frames > 1)}",
             expected=f"{predictor.frames}, as the model was trained on",
         )
     indices = band_indices(predictor.bands, info.bands, where=str(dataset.root))

@@ -1,4 +1,4 @@
-"""Many places, each mapped once, by one process or several; a failure doesn't stop the others."""
+"""Map many places, by one process or several; if one fails, the others go on."""
 
 import logging
 import threading
@@ -27,10 +27,10 @@ _log = logging.getLogger(__name__)
 _SECONDS_A_LOOK = 1.0
 
 _OPENED: list[tuple["BundleSource", Predictor]] = []
-"""The model of this process, once it is opened."""
+"""The model of this process, once it is open."""
 
 _ONE_AT_A_TIME = threading.RLock()
-"""A model is called from one thread at a time, also where a worker of a cluster has several."""
+"""A model is called from one thread at a time, even if a worker of a cluster has several."""
 
 _KILLED = "its process was killed; the system may have run out of memory"
 
@@ -60,13 +60,13 @@ class BundleSource:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a place.
+    """Outcome of a place.
 
     Attributes:
-        name: of the place, or as the manifest names it, where it could not be opened.
-        product: the finished product.
-        reason: or else why there is none, in one line.
-        attempts: how often it was tried.
+        name: name of the place, or its entry in the manifest if it can't be opened.
+        product: the finished product, None if it failed.
+        reason: why it failed, in one line.
+        attempts: number of attempts.
     """
 
     name: str
@@ -76,10 +76,10 @@ class Outcome:
 
 
 class FailedScenesError(SceneError):
-    """Some of many places have no product; the others have.
+    """Some of many places have no product; all others have one.
 
     Args:
-        outcomes: of all places.
+        outcomes: outcomes of all places.
     """
 
     def __init__(self, outcomes: Sequence[Outcome]) -> None:
@@ -93,7 +93,7 @@ class FailedScenesError(SceneError):
         )
 
     def table(self) -> Table:
-        """Each failed scene, how often it was tried, and why it failed at last."""
+        """Table of the failed scenes: number of attempts, and the last reason."""
         table = Table("scene", "attempts", "reason", title="failed scenes", show_lines=True)
         for outcome in self.failed:
             table.add_row(outcome.name, str(outcome.attempts), outcome.reason)
@@ -103,11 +103,15 @@ class FailedScenesError(SceneError):
 def open_places(
     entries: Sequence[Entry], places_at: Callable[[Entry], list[Place]], *, retries: int
 ) -> tuple[list[Place], list[Outcome]]:
-    """Open places by the entries of a manifest; what can't be opened is an outcome already.
+    """Open the places of a manifest.
 
     Args:
+        entries: of the manifest.
         places_at: opens one entry.
-        retries: how often it is tried again to open one.
+        retries: how often an entry that failed is tried again.
+
+    Returns:
+        The places, and the outcomes of entries that can't be opened.
     """
     found: dict[Entry, list[Place]] = {}
     failed: dict[Entry, Outcome] = {}
@@ -122,18 +126,18 @@ def open_places(
     return [place for entry in entries for place in found.get(entry, [])], list(failed.values())
 
 
-def refuse_one_name(places: Sequence[Place]) -> None:
-    """Refuse places whose products would lie in one folder.
+def check_names(places: Sequence[Place]) -> None:
+    """Check that each product has a folder of its own.
 
     Raises:
-        ConfigError: two have one name.
+        ConfigError: two places have the same name.
     """
     paths: dict[str, Path] = {}
     for first, *_ in places:
         if first.name in paths:
             raise ConfigError(
-                f"{paths[first.name]} and {first.path} have one name",
-                expected="names that differ, as each is the folder of a product",
+                f"{paths[first.name]} and {first.path} have the same name",
+                expected="different names, as each names the folder of a product",
                 fix="rename one, or map them to two outputs",
             )
         paths[first.name] = first.path
@@ -148,16 +152,18 @@ def map_places(
     retries: int,
     options: dict[str, Any],
 ) -> list[Outcome]:
-    """Map places, each by one worker; where there are fewer places than workers, the rows of each by all workers.
+    """Map places, each by one worker; if there are fewer places than workers, all workers share the rows of each.
 
-    A failed place is tried again after all others, and goes on where it failed. The pixels don't depend on the
+    A failed place is tried again after all others, and resumes where it failed. The pixels don't depend on the
     workers.
 
     Args:
+        places: each with a name of its own.
         source: the model.
         output: folder of the products.
+        workers: the processes.
         retries: how often a failed place is tried again.
-        options: of `predict_scene`.
+        options: options of `predict_scene`.
 
     Returns:
         The outcomes in the order of the places.
@@ -208,18 +214,18 @@ def _one_round(
 
 
 def _map_place(task: _PlaceTask) -> Outcome:
-    predictor = opened(task.source)  # a model that can't be opened fails for all places: it ends the run
+    predictor = opened(task.source)  # outside of the try: a model that can't be opened ends the run
     name = task.place[0].name
     with _ONE_AT_A_TIME:
         try:
             product = predict_scene(task.place, predictor, task.output, **task.options)
-        except Exception as error:  # noqa: BLE001 -- whatever one place raises, the others go on
+        except Exception as error:  # noqa: BLE001 -- the other places go on after any error
             return Outcome(name, reason=_in_one_line(error))
     return Outcome(name, product)
 
 
 def _spread(work: StripWork, *, source: BundleSource, workers: Workers) -> None:
-    """Predict the missing strips of a place, an even share by each worker."""
+    """Predict the missing strips of a place, with an even share for each worker."""
     parts = even_parts(work.strips.missing(), workers.count)
     finished = threading.Event()
     with ThreadPoolExecutor(1, "progress") as watcher:
@@ -236,18 +242,18 @@ def _spread(work: StripWork, *, source: BundleSource, workers: Workers) -> None:
 
 
 def _predict_rows(task: _RowsTask) -> tuple[range, str]:
-    """Predict what is missing of a part; the reason why it failed, or nothing."""
+    """Predict the missing strips of a part; returns the part, and why it failed, if it did."""
     work, predictor = task.work, opened(task.source)
     with _ONE_AT_A_TIME, rasters_env(work.place, work.grid):
         try:
             work(predictor, work.strips.missing(task.part), progress=False)
-        except Exception as error:  # noqa: BLE001 -- whatever one part raises, the others go on
+        except Exception as error:  # noqa: BLE001 -- the other parts go on after any error
             return task.part, _in_one_line(error)
     return task.part, ""
 
 
 def even_parts(runs: Sequence[range], count: int) -> list[range]:
-    """Cut runs of strips so that about ``count`` parts of even length result."""
+    """Cut runs of strips into about ``count`` parts of even length."""
     length = -(-sum(map(len, runs)) // count)
     return [run[begin : begin + length] for run in runs for begin in range(0, len(run), length)]
 
@@ -261,7 +267,7 @@ def _show_progress(work: StripWork, finished: threading.Event) -> None:
 
 
 def opened(source: BundleSource) -> Predictor:
-    """The model, opened once a process."""
+    """The model, opened once per process."""
     with _ONE_AT_A_TIME:
         if not _OPENED or _OPENED[0][0] != source:
             reuse_freed_memory()

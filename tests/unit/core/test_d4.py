@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from terraseg.core.d4 import TURNS, turned
+from terraseg.core.d4 import TURNS, inverse, turned
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "uint16", "int16", "float32", "float64"])
@@ -25,3 +25,9 @@ def test_there_are_exactly_eight():
     assert len({turned(pixels, turn).tobytes() for turn in range(TURNS)}) == TURNS
     with pytest.raises(ValueError, match="turn 8"):
         turned(pixels, 8)
+
+
+@pytest.mark.parametrize("turn", range(TURNS))
+def test_the_inverse_undoes_a_turn(turn):
+    pixels = np.arange(16.0).reshape(4, 4)
+    np.testing.assert_array_equal(turned(turned(pixels, turn), inverse(turn)), pixels)

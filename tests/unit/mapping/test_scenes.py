@@ -93,7 +93,7 @@ def test_two_scenes_of_one_name_are_refused_before_one_overwrites_the_other(
     paths = [str(make_scene(tmp_path / folder, (40, 40)).path) for folder in ("may", "june")]
     (tmp_path / "both.json").write_text(json.dumps(paths))
     for what in ({"input": paths}, {"input": "", "manifest": tmp_path / "both.json"}):
-        with pytest.raises(ConfigError, match="have one name"):
+        with pytest.raises(ConfigError, match=r"may/scene\.tif and .*june/scene\.tif"):
             predict(bundle=tmp_path, output=tmp_path / "out", device="cpu", **what)
     assert not (tmp_path / "out").exists()
 

@@ -1,4 +1,4 @@
-"""Rasters and items behind http(s): what GDAL and requests are told, with bounded retries."""
+"""Read rasters and items over http(s), with bounded retries."""
 
 import logging
 import time
@@ -25,19 +25,19 @@ _log = logging.getLogger(__name__)
 _PREFIX = "/vsicurl?"
 _RETRIES = 3
 _PAUSE = 0.5
-"""Seconds before the first retry, doubling."""
+"""Seconds before the first retry; doubles with each."""
 
 _PATIENCE = (10.0, 30.0)
-"""Seconds for a connection, and for an answer that stalls."""
+"""Seconds to wait for a connection, and for more of a stalled response."""
 
 _GDAL = (
     f"{_PREFIX}max_retry={_RETRIES}&retry_delay={_PAUSE}&list_dir=no&empty_dir=yes"
     f"&connecttimeout={_PATIENCE[0]:.0f}&low_speed_time={_PATIENCE[1]:.0f}&low_speed_limit=1024&url="
 )
-"""In the name and not in the environment: so it holds in every thread and process that opens it."""
+"""Options of GDAL in the file name, not in the environment: so every thread and process that opens it has them."""
 
 _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": _PREFIX}
-"""GDAL keeps failed and cut answers as if they were the file; only this makes it forget them, at the next close."""
+"""GDAL caches failed and truncated responses as if they were the file; only this clears them, at the next close."""
 
 _THIS_RUN = str(uuid.uuid4())
 
@@ -45,52 +45,52 @@ _AGAIN = (429, 500, 502, 503, 504)
 
 
 def is_url(name: str) -> bool:
-    """Whether something is behind http(s)."""
+    """Whether a name is an http(s) address."""
     return urlsplit(name).scheme.lower() in ("http", "https")
 
 
 def gdal_name(url: str) -> str:
-    """What GDAL opens."""
+    """The name under which GDAL opens an address."""
     return _GDAL + quote(url, safe="")
 
 
 def url_of(name: str) -> str | None:
-    """The address of what GDAL opens, None where it is not behind http(s)."""
+    """The address in a name that GDAL opens, None if it is not an http(s) address."""
     if name.startswith(_PREFIX):
         return parse_qs(name.removeprefix(_PREFIX))["url"][0]
     return name.removeprefix("/vsicurl/") if name.startswith("/vsicurl/") else None
 
 
 def without_secrets(url: str) -> str:
-    """An address without user and query, where passwords and signatures stand: it may go into a product."""
+    """An address without user and query, which hold passwords and signatures: safe to write into a product."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def get_json(url: str) -> dict[str, Any]:
-    """An item.
+    """Get an item.
 
     Raises:
-        SceneError: no answer after the retries, or it is no JSON object.
+        SceneError: no response after the retries, or it is not a JSON object.
     """
     answer = _ask("GET", url)
     try:
         value = answer.json()
     except requests.JSONDecodeError as error:
-        raise SceneError(f"{without_secrets(url)} is no JSON ({error})", expected="a STAC item") from error
+        raise SceneError(f"{without_secrets(url)} is not JSON ({error})", expected="a STAC item") from error
     if not isinstance(value, dict):
-        raise SceneError(f"{without_secrets(url)} is no JSON object", expected="a STAC item")
+        raise SceneError(f"{without_secrets(url)} is not a JSON object", expected="a STAC item")
     return value
 
 
 def url_identity(url: str) -> list[str | None]:
-    """What changes when the file behind an address does: ETag, date and length.
+    """ETag, date and length of the file at an address: they change when the file does.
 
-    A server that gives neither ETag nor date can't tell: the identity is then another in each process, so that nothing
-    resumes on what may be another file.
+    If a server gives neither ETag nor date, the identity differs in each process, so that no run resumes on what may
+    be another file.
 
     Raises:
-        SceneError: no answer after the retries.
+        SceneError: no response after the retries.
     """
     headers = _ask("HEAD", url).headers
     identity = [headers.get(name) for name in ("ETag", "Last-Modified", "Content-Length")]
@@ -113,18 +113,18 @@ def _ask(method: str, url: str) -> requests.Response:
         except requests.RequestException as error:
             status = getattr(error.response, "status_code", None)
             raise SceneError(
-                f"{without_secrets(url)} can't be had ({f'status {status}' if status else type(error).__name__})",
+                f"{without_secrets(url)} can't be read ({f'status {status}' if status else type(error).__name__})",
                 fix="correct the address, or try again later",
             ) from error
     return answer
 
 
 class PatientRaster:
-    """A raster that is opened anew where a read over http fails, so often and no more.
+    """A raster that is opened again if a read over http fails, a limited number of times.
 
     Args:
-        path: what GDAL opens.
-        remote: names, as GDAL opens them, of the parts that are behind http(s).
+        path: the raster.
+        remote: names under which GDAL opens its parts that are read over http(s).
     """
 
     def __init__(self, path: Path, remote: Sequence[str]) -> None:
@@ -133,20 +133,20 @@ class PatientRaster:
 
     @property
     def has_overviews(self) -> bool:
-        """Whether a coarse view needs less than all of it."""
+        """Whether a coarse view can be read without reading the whole raster."""
         return bool(self._source.overviews(1))
 
     def read(self, indexes: Sequence[int], **options: Any) -> npt.NDArray[np.uint16]:  # noqa: ANN401  # rasterio's
-        """As `rasterio.io.DatasetReader.read`.
+        """Read like `rasterio.io.DatasetReader.read`.
 
         Raises:
-            RasterioIOError: it can't be read, also after the retries.
+            RasterioIOError: it can't be read even after the retries.
         """
         for attempt in range(_RETRIES if self._remote else 0):
             try:
                 return self._read(indexes, **options)
             except RasterioIOError as error:
-                _log.warning("%s: %s; again in %g s", self.name, error.__cause__ or error, _PAUSE * 2**attempt)
+                _log.warning("%s: %s; retry in %g s", self.name, error.__cause__ or error, _PAUSE * 2**attempt)
                 time.sleep(_PAUSE * 2**attempt)
                 self._reopen()
         return self._read(indexes, **options)
@@ -165,14 +165,14 @@ class PatientRaster:
             for name in self._remote:
                 try:
                     rasterio.open(name).close()
-                except RasterioIOError:  # what was closed is forgotten all the same; the next read will tell
+                except RasterioIOError:  # closing has cleared the cache all the same; the next read reports the error
                     _log.debug("%s does not open", name)
         self._source = rasterio.open(self._path)
 
 
 @contextmanager
 def open_raster(path: Path, remote: Sequence[str]) -> Iterator[PatientRaster]:
-    """Open a `PatientRaster` and close it."""
+    """Open a `PatientRaster`, and close it when the block ends."""
     raster = PatientRaster(path, remote)
     try:
         yield raster

@@ -1,12 +1,12 @@
-"""What --input may name, as places of scenes of contract 1.
+"""Open the inputs of a prediction as scenes, and group them to places.
 
 * A scene, or a folder of scenes: as they are.
-* A VRT: unit, bands and provenance are those of its sources, where it doesn't declare its own.
-* A STAC item, local or behind http(s): its assets are the bands, or one asset has all of them.
-* A COG behind http(s): its provenance is the item beside it, as with a local scene.
+* A VRT: unit, bands and provenance come from its sources, unless it declares its own.
+* A STAC item, local or at an http(s) address: its assets are the bands, or one asset has all bands.
+* A COG at an http(s) address: its provenance is the item next to it, as for a local scene.
 
-All but the first become a small VRT with its item beside it in a folder of the run, so that whoever reads the scene
-needs to know nothing else: GDAL opens it like any file, in any process of this machine.
+All except the first become a small VRT with an item next to it, in a folder of the run. So readers need to know nothing
+else: GDAL opens it like any file, in any process of this machine.
 """
 
 import datetime as dt
@@ -33,12 +33,12 @@ from terraseg.mapping.inputs.remote import gdal_name, get_json, is_url, url_of, 
 from terraseg.mapping.inputs.vrt import BandFile, band_sources, is_vrt, sources, write_band_vrt
 
 _LOOK = 512
-"""Side of the decimated look at a scene's values, in pixels."""
+"""Side of the decimated view for checks of a scene's values, in pixels."""
 
 
 @contextmanager
 def room_for_inputs(shared: Path | None = None) -> Iterator[Path]:
-    """A folder for the VRTs of `places_at`; in ``shared`` where processes of other machines read them, too."""
+    """A temporary folder for the VRTs of `places_at`, inside ``shared`` if processes of other machines read them."""
     if shared is not None:
         try:
             shared.mkdir(parents=True, exist_ok=True)
@@ -49,33 +49,33 @@ def room_for_inputs(shared: Path | None = None) -> Iterator[Path]:
 
 
 def places_at(given: Iterable[str | Path], folder: Path, *, frames: int) -> list[Place]:
-    """The places that some inputs show together.
+    """Open inputs, and group their scenes to places.
 
     Args:
         given: see `scenes_at`.
         folder: see `scenes_at`.
-        frames: dates of each place, see `group_places`.
+        frames: dates per place, see `group_places`.
 
     Raises:
-        SceneError: what `scenes_at` and `group_places` raise.
+        SceneError: see `scenes_at` and `group_places`.
     """
     return group_places([scene for one in given for scene in scenes_at(one, folder)], frames=frames)
 
 
 def scenes_at(given: str | Path, folder: Path) -> list[Scene]:
-    """The scenes of one input.
+    """Open the scenes of one input.
 
     Args:
         given: path or address.
-        folder: where VRTs may be put; as long as it is there, the scenes can be read.
+        folder: for VRTs; the scenes can be read as long as it exists.
 
     Raises:
-        SceneError: there is none, or it breaks contract 1 and can't be made to keep it.
+        SceneError: there is no scene, or it can't be read as one.
     """
     name, local = str(given), Path(given)
     if not is_url(name) and not (local.is_file() and local.suffix.lower() in (".json", ".vrt")):
         return find_scenes(local)
-    root = Path(tempfile.mkdtemp(dir=folder))  # of its own: names may be the same
+    root = Path(tempfile.mkdtemp(dir=folder))  # a folder of its own: names may be the same
     if _suffix(name) == ".json":
         return [_of_item(name, root)]
     return [_of_url(name, root)] if is_url(name) else [_of_vrt(local, root)]
@@ -89,12 +89,14 @@ def _path_of(name: str) -> str:
     return unquote(urlsplit(name).path) if is_url(name) else name
 
 
-# --- a COG behind http(s) ---
+# --- a COG at an http(s) address ---
 
 
 def _of_url(url: str, folder: Path) -> Scene:
     if _suffix(url) == ".vrt":
-        raise SceneError(f"{without_secrets(url)} is a VRT behind http(s)", fix="download the VRT and name the copy")
+        raise SceneError(
+            f"{without_secrets(url)} is a VRT at an http(s) address", fix="download the VRT, and give the local copy"
+        )
     beside = urlsplit(url)
     address = urlunsplit(beside._replace(path=str(Path(beside.path).with_suffix(".json"))))
     path = folder / f"{Path(_path_of(url)).stem}.vrt"
@@ -114,7 +116,7 @@ def _copy_as_vrt(name: str, path: Path) -> None:
 
 
 def _kept(path: Path, item: dict[str, Any], *, origin: str) -> Scene:
-    """Open a VRT of ours with an item beside it that says where it is from."""
+    """Write an item with a link to its origin next to a VRT of ours, and open the scene."""
     links = [link for link in item.get("links", []) if link.get("rel") != "self"]
     write_json(path.with_suffix(".json"), {**item, "links": [{"rel": "self", "href": origin}, *links]})
     return open_scene(path)
@@ -133,9 +135,9 @@ def _of_vrt(given: Path, folder: Path) -> Scene:
         with _opened(name, given) as source:
             if source.crs != crs:
                 raise SceneError(
-                    f"{given} has CRS {crs}, its source {name} has {source.crs}: it shows it in the wrong place",
+                    f"{given} has CRS {crs}, but its source {name} has {source.crs}",
                     expected="sources of one UTM zone",
-                    fix="name the scenes of each zone apart",
+                    fix="give the scenes of each zone separately",
                 )
     beside = given.with_suffix(".json")
     item = _read_item(beside) if beside.is_file() else _united([_item_beside(name, given) for name in sources(given)])
@@ -144,7 +146,7 @@ def _of_vrt(given: Path, folder: Path) -> Scene:
 
 
 def _complete(target: Any, given: Path) -> None:  # noqa: ANN401  # rasterio's datasets have no common type
-    """Have a VRT say what its sources do: a mosaic made by gdalbuildvrt forgets unit and names of bands."""
+    """Copy unit and band names from the sources of a VRT: gdalbuildvrt drops them."""
     known = band_sources(given)
     if known is None:
         return
@@ -157,20 +159,20 @@ def _complete(target: Any, given: Path) -> None:  # noqa: ANN401  # rasterio's d
                 units.add(source.tags().get("UNIT"))
         if len(descriptions) > 1:
             raise SceneError(
-                f"{given} mixes bands {', '.join(sorted(map(str, descriptions)))} in one", expected="scenes of one kind"
+                f"{given} mixes the bands {', '.join(sorted(map(str, descriptions)))}", expected="scenes of one kind"
             )
         names.append(descriptions.pop() if descriptions else None)
     declared = target.tags().get("UNIT")
     if len(units) > 1 or (declared and units - {declared, None}):
         raise SceneError(
             f"{given} mixes the units {', '.join(sorted(map(str, {*units, declared or 'undeclared'})))}",
-            expected="scenes of one unit",
+            expected="scenes in one unit",
         )
     if not declared and (unit := next(iter(units), None)):
         target.update_tags(UNIT=unit)
     for index, (own, name) in enumerate(zip(target.descriptions, names, strict=True), start=1):
         if own and name and band(own) != band(name):
-            raise SceneError(f"{given} calls band {index} {own}, its source calls it {name}", expected="one name")
+            raise SceneError(f"band {index} of {given} is named {own}, in its source {name}", expected="the same name")
         if not own and name:
             target.set_band_description(index, name)
 
@@ -188,7 +190,7 @@ def _opened(name: str, given: Path) -> Iterator[Any]:
 
 
 def _item_beside(name: str, given: Path) -> dict[str, Any]:
-    """Provenance of a source of a VRT."""
+    """The item of a source of a VRT."""
     if (url := url_of(name)) is not None:
         parts = urlsplit(url)
         return get_json(urlunsplit(parts._replace(path=str(Path(parts.path).with_suffix(".json")))))
@@ -198,8 +200,8 @@ def _item_beside(name: str, given: Path) -> dict[str, Any]:
     if is_vrt(Path(name)):
         return _united([_item_beside(nested, Path(name)) for nested in sources(Path(name))])
     raise SceneError(
-        f"{given} has no provenance: {path.name} is neither beside it nor beside its source {name}",
-        fix="put a STAC item beside the VRT, or map the scenes themselves",
+        f"{given} has no provenance: {path.name} is neither next to it nor next to its source {name}",
+        fix="put a STAC item next to the VRT, or map the scenes themselves",
     )
 
 
@@ -209,16 +211,16 @@ def _read_item(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SceneError(f"{path} can't be read ({error})", expected="a STAC item") from error
     if not isinstance(item, dict):
-        raise SceneError(f"{path} is no JSON object", expected="a STAC item")
+        raise SceneError(f"{path} is not a JSON object", expected="a STAC item")
     return item
 
 
 def _united(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """One item of several: whoever is credited by one is credited, and the time spans all of them."""
+    """Merge items to one, with the credits and the time span of all of them."""
     properties = [item.get("properties", {}) for item in items]
     credit = dict.fromkeys(part for each in properties if ATTRIBUTION in each for part in each[ATTRIBUTION].split("; "))
     if not properties or not all(ATTRIBUTION in each for each in properties):
-        raise SceneError("a source of the VRT credits nobody", expected=f"the property {ATTRIBUTION} in its item")
+        raise SceneError("a source of the VRT has no attribution", expected=f"the property {ATTRIBUTION} in its item")
     keys = ("start_datetime", "datetime", "end_datetime")
     times = sorted(str(each[key]) for each in properties for key in keys if each.get(key))
     if len(items) == 1:
@@ -234,12 +236,12 @@ def _of_item(name: str, folder: Path) -> Scene:
     item = get_json(name) if is_url(name) else _read_item(Path(name))
     where = without_secrets(name) if is_url(name) else name
     if item.get("type") != "Feature" or not isinstance(item.get("properties"), dict):
-        raise SceneError(f"{where} is no STAC item", expected="a GeoJSON feature with properties and assets")
+        raise SceneError(f"{where} is not a STAC item", expected="a GeoJSON feature with properties and assets")
     assets = item.get("assets") or {}
     if not isinstance(assets, dict) or not all(isinstance(asset, dict) for asset in assets.values()):
-        raise SceneError(f"{where} has assets that are none", expected="a STAC item, whose assets are objects by name")
+        raise SceneError(f"{where} has invalid assets", expected="a STAC item with an object for each asset")
     beside = Path(name).with_suffix(".tif")
-    if not assets and not is_url(name) and beside.is_file():  # the provenance of a scene, which lists no file
+    if not assets and not is_url(name) and beside.is_file():  # the item of a scene lists no file
         return open_scene(beside)
     files = _bands_of_assets(assets, base=name, where=where)
     declared = all(_declares_unit(file.name, where) for file in files)
@@ -255,12 +257,12 @@ def _of_item(name: str, folder: Path) -> Scene:
 
 
 def _is_beside(files: list[BandFile], name: str) -> bool:
-    """Whether the item is the provenance of one file of its own name."""
+    """Whether the item belongs to one file with its own name."""
     return {Path(_path_of(url_of(file.name) or file.name)).stem for file in files} == {Path(_path_of(name)).stem}
 
 
 def _bands_of_assets(assets: Mapping[str, Any], *, base: str, where: str) -> list[BandFile]:
-    """The files of the bands: assets named like a band, or else the one raster whose bands are named."""
+    """The files of the bands: assets named like a band, or else the only raster with named bands."""
     by_key = {known: asset for key, asset in assets.items() if (known := _band_name(key))}
     if by_key:
         return [BandFile(known, _href(asset, base, where), 1, 0) for known, asset in by_key.items()]
@@ -279,15 +281,15 @@ def _bands_of_assets(assets: Mapping[str, Any], *, base: str, where: str) -> lis
         if names and all(names):
             if described and listed and [_band_name(name) for name in described] != names:
                 raise SceneError(
-                    f"{where} lists the bands {', '.join(map(str, names))} of {key}, the file has "
+                    f"{where} lists the bands {', '.join(map(str, names))} for {key}, but the file has "
                     f"{', '.join(described)}",
-                    expected="one order",
+                    expected="the same bands in the same order",
                 )
             found.append([BandFile(str(known), href, index, 0) for index, known in enumerate(names, start=1)])
     if len(found) != 1:
         raise SceneError(
-            f"{where} has {len(found)} assets whose bands are Sentinel-2's (its assets: {', '.join(assets) or 'none'})",
-            expected="an asset each band, named like it (B02 or blue), or one GeoTIFF whose bands are named",
+            f"{where} has {len(found)} assets with bands of Sentinel-2 (its assets: {', '.join(assets) or 'none'})",
+            expected="an asset for each band, named like it (B02 or blue), or one GeoTIFF with named bands",
         )
     return found[0]
 
@@ -300,7 +302,7 @@ def _band_name(name: str) -> str | None:
 
 
 def _href(asset: Mapping[str, Any], base: str, where: str) -> str:
-    """What GDAL opens."""
+    """The name under which GDAL opens an asset."""
     href = str(asset.get("href", ""))
     if is_url(base):
         href = urljoin(base, href)
@@ -308,9 +310,9 @@ def _href(asset: Mapping[str, Any], base: str, where: str) -> str:
         return gdal_name(href)
     if "://" in href or href.startswith("/vsi") or not href:
         raise SceneError(
-            f"{where} has an asset at {href or 'nowhere'}",
+            f"{where} has an asset with the href {href!r}",
             expected="a file or an http(s) address",
-            fix="sign or copy it",
+            fix="sign its address, or download it",
         )
     return str((Path(base).parent / href).resolve())
 
@@ -321,10 +323,10 @@ def _declares_unit(name: str, where: str) -> bool:
 
 
 def _offset(item: Mapping[str, Any], assets: Mapping[str, Any], where: str) -> int:
-    """DN to add. The offset that an asset declares is no guide: Earth Search declares it when it is removed, too.
+    """DN to add. The offset of an asset is ignored: Earth Search declares it even if it was already removed.
 
     Raises:
-        SceneError: the item is not of Sentinel-2 L2A, doesn't say its processing baseline, or has another scale.
+        SceneError: the item is not Sentinel-2 L2A, has no processing baseline, or has another scale.
     """
     for key, asset in assets.items():
         listed = asset.get("raster:bands") or asset.get("bands") or [{}]
@@ -335,7 +337,7 @@ def _offset(item: Mapping[str, Any], assets: Mapping[str, Any], where: str) -> i
         return boa_offset(str(item.get("id")), item["properties"])
     except CatalogueError as error:
         raise SceneError(
-            f"{where} says neither unit nor processing baseline: its DN may hold 1000 too much",
+            f"{where} has neither unit nor processing baseline: its DN may be 1000 too high",
             expected=f"the tag UNIT={UNIT} in the files, or the property s2:processing_baseline",
         ) from error
 
@@ -344,9 +346,9 @@ def _credit(item: Mapping[str, Any], where: str) -> str:
     properties = item["properties"]
     if ATTRIBUTION in properties:
         return str(properties[ATTRIBUTION])
-    told = " ".join(str(value) for value in (item.get("collection"), properties.get("platform")))
-    if "sentinel-2" not in told.lower():
-        raise SceneError(f"{where} credits nobody", expected=f"the property {ATTRIBUTION}")
+    sensor = " ".join(str(value) for value in (item.get("collection"), properties.get("platform")))
+    if "sentinel-2" not in sensor.lower():
+        raise SceneError(f"{where} has no attribution", expected=f"the property {ATTRIBUTION}")
     times = [str(properties[key]) for key in ("datetime", "start_datetime", "end_datetime") if properties.get(key)]
     try:
         years = sorted({dt.datetime.fromisoformat(time).year for time in times})
@@ -356,7 +358,7 @@ def _credit(item: Mapping[str, Any], where: str) -> str:
 
 
 def _check_dark_pixels(scene: Scene, where: str, offset: int) -> None:
-    """Doubt what an item says of its offset: some say wrongly that it is removed (`offset_contradiction`)."""
+    """Check the offset of an item with the darkest pixels: some items claim wrongly that it was removed."""
     height, width = scene.geobox.shape
     with _opened(str(scene.path), Path(where)) as source:
         look = source.read(out_shape=(source.count, min(height, _LOOK), min(width, _LOOK))).astype(np.int32)
@@ -364,6 +366,6 @@ def _check_dark_pixels(scene: Scene, where: str, offset: int) -> None:
     dark = dark_values(np.stack([dark_histogram(values) for values in valid]))
     if dark is not None and (reason := offset_contradiction(dark)):
         raise SceneError(
-            f"{where}: {reason} (offset {offset} by what it says)",
-            fix="download the scene with `terraseg data download`, which can be told the offset",
+            f"{where}: {reason} (its metadata give the offset {offset})",
+            fix="download the scene with `terraseg data download`, which has a setting for the offset",
         )

@@ -1,4 +1,4 @@
-"""GDAL's virtual rasters (https://gdal.org/drivers/raster/vrt.html): what they are made of, and whether it changed."""
+"""GDAL's virtual rasters (https://gdal.org/drivers/raster/vrt.html): their sources, and whether these changed."""
 
 import hashlib
 import re
@@ -20,21 +20,21 @@ from terraseg.mapping.inputs.remote import url_identity, url_of
 
 _SUFFIX = ".vrt"
 _NO_VALUE_KEPT = {"ScaleRatio", "ScaleOffset", "Exponent", "LUT", "ColorTableComponent"}
-"""Children of a source that make other values of its pixels."""
+"""Children of a source that change the values of its pixels."""
 
 
 def is_vrt(path: Path) -> bool:
-    """Whether a file is one, by its name."""
+    """Whether a file is a VRT, by its name."""
     return path.suffix.lower() == _SUFFIX
 
 
 def raster_identity(path: Path) -> list[object]:
-    """What changes when the pixels of a raster may have: size and time of a file, of a VRT its text and its sources.
+    """Identity of a raster, which changes when its pixels may have changed, without reading them.
 
-    Hashing the pixels themselves would cost a read.
+    For a file: size and time. For a VRT: its text and its sources.
 
     Raises:
-        SceneError: a source is missing, or of a kind whose changes can't be seen.
+        SceneError: a source is missing, or is neither a file nor at an http(s) address.
     """
     if not is_vrt(path):
         return _file_identity(path)
@@ -44,10 +44,12 @@ def raster_identity(path: Path) -> list[object]:
         if url is not None:
             parts.append(url_identity(url))
         elif name.startswith("/vsi"):
-            raise SceneError(f"{path} reads {name}", expected="sources that are files or behind http(s)")
+            raise SceneError(f"{path} reads {name}", expected="sources that are files or http(s) addresses")
         else:
             parts.append(raster_identity(local))
-    text = re.sub(r"%3F[^<&]*", "", path.read_text(encoding="utf-8"))  # signatures of an address change daily
+    text = re.sub(
+        r"%3F[^<&]*", "", path.read_text(encoding="utf-8")
+    )  # without queries of addresses: signatures change daily
     return ["vrt", hashlib.sha256(text.encode()).hexdigest(), *parts]
 
 
@@ -60,7 +62,7 @@ def _file_identity(path: Path) -> list[object]:
 
 
 def remote_sources(path: Path) -> list[str]:
-    """What a raster reads over http(s), as GDAL opens it."""
+    """Names under which GDAL opens what a raster reads over http(s)."""
     if not is_vrt(path):
         return []
     direct = sources(path)
@@ -69,10 +71,10 @@ def remote_sources(path: Path) -> list[str]:
 
 
 def sources(path: Path) -> list[str]:
-    """The files and addresses that a VRT reads, each once, in their order.
+    """The files and addresses that a VRT reads, each once, in its order.
 
     Raises:
-        SceneError: it is no VRT.
+        SceneError: it is not a VRT.
     """
     nodes = [node for kind in ("SourceFilename", "SourceDataset") for node in _parse(path).iter(kind)]
     return list(dict.fromkeys(_resolved(node, path) for node in nodes))
@@ -83,8 +85,8 @@ class BandSource:
     """One source of a band of a VRT.
 
     Attributes:
-        name: what GDAL opens.
-        band: number of the band in it.
+        name: file, as GDAL opens it.
+        band: band number in the file.
     """
 
     name: str
@@ -92,7 +94,7 @@ class BandSource:
 
 
 def band_sources(path: Path) -> list[list[BandSource]] | None:
-    """The sources of each band of a VRT that shows their pixels as they are; None where it computes others."""
+    """The sources of each band of a VRT that keeps their pixels unchanged; None if it computes other values."""
     root = _parse(path)
     if root.get("subClass"):
         return None
@@ -119,7 +121,7 @@ def _parse(path: Path) -> ET.Element:
     except (OSError, UnicodeDecodeError, ET.ParseError) as error:
         raise SceneError(f"{path} can't be read as a VRT ({error})", fix="correct --input") from error
     if root.tag != "VRTDataset":
-        raise SceneError(f"{path} is no VRT: its root is {root.tag}", expected="VRTDataset")
+        raise SceneError(f"{path} is not a VRT: its root is {root.tag}", expected="VRTDataset")
     return root
 
 
@@ -133,10 +135,10 @@ class BandFile:
     """A band of a VRT to write.
 
     Attributes:
-        description: its name there.
-        name: what GDAL opens.
-        band: number of the band in it.
-        offset: DN to add; what falls below 1 by it becomes 1, as 0 means no observation.
+        description: name of the band in the VRT.
+        name: file, as GDAL opens it.
+        band: band number in the file.
+        offset: DN to add; values that would fall below 1 become 1, as 0 means no observation.
     """
 
     description: str
@@ -146,13 +148,13 @@ class BandFile:
 
 
 def write_band_vrt(path: Path, bands: Sequence[BandFile]) -> None:
-    """Write a VRT of bands from one or several uint16 rasters, on the grid of the finest; coarser ones are repeated.
+    """Write a VRT of bands from one or several uint16 rasters, on the finest grid.
 
-    Repeated and not interpolated: what GDAL interpolates depends on where a window begins, and a resumed run begins
-    elsewhere.
+    Coarser pixels are repeated, not interpolated: GDAL's interpolation depends on where a window begins, and a resumed
+    run begins elsewhere.
 
     Raises:
-        SceneError: they differ in CRS or in the ground that they cover, one can't be read, or isn't uint16.
+        SceneError: the rasters differ in CRS or extent, one can't be read, or one is not uint16.
     """
     grids = {file.name: _grid(file) for file in bands}
     finest = min(grids.values(), key=lambda grid: abs(grid.resolution.x))
@@ -160,8 +162,8 @@ def write_band_vrt(path: Path, bands: Sequence[BandFile]) -> None:
         apart = max(abs(a - b) for a, b in zip(grid.boundingbox, finest.boundingbox, strict=True))
         if grid.crs != finest.crs or apart > abs(finest.resolution.x) / 2:
             raise SceneError(
-                f"{url_of(name) or name} lies on another grid ({grid.crs}, {apart:g} m apart)",
-                expected="bands of one scene, which cover the same ground",
+                f"{url_of(name) or name} has another grid ({grid.crs}, {apart:g} m apart)",
+                expected="bands of one scene, with the same CRS and extent",
             )
     height, width = finest.shape
     root = ET.Element("VRTDataset", rasterXSize=str(width), rasterYSize=str(height))

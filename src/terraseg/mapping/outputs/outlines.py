@@ -1,4 +1,4 @@
-"""The outlines of labelled regions, all of an image at once: edges of pixels, joined to rings by array operations."""
+"""Outline all labelled regions of an image at once: edges of pixels, joined to rings by array operations."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ Index = npt.NDArray[np.intp]
 
 
 def outlines(labels: npt.NDArray[np.int32], *, top: int = 0) -> npt.NDArray[np.object_]:
-    """The polygon of each region along the edges of its pixels, holes kept, with a point at each turn only.
+    """The polygon of each region along the edges of its pixels, with its holes, and points only at turns.
 
-    Shells run counter-clockwise and holes clockwise where rows count downwards, as on a north-up map. A hole may touch
+    Shells run counter-clockwise and holes clockwise if rows count downwards, as on a north-up map. A hole may touch
     its shell or another hole at a corner, which is valid.
 
     Args:
-        labels: (rows, columns), 0 for the background, 1 to n for 4-connected regions, each of a label of its own.
-        top: the row that the first one is.
+        labels: (rows, columns), 0 for the background, 1 to n for the n 4-connected regions.
+        top: row number of the first row.
 
     Returns:
         n polygons in pixel coordinates (column, row).
@@ -26,17 +26,16 @@ def outlines(labels: npt.NDArray[np.int32], *, top: int = 0) -> npt.NDArray[np.o
     selected = padded > 0
     across, down = _runs(selected), _runs(np.ascontiguousarray(selected.T))
     width = padded.shape[1]
-    ends = {  # corners as places in the padded image; a corner is named by the pixel right below it
+    ends = {  # corners as flat indexes in the padded image, each that of the pixel to its lower right
         "across": (across.line * width + across.first, across.line * width + across.last),
         "down": (down.first * width + down.line, down.last * width + down.line),
     }
     flat = padded.ravel()
 
     def key(corner: Index, sign: npt.NDArray[np.int8], *, leaves: bool) -> Index:
-        """Which of the two ways through a corner: where regions meet in it at a corner, each keeps to its own pixel.
+        """Name one of the two ways through a corner. If two regions meet there, each stays with its own pixel.
 
-        Where it is the same region that meets itself, its outline keeps to the background instead, so that no ring
-        touches itself.
+        If a region meets itself there, its outline stays with the background instead, so that no ring touches itself.
         """
         nw, ne, sw, se = (flat[corner - step] for step in (width + 1, width, 1, 0))
         crossed = ((nw > 0) == (se > 0)) & ((ne > 0) == (sw > 0)) & ((nw > 0) != (ne > 0))
@@ -44,7 +43,7 @@ def outlines(labels: npt.NDArray[np.int32], *, top: int = 0) -> npt.NDArray[np.o
         name: Index = 2 * corner + (crossed & ((sign > 0) ^ itself))
         return name
 
-    # With the region on the right hand: above it to the right, below it to the left, left of it up, right of it down.
+    # With the region to the right: rightwards above it, leftwards below it, up on its left, down on its right.
     rightwards, upwards = across.sign > 0, down.sign > 0
     begin_across, end_across = _directed(ends["across"], forward=rightwards)
     begin_down, end_down = _directed(ends["down"], forward=~upwards)
@@ -52,7 +51,7 @@ def outlines(labels: npt.NDArray[np.int32], *, top: int = 0) -> npt.NDArray[np.o
     to_across = _matched(key(end_down, down.sign, leaves=False), key(begin_across, across.sign, leaves=True))
     ring, place = _cycles(to_across[to_down])
 
-    # Backwards, so that the region is on the left hand.
+    # Backwards, so that the region is to the left.
     order = np.lexsort((place, ring))
     corners = np.stack([end_across[order], begin_across[order]], axis=1).ravel()
     points = np.stack([corners % width - 1.0, corners // width - 1.0 + top], axis=1)
@@ -69,7 +68,7 @@ def outlines(labels: npt.NDArray[np.int32], *, top: int = 0) -> npt.NDArray[np.o
 class _Runs:
     """Straight runs of edges between one line of pixels and the next, (n,) each, line by line.
 
-    ``sign`` is 1 where the region is below the edges and -1 where it is above them; ``last`` is one after the last.
+    ``sign`` is 1 if the region is below the edges and -1 if it is above them; ``last`` is one after the last.
     """
 
     line: Index
@@ -79,7 +78,7 @@ class _Runs:
 
 
 def _runs(selected: npt.NDArray[np.bool_]) -> _Runs:
-    """The runs across an image whose border is background; lines are named by the pixels below them."""
+    """The runs across an image with a border of background; a line has the number of the pixels below it."""
     edges = np.zeros(selected.shape, np.int8)
     np.subtract(selected[1:], selected[:-1], out=edges[1:], dtype=np.int8)
     flat = edges.ravel()
@@ -95,14 +94,14 @@ def _directed(ends: tuple[Index, Index], *, forward: npt.NDArray[np.bool_]) -> t
 
 
 def _matched(ends: Index, begins: Index) -> Index:
-    """For each key among ``ends`` the index of the same one in ``begins``; each is in both once."""
+    """For each key of ``ends`` its index in ``begins``; both have each key once."""
     matched = np.empty(len(ends), np.intp)
     matched[np.argsort(ends)] = np.argsort(begins)
     return matched
 
 
 def _cycles(successor: Index) -> tuple[Index, Index]:
-    """The cycles of a permutation: for each element the least one of its cycle, and how many steps lead to that.
+    """The cycles of a permutation: for each element the smallest one of its cycle, and the number of steps to that.
 
     By pointer jumping (Wyllie 1979): each round doubles the reach.
     """

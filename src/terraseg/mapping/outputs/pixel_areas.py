@@ -1,4 +1,4 @@
-"""How large the pixels of a grid are on the ground: no projected grid keeps areas but an equal-area one."""
+"""Areas of pixels on the ground: only an equal-area projection keeps them."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,17 +7,17 @@ from odc.geo.geobox import GeoBox
 from scipy.ndimage import map_coordinates
 
 EQUAL_AREA = "EPSG:6933"
-"""The projection of areas: WGS 84 / NSIDC EASE-Grid 2.0 Global, cylindrical equal-area."""
+"""The projection for areas: WGS 84 / NSIDC EASE-Grid 2.0 Global, cylindrical equal-area."""
 
 _EQUAL_AREA_AROUND = "+proj=cea +lat_ts=30 +lon_0={:g} +datum=WGS84 +units=m"
-"""The same around another meridian, which changes no area: a pixel over the antimeridian stays in one piece."""
+"""The same around another meridian, with the same areas: a pixel over the antimeridian stays in one piece."""
 
 _STEP = 64
-"""Pixels from one node to the next: over 640 m the scale of UTM differs from a straight line by less than 1e-8."""
+"""Pixels between two nodes: over 640 m the scale of UTM differs from a straight line by less than 1e-8."""
 
 
 class PixelAreas:
-    """Areas of pixels in `EQUAL_AREA`: exact at the nodes of a coarse lattice, bilinear between.
+    """Areas of pixels in `EQUAL_AREA`: exact at the nodes of a coarse lattice, bilinear in between.
 
     Args:
         geobox: the grid, in pixels.
@@ -32,7 +32,7 @@ class PixelAreas:
         self._transformer = pyproj.Transformer.from_crs(crs, around, always_xy=True)
 
     def at(self, rows: npt.NDArray[np.intp], columns: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
-        """Areas in m2 of some pixels, (n,) each, of rows that are not far from each other."""
+        """Areas in m2 of n pixels, (n,) each; their rows should be close together, which saves memory."""
         if not len(rows):
             return np.empty(0)
         down, across = _nodes(int(rows.min()), int(rows.max())), _nodes(0, self.columns - 1)
@@ -41,7 +41,7 @@ class PixelAreas:
         return areas
 
     def _lattice(self, rows: npt.NDArray[np.float64], columns: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """(rows, columns): from the diagonals of each pixel at a node."""
+        """(rows, columns) of areas at the nodes, each from the diagonals of its pixel."""
         grid = self._affine  # north up
         down, across = np.meshgrid(rows, columns, indexing="ij")
         (ax, ay), (bx, by), (cx, cy), (dx, dy) = (
@@ -53,5 +53,5 @@ class PixelAreas:
 
 
 def _nodes(first: int, last: int) -> npt.NDArray[np.float64]:
-    """Even steps of up to `_STEP` from one pixel to another, two nodes at least."""
+    """Nodes in even steps of up to `_STEP` from one pixel to another, at least two."""
     return np.linspace(first, max(last, first + 1), -(-(last - first) // _STEP) + 2)

@@ -1,4 +1,4 @@
-"""The stream through a place: read ahead, forward in batches, blend; only a panel's open rows are in memory."""
+"""Predict a place as a stream: read ahead, predict batches, blend; only the open rows of a panel are in memory."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -6,7 +6,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +13,9 @@ from rasterio.windows import Window
 
 from terraseg.contracts.scene import NODATA, Place, Scene
 from terraseg.core.bands import band_indices
+from terraseg.core.d4 import inverse, turned
 from terraseg.core.normalise import by_date, never_observed
+from terraseg.core.tasks import read_ahead
 from terraseg.errors import CheckpointError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster
 from terraseg.mapping.inputs.vrt import remote_sources
@@ -24,20 +25,21 @@ from terraseg.mapping.windows.grid import Panel, WindowAxis, WindowGrid
 Pixels = npt.NDArray[np.uint16]
 Probability = npt.NDArray[np.float32]
 
-_Item = TypeVar("_Item")
-
 _AHEAD = 2
-"""Batches that are read while one is predicted: the memory of the stream does not depend on a row's windows."""
+"""Batches that are read while one is predicted. So memory does not depend on the number of windows in a row."""
+
+_TURNS = (0, 1, 2, 3, 4, 7, 6, 5)
+"""All of `terraseg.core.d4`. Another order would round sums differently, and change bytes of maps."""
 
 
 @dataclass(frozen=True)
 class FinishedStrip:
-    """Rows of a panel that no window will change any more.
+    """Rows of a panel that no further window changes.
 
     Attributes:
-        index: of the strip in its `WindowGrid`.
+        index: index of the strip in its `WindowGrid`.
         probability: (rows, columns), blended, 0 to 1; meaningless where not ``valid``.
-        valid: (rows, columns), whether every band has an observation, in one of the dates at least.
+        valid: (rows, columns), whether every band has an observation in at least one date.
     """
 
     index: int
@@ -47,7 +49,7 @@ class FinishedStrip:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Windows of one row offset: indexes of their columns, and their pixels (windows, dates x bands, crop, crop)."""
+    """Windows of one row: indexes of their columns, and their pixels (windows, dates x bands, crop, crop)."""
 
     columns: list[int]
     pixels: Pixels
@@ -55,7 +57,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """The answer to a batch: indexes of its columns, and (windows, crop, crop), weighted across."""
+    """Prediction of a batch: indexes of its columns, and (windows, crop, crop), weighted along the columns."""
 
     columns: list[int]
     probability: Probability
@@ -63,7 +65,7 @@ class _Predicted:
 
 @dataclass(frozen=True)
 class _EndOfRow:
-    """What comes after the batches of a row of windows: where there is an observation, (crop, width)."""
+    """End of the batches of a row of windows: which pixels have an observation, (crop, width)."""
 
     index: int
     valid: npt.NDArray[np.bool_]
@@ -72,20 +74,24 @@ class _EndOfRow:
 def predict_strips(
     place: Place, predictor: Predictor, *, grid: WindowGrid, batch_size: int, tta: bool, start: int = 0
 ) -> Iterator[FinishedStrip]:
-    """Predict a place from strip ``start`` to its end: each panel from top to bottom, the panels from left to right.
+    """Predict a place from strip ``start`` to its end: panels from left to right, each from top to bottom.
 
-    Windows are blended as probabilities and not as log-odds: the mean of calibrated probabilities is the
-    probability of the mixture, while in a mean of log-odds one overconfident window has no bound to its vote.
+    Windows are blended as probabilities, not as log-odds: the mean of calibrated probabilities is the probability of
+    the mixture, while in a mean of log-odds one overconfident window could outvote all others.
 
-    A batch never spans two rows of windows, and earlier rows of windows that reach into the first strip are predicted
-    again; a resumed run therefore adds the same numbers in the same order, and gives the same bytes.
+    A batch never spans two rows of windows, and a resumed run also predicts the earlier rows of windows that reach
+    into its first strip. So it adds the same numbers in the same order, and gives the same bytes.
 
     Args:
-        batch_size: windows that are predicted at a time, by all workers of the predictor together.
+        place: its scenes, one per date.
+        predictor: the model.
+        grid: the windows.
+        batch_size: windows that all workers of the predictor together predict at a time.
         tta: average over the eight rotations and flips of each window.
+        start: index of the first strip.
 
     Raises:
-        CheckpointError: the model answers with NaN.
+        CheckpointError: the model returns NaN.
     """
     first, row = grid.place(start)
     for index in range(first, len(grid.panels)):
@@ -107,13 +113,13 @@ def _predict_panel(
     tta: bool,
     start: int,
 ) -> Iterator[FinishedStrip]:
-    """The strips of a panel from row of windows ``start`` on, counted within the panel."""
+    """Yield the strips of a panel from the row of windows ``start`` on, counted within the panel."""
     first = rows.finished(start)[0]
     own = slice(*panel.finished)
     open_rows = np.zeros((rows.crop, panel.padded), np.float32)
     blended = np.zeros_like(open_rows)
     size = max(batch_size // predictor.workers, 1)
-    with ExitStack() as stages:  # whoever stops early closes them before the source that their threads read
+    with ExitStack() as stages:  # an early stop closes them before the source that their threads read
         dates = [_Date.open(scene, predictor.bands, stages) for scene in place]
         read = _Reader(dates, rows=rows, panel=panel, batch_size=size)
         batches = stages.enter_context(closing(read_ahead(read(rows.first_touching(first)), depth=_AHEAD)))
@@ -125,8 +131,8 @@ def _predict_panel(
             blended *= rows.weights[item.index][:, None]
             open_rows += blended
             top, end = rows.finished(item.index)
-            if np.isnan(blended.max()):  # the largest of numbers with a NaN among them is NaN
-                raise CheckpointError(f"the model answers with NaN at rows {top} to {end} of {place[0].path}")
+            if np.isnan(blended.max()):  # NaN if any number is NaN
+                raise CheckpointError(f"the model returns NaN at rows {top} to {end} of {place[0].path}")
             if item.index >= start:
                 yield FinishedStrip(item.index, open_rows[: end - top, own].copy(), item.valid[: end - top, own])
             open_rows[: top - end] = open_rows[end - top :]
@@ -135,44 +141,34 @@ def _predict_panel(
 
 
 def even_batches(windows: Sequence[int], most: int) -> list[list[int]]:
-    """As few batches as possible of up to ``most`` windows, of even size: the largest sets the memory."""
+    """Split windows into as few even batches of at most ``most`` as possible: the largest one sets the memory."""
     count = -(-len(windows) // most)
     return [[int(k) for k in batch] for batch in np.array_split(windows, count)] if count else []
 
 
-def read_ahead(items: Iterator[_Item], *, depth: int) -> Generator[_Item, None, None]:
-    """The same items, each made by another thread while those before it are used; at most ``depth`` of them wait."""
-    with ThreadPoolExecutor(1, "read-ahead") as reader:
-        end = object()
-        waiting = deque(reader.submit(next, items, end) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(reader.submit(next, items, end))
-            yield cast("_Item", item)
-
-
 @dataclass(frozen=True)
 class _Date:
-    """One scene of the place, and the numbers of the model's bands in it."""
+    """One scene of the place, and the positions of the model's bands in it."""
 
     source: PatientRaster
     indexes: list[int]
 
     @classmethod
     def open(cls, scene: Scene, bands: Sequence[str], stages: ExitStack) -> "_Date":
-        """Open a scene for as long as the stages last."""
+        """Open a scene until the stages end."""
         indexes = [index + 1 for index in band_indices(bands, scene.bands, where=str(scene.path))]
         return cls(stages.enter_context(open_raster(scene.path, remote_sources(scene.path))), indexes)
 
     def read(self, window: Window, *, out: Pixels) -> None:
-        """Read (bands, rows, columns); all bands at once, else a scene's interleaved blocks are decoded once a band."""
+        """Read (bands, rows, columns), all bands at once: interleaved blocks would else be decoded once per band."""
         with readable(Path(self.source.name)):
             self.source.read(self.indexes, window=window, out=out)
 
 
 class _Reader:
-    """Reads window rows in ascending order, each row of pixels once: the rows that windows share are carried over.
+    """Reads rows of windows from top to bottom, and each row of pixels once: rows that windows share are kept.
 
-    So GDAL never has to go back to an earlier row of blocks, and its cache needs to hold no more than one.
+    So GDAL never goes back to an earlier row of blocks, and its cache needs to hold only one.
     """
 
     def __init__(self, dates: Sequence[_Date], *, rows: WindowAxis, panel: Panel, batch_size: int) -> None:
@@ -183,7 +179,7 @@ class _Reader:
         self._read_to = 0
 
     def __call__(self, begin: int) -> Iterator[_Batch | _EndOfRow]:
-        """The batches of each row of windows from ``begin`` on, wholly empty windows left out, and each row's end."""
+        """Yield the batches of each row of windows from ``begin`` on, without empty windows, then the row's end."""
         panel, pixels, crop = self._panel, self._pixels, self._panel.crop
         for index in range(begin, len(self._rows.offsets)):
             height = self._advance(index)
@@ -195,7 +191,7 @@ class _Reader:
             yield _EndOfRow(index, valid[:height, : panel.size])
 
     def _advance(self, index: int) -> int:
-        """Have ``_pixels`` hold a row of windows; returns its height within the scene."""
+        """Read a row of windows into ``_pixels``; returns its height within the scene."""
         rows, pixels = self._rows, self._pixels
         top, height = rows.offsets[index], min(rows.crop, rows.size)
         kept = max(self._read_to - top, 0)
@@ -211,7 +207,7 @@ class _Reader:
 def _predict(
     items: Iterator[_Batch | _EndOfRow], predictor: Predictor, *, panel: Panel, tta: bool
 ) -> Generator[_Predicted | _EndOfRow, None, None]:
-    """The same items, each batch as its prediction: by all workers, in the same order."""
+    """Replace each batch by its prediction, with all workers, in the same order."""
 
     def answer(batch: _Batch) -> _Predicted:
         probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
@@ -221,7 +217,7 @@ def _predict(
     waiting: deque[_EndOfRow | Future[_Predicted]] = deque()
 
     def ready(most: int) -> Iterator[_Predicted | _EndOfRow]:
-        """The oldest ones, until no more than ``most`` batches wait; the end of a row keeps no worker busy."""
+        """Yield the oldest ones until at most ``most`` batches wait; the end of a row needs no worker."""
         batches = sum(isinstance(item, Future) for item in waiting)
         while waiting and (batches > most or not isinstance(waiting[0], Future)):
             item = waiting.popleft()
@@ -239,7 +235,7 @@ def _predict(
 
 
 def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
-    """By way of tanh, which can't overflow and which numpy vectorises."""
+    """Sigmoid by way of tanh, which can't overflow and which numpy vectorises."""
     probability: Probability = np.tanh(logits * np.float32(0.5))
     probability *= np.float32(0.5)
     probability += np.float32(0.5)
@@ -249,11 +245,7 @@ def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
 def _d4_mean(predictor: Predictor, pixels: Pixels) -> Probability:
     """Mean probability over the eight symmetries of the square (the dihedral group D4)."""
     total = np.zeros((len(pixels), *pixels.shape[2:]), np.float32)
-    for flip in (False, True):
-        flipped = pixels[..., ::-1] if flip else pixels
-        for turns in range(4):
-            turned = np.ascontiguousarray(np.rot90(flipped, turns, axes=(2, 3)))
-            back = np.rot90(_sigmoid(predictor(turned)), -turns, axes=(1, 2))
-            total += back[..., ::-1] if flip else back
+    for turn in _TURNS:
+        total += turned(_sigmoid(predictor(turned(pixels, turn))), inverse(turn))
     total *= np.float32(1 / 8)
     return total

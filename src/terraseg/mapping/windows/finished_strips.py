@@ -1,4 +1,4 @@
-"""What an unfinished prediction keeps beside its product: a lock, and the rows that are done."""
+"""Finished strips of an unfinished prediction, kept next to its product until it is complete."""
 
 import io
 import itertools
@@ -18,15 +18,15 @@ from terraseg.core.files import atomic_path, write_json
 _log = logging.getLogger(__name__)
 
 _POLL_S = 0.05
-"""How often to look whether a strip is there: it may come from another process, of another machine even."""
+"""Seconds between two looks for a strip: it may come from another process, even on another machine."""
 
 
 class FinishedStrips:
-    """Finished rows on disk, one file each strip of rows, which appears only when it is complete.
+    """Finished strips on disk, one file per strip, which appears only when it is complete.
 
     Args:
         root: the product's folder.
-        fingerprint: of the run. Strips of another run are thrown away, with a line in the log.
+        fingerprint: of the run; strips of another run are deleted, with a line in the log.
         count: strips of the whole scene.
     """
 
@@ -44,7 +44,7 @@ class FinishedStrips:
 
     @contextmanager
     def kept(self) -> Iterator[None]:
-        """Keep the strips for the next run where the block fails, but no empty folder where there are none."""
+        """Keep the strips for the next run if the block fails, but leave no empty folder."""
         try:
             yield
         except BaseException:
@@ -53,44 +53,44 @@ class FinishedStrips:
             raise
 
     def missing(self, within: range | None = None) -> list[range]:
-        """The strips that are not complete, of all or of some, as runs of neighbours from the top down."""
+        """Find incomplete strips, of all or within a range, as runs of neighbours from the top down."""
         absent = [index for index in within or range(self.count) if not self._path(index).is_file()]
         runs = itertools.groupby(enumerate(absent), lambda place: place[1] - place[0])
         return [range(run[0][1], run[-1][1] + 1) for run in (list(places) for _, places in runs)]
 
     def write(self, index: int, strip: Sequence[npt.NDArray[np.generic]]) -> None:
-        """Keep a strip: (rows, columns) of each layer.
+        """Save a strip: (rows, columns) of each layer.
 
         Raises:
-            OutputError: the disk is full or can't be written.
+            OutputError: the disk is full, or can't be written.
         """
         content = io.BytesIO()
         for layer in strip:
             np.save(content, layer, allow_pickle=False)
         with atomic_path(self._path(index)) as temporary:
-            temporary.write_bytes(content.getvalue())  # np.save to a file would not say why it failed
+            temporary.write_bytes(content.getvalue())  # np.save to a file hides why it failed
 
     def read(self, index: int, *, layers: int) -> list[npt.NDArray[np.generic]]:
-        """A strip as it was written, with so many layers."""
+        """Read a strip of ``layers`` layers."""
         with open(self._path(index), "rb") as handle:
             return [np.load(handle, allow_pickle=False) for _ in range(layers)]
 
     def wait_for(self, index: int, *, over: threading.Event) -> None:
-        """Come back when a strip is complete.
+        """Wait until a strip is complete.
 
         Args:
-            index: of the strip.
-            over: set as soon as nobody predicts any more.
+            index: index of the strip.
+            over: set when the prediction has ended.
 
         Raises:
-            InterruptedError: it isn't complete, and never will be.
+            InterruptedError: the prediction has ended without the strip.
         """
         while not self._path(index).is_file():
             if over.wait(_POLL_S) and not self._path(index).is_file():
                 raise InterruptedError(f"strip {index} will not come")
 
     def remove(self) -> None:
-        """Throw all strips away."""
+        """Delete all strips."""
         if self.folder.exists():
             shutil.rmtree(self.folder)
 

@@ -9,19 +9,19 @@ import numpy.typing as npt
 from terraseg.errors import ConfigError
 
 _PANEL_PIXELS, _PANEL_CROPS = 4096, 16
-"""Width of a panel: so many pixels, or crops where that is more."""
+"""Largest width of a panel: this many pixels, or this many crops if that is more."""
 
 
 @dataclass(frozen=True)
 class WindowAxis:
-    """Windows along one side of a scene: every ``crop - overlap`` pixels, the last one moved back to the border.
+    """Windows along one side of a scene: one every ``crop - overlap`` pixels, the last one moved back to the border.
 
-    A side shorter than the crop has one window, which reaches beyond the scene and is filled with nodata.
+    A side shorter than the crop has one window. It reaches beyond the scene and is filled with nodata.
 
     Attributes:
         size: pixels of the scene along this side.
         crop: pixels of a window.
-        overlap: least number of pixels that neighbouring windows share, 1 to ``crop - 1``.
+        overlap: smallest number of pixels that neighbouring windows share, 1 to ``crop - 1``.
     """
 
     size: int
@@ -34,29 +34,28 @@ class WindowAxis:
         if not 0 < self.overlap < self.crop:
             raise ConfigError(
                 f"an overlap of {self.overlap} px with a crop of {self.crop} px",
-                expected=f"1 to {self.crop - 1} px: less leaves seams, more does not move on",
+                expected=f"1 to {self.crop - 1} px: less leaves seams, more makes no progress",
                 fix=f"choose --overlap {max(1, self.crop // 4)}",
             )
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """First pixel of each window, ascending; together the windows cover every pixel."""
+        """First pixel of each window, ascending. Together the windows cover every pixel."""
         last = max(self.size - self.crop, 0)
         return (*range(0, last, self.crop - self.overlap), last)
 
     @property
     def padded(self) -> int:
-        """Pixels that the windows span: ``size``, or ``crop`` where that is more."""
+        """Pixels that the windows span: ``size``, or ``crop`` if that is more."""
         return max(self.size, self.crop)
 
     @cached_property
     def weights(self) -> npt.NDArray[np.float32]:
-        """(windows, crop), 0 to 1: what each window contributes to each of its pixels.
+        """(windows, crop), 0 to 1: weight of each window at each of its pixels.
 
-        A partition of unity: at each pixel the weights of all windows sum to 1, so that nothing has to be divided
-        by accumulated weights. Before normalisation a window rises as a squared sine (Hann) over the overlap and
-        is 1 between; towards the scene's border, where it has no neighbour, it keeps its full weight. As the
-        windows at any place are the product of two axes, so are the weights of an image.
+        The weights are a partition of unity: at each pixel they add up to 1 over all windows, so nothing has to be
+        divided by accumulated weights. Before normalisation a weight rises as a squared sine (Hann) over the overlap
+        and is 1 elsewhere, also towards the scene's border. The weights of an image are the product of both axes.
         """
         ramp = min(self.overlap, self.crop // 2)
         rise = np.sin(0.5 * np.pi * (np.arange(ramp) + 0.5) / ramp) ** 2
@@ -70,12 +69,12 @@ class WindowAxis:
         return (raw / np.stack(shares)).astype(np.float32)
 
     def finished(self, index: int) -> tuple[int, int]:
-        """The pixels (first, one after the last) that get no further contribution once window ``index`` is blended."""
+        """The pixels (first, one after the last) that are final once window ``index`` is blended."""
         last = index + 1 == len(self.offsets)
         return self.offsets[index], self.size if last else self.offsets[index + 1]
 
     def first_touching(self, pixel: int) -> int:
-        """Index of the first window that contributes to ``pixel`` or to one after it."""
+        """Index of the first window that contributes to ``pixel`` or to a later one."""
         return next(index for index, offset in enumerate(self.offsets) if offset + self.crop > pixel)
 
 
@@ -83,16 +82,16 @@ class WindowAxis:
 class Panel:
     """Neighbouring columns of a scene, from top to bottom, and the windows across them.
 
-    The windows of the panel to the left that reach into its first columns are its own, too: they are predicted
-    twice, so that a panel needs no other.
+    Windows of the panel to the left that reach into its first columns belong to it, too. They are predicted twice, so
+    that panels are independent.
 
     Attributes:
-        left: the scene's column where the first window begins; all other pixels are counted from here.
+        left: the scene's column where the first window begins; all other columns are counted from here.
         size: columns of the scene that the windows cover.
         crop: pixels of a window.
         offsets: first pixel of each window.
-        weights: (windows, crop), those of `WindowAxis.weights`.
-        finished: the pixels (first, one after the last) that are the panel's own.
+        weights: (windows, crop), from `WindowAxis.weights`.
+        finished: the columns (first, one after the last) that the panel is responsible for.
     """
 
     left: int
@@ -104,19 +103,20 @@ class Panel:
 
     @property
     def padded(self) -> int:
-        """Pixels that the windows span: ``size``, or more where the last one reaches beyond the scene."""
+        """Pixels that the windows span: ``size``, or more if the last one reaches beyond the scene."""
         return self.offsets[-1] + self.crop
 
 
 @dataclass(frozen=True)
 class WindowGrid:
-    """The windows of a scene, in panels: what is in memory depends on a panel's width and not on the scene's.
+    """The windows of a scene, in panels: memory depends on the width of a panel, not on the scene's.
 
-    A strip is what one row of windows finishes of a panel. Strips are counted from the top down, panel by panel.
+    A strip is the part of a panel that one row of windows finishes. Strips are counted from the top down, panel by
+    panel.
 
     Attributes:
         rows, columns: the windows along both sides.
-        panel_pixels: most columns of a panel; as many as keep what is predicted twice below 5 % unless given.
+        panel_pixels: largest width of a panel; by default wide enough that less than 5 % is predicted twice.
     """
 
     rows: WindowAxis
@@ -148,7 +148,7 @@ class WindowGrid:
 
     @property
     def strips(self) -> int:
-        """How many there are."""
+        """Number of strips."""
         return len(self.panels) * len(self.rows.offsets)
 
     def strip(self, panel: int, row: int) -> int:
@@ -160,7 +160,7 @@ class WindowGrid:
         return divmod(strip, len(self.rows.offsets))
 
     def pixels(self, strip: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The scene's rows and columns, (first, one after the last) each, that a strip finishes."""
+        """Rows and columns of the scene that a strip finishes, (first, one after the last) each."""
         index, row = self.place(strip)
         panel = self.panels[index]
         first, end = panel.finished

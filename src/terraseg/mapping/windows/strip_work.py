@@ -1,4 +1,4 @@
-"""The rows of one place, predicted in this process or, as they are independent, in any other."""
+"""Predict the strips of one place, in this process or in any other: strips are independent."""
 
 import itertools
 import logging
@@ -22,14 +22,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StripWork:
-    """The prediction of a place's strips but for the model, so that it can be sent to other processes.
+    """All that predicts a place's strips except the model, so that it can be sent to other processes.
 
     Attributes:
-        place: its scenes, one a date.
-        grid: of its windows.
-        stream: `terraseg.mapping.windows.blend.predict_strips` of it; takes ``predictor`` and ``start``.
-        encode: a finished strip to what is kept of it.
-        strips: where that is kept.
+        place: its scenes, one per date.
+        grid: its windows.
+        stream: `terraseg.mapping.windows.blend.predict_strips` for the place; takes ``predictor`` and ``start``.
+        encode: turns a finished strip into the DN of each layer.
+        strips: where these are saved.
     """
 
     place: Place
@@ -39,7 +39,7 @@ class StripWork:
     strips: FinishedStrips
 
     def __call__(self, predictor: Predictor, parts: Sequence[range], *, progress: bool = True) -> None:
-        """Predict some runs of neighbouring strips; one strip is written behind while the next is predicted.
+        """Predict some runs of neighbouring strips, and write each strip while the next one is predicted.
 
         The bytes of a strip don't depend on where its run begins.
         """
@@ -48,7 +48,7 @@ class StripWork:
         name, total = self.place[0].name, self.strips.count
         before = total - sum(map(len, parts))
         if before and progress:
-            _log.info("%s: goes on after %d of %d rows of windows", name, before, total)
+            _log.info("%s: resumes after %d of %d rows of windows", name, before, total)
         written: Future[None] | None = None
         with progress_of_rows(disable=not progress) as bar, ThreadPoolExecutor(1, "write-behind") as writer:
             task = bar.add_task(f"predict {name}", total=total, completed=before)
@@ -62,7 +62,7 @@ class StripWork:
                 written.result()
 
     def where(self, part: range) -> str:
-        """The rows and columns of the scene that a run of strips covers, in words."""
+        """The rows and columns of the scene that a run of strips covers, as text."""
         rows, columns = zip(*(self.grid.pixels(strip) for strip in part), strict=True)
         place = f"rows {min(first for first, _ in rows)} to {max(end for _, end in rows)}"
         if len(self.grid.panels) == 1:
@@ -74,7 +74,7 @@ class StripWork:
 
 
 def progress_of_rows(*, disable: bool = False) -> Progress:
-    """A bar on standard error, where that is a terminal."""
+    """A progress bar on standard error, if that is a terminal."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -38,16 +38,16 @@ def test_an_entry_may_name_the_dates_of_a_place(tmp_path: Path, name: str, text:
     [
         ("m.txt", None, "no manifest"),
         ("m.yaml", "a", r"expected a manifest \.txt, \.csv or \.json"),
-        ("m.txt", "# nothing\n", "names no scene"),
+        ("m.txt", "# nothing\n", "lists no scene"),
         ("m.txt", "a.tif\n./a.tif\n", r"a\.tif twice"),
-        ("m.csv", "file,date\na.tif,1\n", "has columns file, date; expected one named scene"),
+        ("m.csv", "file,date\na.tif,1\n", "has columns file, date; expected a column scene"),
         ("m.csv", "", "has columns none"),
-        ("m.json", "[", "is no JSON"),
-        ("m.json", '{"a": 1}', "expected a list of scenes"),
-        ("m.json", "[1]", "expected a list of scenes"),
-        ("m.json", "[[1]]", "expected a list of scenes"),
+        ("m.json", "[", "is not JSON"),
+        ("m.json", '{"a": 1}', "is not a list of scenes"),
+        ("m.json", "[1]", "is not a list of scenes"),
+        ("m.json", "[[1]]", "is not a list of scenes"),
         ("m.json", '[["a.tif", "b.tif"], ["a.tif", "b.tif"]]', r"a\.tif; .*b\.tif twice"),
-        ("m.txt", b"\xff\xfe\x00", "is no text"),
+        ("m.txt", b"\xff\xfe\x00", "is not a text file"),
     ],
 )
 def test_a_manifest_that_is_none_is_one_line(tmp_path: Path, name: str, text: str | bytes | None, line: str) -> None:

@@ -152,10 +152,10 @@ def test_bands_that_a_vrt_swaps_keep_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "extra", "line"),
     [
-        ({"bands": ("B03", "B02", "B04", "B8A", "B11", "B12")}, "", "mixes bands B02, B03 in one"),
+        ({"bands": ("B03", "B02", "B04", "B8A", "B11", "B12")}, "", "mixes the bands B02, B03"),
         ({}, "<ScaleRatio>2</ScaleRatio>", "has unit undeclared"),
-        ({"geobox": GeoBox((64, 40), AFFINE, "EPSG:32632")}, "", "has CRS EPSG:32631, its source"),
-        ({"item": {"properties": {}}}, "", "a source of the VRT credits nobody"),
+        ({"geobox": GeoBox((64, 40), AFFINE, "EPSG:32632")}, "", "has CRS EPSG:32631, but its source"),
+        ({"item": {"properties": {}}}, "", "terraseg:attribution"),
     ],
 )
 def test_a_vrt_that_would_lie_is_refused(tmp_path: Path, changes: dict[str, Any], extra: str, line: str) -> None:
@@ -283,20 +283,20 @@ def test_the_item_of_a_scene_is_the_scene(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"properties": {"earthsearch:boa_offset_applied": True}}, "as if -1000 were still to add"),
-        ({"properties": {"s2:processing_baseline": None}}, "says neither unit nor processing baseline"),
-        ({"properties": {"platform": "landsat-9"}}, "credits nobody"),
+        ({"properties": {"earthsearch:boa_offset_applied": True}}, "-1000"),
+        ({"properties": {"s2:processing_baseline": None}}, "s2:processing_baseline"),
+        ({"properties": {"platform": "landsat-9"}}, "terraseg:attribution"),
         ({"properties": {"datetime": "yesterday"}}, "has a date that can't be read"),
         (
             {"assets": {"preview": {"href": "./a.png", "type": "image/png"}}},
-            "has 0 assets whose bands are Sentinel-2's",
+            "has 0 assets .*preview",
         ),
-        ({"assets": {"blue": {"href": "s3://bucket/blue.tif"}}}, "has an asset at s3://bucket/blue.tif"),
+        ({"assets": {"blue": {"href": "s3://bucket/blue.tif"}}}, "s3://bucket/blue.tif"),
         ({"assets": {"blue": {"href": "./lost.tif"}}}, r"reads .*lost\.tif, which can't be read"),
         ({"assets": {"blue": {"href": "./blue.tif", "raster:bands": [{"scale": 1.0}]}}}, "blue has the scale 1.0"),
-        ({"type": "FeatureCollection"}, "is no STAC item"),
-        ({"assets": ["B02.tif"]}, "has assets that are none"),
-        ({"assets": {"B02": "B02.tif"}}, "has assets that are none"),
+        ({"type": "FeatureCollection"}, "is not a STAC item"),
+        ({"assets": ["B02.tif"]}, "has invalid assets"),
+        ({"assets": {"B02": "B02.tif"}}, "has invalid assets"),
     ],
 )
 def test_an_item_that_can_not_be_mapped_is_one_line(tmp_path: Path, change: dict[str, Any], line: str) -> None:
@@ -314,7 +314,7 @@ def test_bands_on_other_ground_are_refused(tmp_path: Path) -> None:
     path = catalogue_item(tmp_path / "item", offset=0, **{"s2:processing_baseline": "02.14"})
     with rasterio.open(path.parent / "red.tif", "r+") as target:
         target.transform = Affine(10, 0, 500_010, 0, -10, 4_000_000)
-    with pytest.raises(SceneError, match=r"red\.tif lies on another grid"), open_inputs(path):
+    with pytest.raises(SceneError, match=r"red\.tif .*10 m apart"), open_inputs(path):
         pass
 
 
