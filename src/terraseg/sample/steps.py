@@ -1,4 +1,4 @@
-"""The sample room's verbs: get the demo's data, make a synthetic city, run the demo. Light to import."""
+"""Commands for sample data: the data of the demo, a synthetic city, the demo itself. Light to import."""
 
 from pathlib import Path
 
