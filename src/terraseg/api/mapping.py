@@ -10,7 +10,7 @@ from terraseg.errors import ConfigError
 if TYPE_CHECKING:
     from terraseg.contracts.bundle import Bundle
     from terraseg.contracts.product import Product
-    from terraseg.mapping.runtimes.choose import ExportRecord
+    from terraseg.mapping.runtimes.parity import ExportRecord
 
 _MODEL, _INPUT, _WINDOWS, _OUTPUT, _MACHINE = "model", "input", "windows", "output", "machine"
 

@@ -63,16 +63,16 @@ def test_a_sound_model_has_no_findings(config):
         ({"decoder": "UNetDecodr"}, "'UNetDecodr'; to fix it: did you mean UNetDecoder"),
         ({"necks": [{"name": "SelectIndexes"}]}, "error: model.init_args.model_args.necks.0.name: unknown name"),
         ({"img_size": 224, "decoder_chanels": 3}, "error: model.init_args.model_args: the model can't be built"),
-        ({"backbone_in_chans": 7}, "error: model.init_args.model_args: the data gives the bands B02, B03, B04"),
+        ({"backbone_in_chans": 7}, "error: model.init_args.model_args: the data has the bands B02, B03, B04"),
     ],
 )
 def test_names_and_arguments_that_terratorch_would_refuse_late(config, arguments, line):
     assert any(line in found for found in _lines(_changed(config, **arguments)))
 
 
-def test_seven_bands_into_six_channels_are_refused(config):
+def test_seven_bands_into_six_channels_raise_an_error(config):
     (found,) = _lines(config, bands=(*_BANDS, "B05"))
-    assert "the data gives the bands B02, B03, B04, B8A, B11, B12, B05, the model is declared for 6 channels" in found
+    assert "the data has the bands B02, B03, B04, B8A, B11, B12, B05, the model is declared for 6 channels" in found
 
 
 def test_unknown_keys_and_classes_are_named(config):

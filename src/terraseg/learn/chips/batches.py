@@ -60,7 +60,7 @@ class Chips(Dataset[Batch]):
         kept = {
             split: open_superpixels(
                 self.dataset, split, self._packs[split],
-                rule=rule, said=self.to_input.settings, to_input=self.to_input,
+                rule=rule, settings=self.to_input.settings, to_input=self.to_input,
             )
             for split in set(self._splits)
         }  # fmt: skip

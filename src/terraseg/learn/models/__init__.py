@@ -1,1 +1,1 @@
-"""Building models and loading their weights."""
+"""Models: backbones, necks and the graph baseline; building a model and loading its weights."""

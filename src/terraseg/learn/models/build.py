@@ -1,4 +1,4 @@
-"""The model of an experiment, built from its YAML section by TerraTorch's factories, always without weights."""
+"""Build an experiment's model from its YAML section with TerraTorch's factories, always with random weights."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from terraseg.learn.models.specs import SPECS
 backbones.import_all()
 
 _PRETRAINED_KEY = {"EncoderDecoderFactory": "backbone_pretrained", "SMPModelFactory": "pretrained"}
-"""The factories that make segmentation models, and how each calls the key that `weights` replaces."""
+"""The factories of segmentation models, each with the argument that `weights` replaces."""
 
 
 def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
@@ -37,18 +37,16 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
         A module from (B, C, H, W) to TerraTorch's ``ModelOutput``, whose ``output`` is (B, classes, H, W) logits.
 
     Raises:
-        ConfigError: unknown factory, or the factory refuses its arguments (its own words are in the message).
+        ConfigError: unknown factory, or the factory rejects its arguments (the message quotes it).
     """
     if model_factory not in _PRETRAINED_KEY:
         raise ConfigError(f"model_factory is {model_factory!r}", expected=" or ".join(_PRETRAINED_KEY))
     key = _PRETRAINED_KEY[model_factory]
     if key in model_args:
-        raise ConfigError(
-            f"model_args has {key}", fix="remove it; the task's `weights` says where the weights come from"
-        )
-    arguments = {**deepcopy(dict(model_args)), key: False}  # the factories change what they get
+        raise ConfigError(f"model_args has {key}", fix="remove it; the task's `weights` sets the source of the weights")
+    arguments = {**deepcopy(dict(model_args)), key: False}  # the factories change their arguments
     try:
-        with warnings.catch_warnings():  # the weights come later, and frozen random ones are said by `load_weights`
+        with warnings.catch_warnings():  # `load_weights` comes later, and warns of frozen random weights
             warnings.filterwarnings("ignore", message="You are using PEFT without a pretrained backbone")
             model: nn.Module = MODEL_FACTORY_REGISTRY.build(model_factory).build_model(
                 "segmentation", aux_decoders=None, **arguments
@@ -62,23 +60,23 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
-    """The backbone inside of a model of either factory, with its adapters where `peft_config` gives it some."""
+    """The backbone of a model of either factory, with its adapters if `peft_config` adds some."""
     return _inner(model).get_submodule("encoder")
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether the backbone stays as it is and adapters are trained beside it (LoRA, by `peft_config`)."""
+    """Whether the backbone is frozen and adapters in it are trained (LoRA, by `peft_config`)."""
     return isinstance(encoder_of(model), PeftModel)
 
 
 def backbone_of(model: nn.Module) -> nn.Module:
-    """The backbone inside of a model of either factory, without the wrapper that adapters put around it."""
+    """The backbone of a model of either factory, without the wrapper of its adapters."""
     encoder = encoder_of(model)
     return encoder.get_base_model() if isinstance(encoder, PeftModel) else encoder
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The decoder inside of a model of either factory, without the head."""
+    """The decoder of a model of either factory, without the head."""
     return _inner(model).get_submodule("decoder")
 
 
@@ -94,10 +92,10 @@ def _inner(model: nn.Module) -> nn.Module:
 def pad_to_stride(model: nn.Module, image: Tensor) -> Tensor:
     """Repeat the last rows and columns up to a size that the model takes.
 
-    Models of ``SMPModelFactory`` take multiples of their stride alone; TerraTorch's own pad by themselves.
+    Models of ``SMPModelFactory`` take only multiples of their stride; TerraTorch's own models pad by themselves.
 
     Args:
-        image: (B, C, H, W) of any size; of several dates (B, C, T, H, W), which only TerraTorch's own take.
+        image: (B, C, H, W) of any size; with several dates (B, C, T, H, W), which only TerraTorch's own models take.
     """
     encoder: Any = encoder_of(model)
     stride = int(encoder.output_stride) if is_smp(model) else 1
@@ -107,7 +105,7 @@ def pad_to_stride(model: nn.Module, image: Tensor) -> Tensor:
 
 
 def set_statistics(model: nn.Module, *, means: npt.NDArray[np.float32], stds: npt.NDArray[np.float32]) -> None:
-    """Tell a backbone that applies the constants of its pretraining what its input is standardised with.
+    """Pass the input's statistics to a backbone that applies the constants of its pretraining; ignored by others.
 
     Args:
         means: of each band, in DN.
@@ -118,7 +116,7 @@ def set_statistics(model: nn.Module, *, means: npt.NDArray[np.float32], stds: np
 
 
 def superpixel_rule(model: nn.Module) -> SuperpixelRule | None:
-    """How the model divides an image into superpixels, where it does: the datamodule can do it once a chip."""
+    """How the model divides an image into superpixels, if it does: the datamodule can do it once per chip."""
     encoder = backbone_of(model)
     return encoder.superpixels if isinstance(encoder, GraphSage) else None
 
@@ -126,13 +124,13 @@ def superpixel_rule(model: nn.Module) -> SuperpixelRule | None:
 def check_inputs(
     model_args: Mapping[str, Any], *, bands: Sequence[str], classes: Sequence[str], frames: int = 1
 ) -> None:
-    """Check that the model was declared for exactly the bands, dates and classes that the data has, in their order.
+    """Check that the model is declared for exactly the bands, dates and classes of the data, in their order.
 
-    TerraTorch alone would take the first six of seven bands, and train. The bands are also checked against those of
-    the pretraining, see `terraseg.learn.models.specs.BackboneSpec.check_bands`.
+    Without this check, TerraTorch would train on the first six of seven bands. The bands are also compared with those
+    of the pretraining, see `terraseg.learn.models.specs.BackboneSpec.check_bands`.
 
     Raises:
-        ConfigError: they differ, the model doesn't say its bands, or it can't take them.
+        ConfigError: they differ, the model doesn't declare its bands, or it can't take them.
     """
     declared = _declared_bands(model_args)
     given = [band(name).name for name in bands]
@@ -140,7 +138,7 @@ def check_inputs(
     if wanted not in (given, len(given)):
         named = ", ".join(wanted) if isinstance(wanted, list) else f"{wanted} channels"
         raise ConfigError(
-            f"the data gives the bands {', '.join(given)}, the model is declared for {named}",
+            f"the data has the bands {', '.join(given)}, the model is declared for {named}",
             fix="make data.init_args.bands and the bands in model_args the same, in the same order",
         )
     if (spec := SPECS.get(str(model_args.get("backbone")))) is not None:
@@ -156,14 +154,12 @@ def _check_frames(model_args: Mapping[str, Any], frames: int) -> None:
     spec = SPECS.get(str(model_args.get("backbone")))
     if frames > 1 and spec is not None and spec.frames is None:
         able = ", ".join(name for name, known in SPECS.items() if known.frames is not None)
-        raise ConfigError(
-            f"{spec.name} knows no dates, the data shows {frames} of each place", expected=f"one of {able}"
-        )
+        raise ConfigError(f"{spec.name} takes one date, the data has {frames} of each place", expected=f"one of {able}")
     declared = model_args.get("backbone_num_frames", 1)
     if declared != frames:
         raise ConfigError(
-            f"a chip shows {frames} date{'s' * (frames > 1)} of its place, backbone_num_frames is {declared}",
-            fix="make it the same as prepare.frames of the dataset",
+            f"a chip has {frames} date{'s' * (frames > 1)} of its place, backbone_num_frames is {declared}",
+            fix="set it to prepare.frames of the dataset",
         )
     for neck in model_args.get("necks") or ():
         if neck.get("name") == "ReshapeTokensToImage" and (held := neck.get("effective_time_dim", 1)) != frames:
@@ -181,4 +177,4 @@ def _declared_bands(model_args: Mapping[str, Any]) -> Sequence[str] | int:
     for key in ("backbone_in_chans", "in_channels"):
         if key in model_args:
             return int(model_args[key])
-    raise ConfigError("model_args doesn't say the model's bands", fix="add backbone_bands or backbone_in_chans")
+    raise ConfigError("model_args doesn't name the model's bands", fix="add backbone_bands or backbone_in_chans")

@@ -1,4 +1,4 @@
-"""The trained model of a bundle, and its weights as a bundle keeps them."""
+"""Load the trained model of a bundle, and copy a model's weights for a bundle."""
 
 from functools import singledispatch
 from typing import Any
@@ -18,16 +18,18 @@ def load_model(bundle: Bundle) -> nn.Module:
     """The trained model in eval mode, on the CPU.
 
     Args:
-        bundle: of `terraseg.contracts.bundle.open_bundle`; a subclass may register a loader of its own.
+        bundle: from `terraseg.contracts.bundle.open_bundle`; a subclass may register its own loader.
 
     Returns:
         A module from (B, bands, H, W) normalised float32 to (B, classes, H, W) logits, bit-equal to those of the
-        model that was written.
+        trained model.
 
     Raises:
-        CheckpointError: this TerraTorch builds another architecture from the same arguments.
+        CheckpointError: the installed TerraTorch builds another architecture from the same arguments.
     """
-    from terraseg.learn.models.build import build_model  # imports TerraTorch: 15 s that a registered loader saves
+    from terraseg.learn.models.build import (
+        build_model,
+    )  # imports TerraTorch, which takes 15 s that a registered loader saves
 
     model = build_model(bundle.info.model_factory, bundle.info.model_args)
     try:

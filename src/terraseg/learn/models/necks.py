@@ -1,8 +1,8 @@
-"""Necks that put a backbone's maps where the decoders of segmentation-models-pytorch look for them.
+"""Necks that put a backbone's maps at the positions where the decoders of segmentation-models-pytorch expect them.
 
-These decoders index a list of maps at 1/1, 1/2, 1/4, 1/8, ... of the image, and TerraTorch gives them what the last
-neck gives, from its first map on. With a pyramid that begins at 1/4, `smp_Segformer` then fuses at 1/16 and drops the
-finest map, and `smp_DeepLabV3Plus` takes its low-level features from 1/16: both run, and lose the detail.
+These decoders expect a list of maps at 1/1, 1/2, 1/4, 1/8, ... of the image, but TerraTorch passes the maps of the last
+neck from the first one on. If the pyramid begins at 1/4, `smp_Segformer` fuses at 1/16 and drops the finest map, and
+`smp_DeepLabV3Plus` takes its low-level features from 1/16: both run, but lose detail.
 """
 
 from collections.abc import Sequence
@@ -16,10 +16,10 @@ from terraseg.errors import ConfigError
 
 @TERRATORCH_NECK_REGISTRY.register
 class PlaceForSmp(Neck):  # type: ignore[misc]
-    """Place a pyramid that begins at 1/4 behind empty maps at 1/1 and 1/2, as smp does with transformers."""
+    """Put empty maps at 1/1 and 1/2 before a pyramid that begins at 1/4, as smp does for transformers."""
 
     def forward(self, features: Sequence[Tensor], **_: object) -> list[Tensor]:
-        """Two maps of no channels and the given ones.
+        """Two maps without channels, then the features.
 
         Args:
             features: (B, C, h, w) each, the first at 1/4.
@@ -35,19 +35,19 @@ class PlaceForSmp(Neck):  # type: ignore[misc]
 
 @TERRATORCH_NECK_REGISTRY.register
 class LowAndHighLevel(Neck):  # type: ignore[misc]
-    """What DeepLabV3+ takes from a plain ViT: an early map four times finer, and a late one as it is.
+    """The two maps of a plain ViT that DeepLabV3+ takes: an early one, upsampled four times, and a late one unchanged.
 
     With patches of 16 px these are the strides 4 and 16 of the paper (Chen et al. 2018, arXiv:1802.02611); an empty map
-    holds the place of stride 8. Follow it by `PlaceForSmp`.
+    stands for stride 8. `PlaceForSmp` must follow.
 
     Args:
-        channel_list: of the two maps; the early one's is a multiple of 4.
+        channel_list: channels of the two maps; the early map's are a multiple of 4.
     """
 
     def __init__(self, channel_list: list[int]) -> None:
         super().__init__(channel_list)
         if len(channel_list) != 2:
-            raise ConfigError(f"LowAndHighLevel is given {len(channel_list)} maps", expected="two, by SelectIndices")
+            raise ConfigError(f"LowAndHighLevel gets {len(channel_list)} maps", expected="two, by SelectIndices")
         early = channel_list[0]
         self.finer = nn.Sequential(
             nn.ConvTranspose2d(early, early // 2, 2, 2),
@@ -57,7 +57,7 @@ class LowAndHighLevel(Neck):  # type: ignore[misc]
         )
 
     def forward(self, features: Sequence[Tensor], **_: object) -> list[Tensor]:
-        """Maps at 4, 2 (empty) and 1 times the size of the given ones.
+        """Maps at 4, 2 (empty) and 1 times the size of the features.
 
         Args:
             features: two, (B, C, h, w) each.

@@ -1,12 +1,12 @@
-"""Where a backbone's weights come from. Every way ends in a check of keys and shapes, and in a statement.
+"""Load a backbone's weights, check their keys and shapes, and state their source.
 
-`load_weights` knows four sources:
+`load_weights` takes four sources:
 
-``hub``             the publisher's pretrained weights; training stops where they can't be had
-``hub-or-random``   for the demo: the same, and random weights, said in a warning, where the hub can't be reached
+``hub``             the publisher's pretrained weights; training stops if they can't be fetched
+``hub-or-random``   for the demo: the same, or random weights with a warning if the hub can't be reached
 ``random``          from scratch
-a path              a local file, safetensors or a PyTorch state dict, in the names of timm, of the backbone itself, or
-                    for Galileo, SatMAE and Scale-MAE as published
+a path              a local file, safetensors or a PyTorch state dict, with the keys of timm or of the backbone itself;
+                    Galileo, SatMAE and Scale-MAE also as published
 """
 
 import argparse
@@ -41,26 +41,26 @@ _log = logging.getLogger(__name__)
 HUB, HUB_OR_RANDOM, RANDOM = "hub", "hub-or-random", "random"
 
 _IMAGENET = "ImageNet"
-"""How the statement of weights begins that saw photographs: red, green and blue, in this order."""
+"""The statement begins with it if the weights saw photographs: red, green and blue, in this order."""
 
 _PROBE_SECONDS = 3.0
 _RGB_OF_BAND = {"B01": 2, "B02": 2, "B03": 1, "B04": 0, "B05": 0, "B06": 0, "B07": 0, "B08": 0, "B8A": 0,
                 "B09": 0, "B10": 1, "B11": 1, "B12": 2}  # fmt: skip
-"""Which kernel of an RGB stem a band starts from: its own colour, then mirrored at the red edge (NIR red, SWIR-1
-green, SWIR-2 blue), so that each kernel is used twice by the six Prithvi bands."""
+"""The kernel of an RGB stem that each band starts from: its own colour, then mirrored at the red edge (NIR red, SWIR-1
+green, SWIR-2 blue). The six bands of Prithvi use each kernel twice."""
 
 
 def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any], bands: Sequence[str]) -> str:
-    """Load a backbone's weights into a model; the rest of it keeps its random initialisation.
+    """Load a backbone's weights into a model; the rest of the model keeps its random initialisation.
 
     Args:
         model: from `terraseg.learn.models.build.build_model`.
         weights: a source, see the module's docstring.
-        model_args: what the model was built from.
+        model_args: the arguments that the model was built from.
         bands: ESA names of the input bands, in the order of the channels.
 
     Returns:
-        The statement that stands beside every score of this model.
+        The statement to show with every score of this model.
 
     Raises:
         WeightsError: the hub can't be reached, the file is missing, or keys or shapes don't fit.
@@ -68,13 +68,13 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
     encoder, backbone = backbone_of(model), str(model_args["backbone"])
     if weights == RANDOM:
         if is_adapted(model):
-            _log.warning("The RANDOM weights of %s stay as they are: peft_config trains its adapters alone.", backbone)
+            _log.warning("The RANDOM weights of %s stay as they are: peft_config trains only its adapters.", backbone)
         return "random"
     if weights in (HUB, HUB_OR_RANDOM):
         try:
             with _bounded_hub():
                 state, statement = _from_hub(model, backbone, model_args)
-        except OSError as error:  # what the hub's client, timm and torch.hub raise is all an OSError
+        except OSError as error:  # all errors of the hub's client, timm and torch.hub are OSErrors
             if weights == HUB_OR_RANDOM:
                 _log.warning("The hub can't be reached: %s starts from RANDOM weights.", backbone)
                 return "random (hub unreachable)"
@@ -97,12 +97,12 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
 def expand_rgb_stem(kernel: Tensor, bands: Sequence[str]) -> Tensor:
     """Make a stem for Sentinel-2 bands from one for red, green, blue.
 
-    Each band takes the kernel of one colour (`_RGB_OF_BAND`), times 3 / bands, which keeps the size of the
-    responses to standardised input. timm's own rule repeats R, G, B and so puts red's kernel on the blue band.
+    Each band takes the kernel of one colour (`_RGB_OF_BAND`), times 3 / bands to keep the size of the responses to
+    standardised input. timm's own rule repeats R, G, B, and so puts red's kernel on the blue band.
 
     Args:
         kernel: (out, 3, h, w), in the order red, green, blue.
-        bands: ESA names, one an input channel.
+        bands: ESA names, one per input channel.
 
     Returns:
         (out, len(bands), h, w).
@@ -129,41 +129,43 @@ def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) ->
 
 def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}", fix="correct `weights` in the config, or make the file")
+        raise WeightsError(
+            f"there is no weights file {path}", fix="correct `weights` in the config, or create the file"
+        )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE checkpoints hold their command line
+        with torch.serialization.safe_globals([argparse.Namespace]):  # MAE checkpoints contain their command line
             state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise WeightsError(f"{path} can't be read as weights ({error})") from error
     except Exception as error:  # torch.load raises pickle's own errors, some of them private
-        raise WeightsError(f"{path} is no plain state dict ({type(error).__name__})") from error
+        raise WeightsError(f"{path} is not a plain state dict ({type(error).__name__})") from error
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path} is no plain state dict", expected="tensors by their names")
+        raise WeightsError(f"{path} is not a plain state dict", expected="tensors by their names")
     if isinstance(encoder, Backbone):
         state = encoder.from_published(state)
     elif isinstance(encoder, PrithviViT) and "encoder.cls_token" in state:
-        # The published files hold the whole masked autoencoder, and the bands in the order of pretraining.
+        # The published files contain the whole masked autoencoder, with the bands in the order of the pretraining.
         state = checkpoint_filter_fn_vit(state, encoder, encoder.pretrained_bands, encoder.model_bands)
     return state, f"{_trained_on(path)}{path.name}, sha256 {sha256_of_file(path)[:12]}"
 
 
 def _trained_on(path: Path) -> str:
-    """What a safetensors file says of its own training, such as ``ImageNet: ``; most files say nothing."""
+    """The training data that a safetensors file names, such as ``ImageNet: ``; empty for most files."""
     if path.suffix != ".safetensors":
         return ""
     with safe_open(path, framework="pt") as file:
-        said = (file.metadata() or {}).get("trained_on")
-    return f"{said}: " if said else ""
+        data = (file.metadata() or {}).get("trained_on")
+    return f"{data}: " if data else ""
 
 
 def _fitted(
     state: State, encoder: nn.Module, *, backbone: str, bands: Sequence[str], source: str, of_photographs: bool
 ) -> State:
-    """The state that loads strictly: the classifier's keys dropped, an RGB stem fitted to the bands, all else checked.
+    """A state that loads strictly: without the classifier's keys, an RGB stem fitted to the bands, the rest checked.
 
-    A stem of three channels for three bands may be of these very bands, unless it saw photographs.
+    A stem of three channels for three bands is left unchanged, unless it saw photographs.
     """
     parameters = encoder.state_dict()
     expected = {key: parameters[name] for key, name in _own_names(encoder).items()}
@@ -174,7 +176,7 @@ def _fitted(
     if missing or unexpected:
         raise WeightsError(
             f"{source} doesn't fit {backbone}: {_some('missing', missing)}, {_some('unexpected', unexpected)} keys",
-            fix="take the weights of this architecture",
+            fix="use the weights of this architecture",
         )
     stem = next((key for key, value in expected.items() if value.ndim == 4), None)
     for key, value in expected.items():
@@ -186,17 +188,19 @@ def _fitted(
     if wrong:
         raise WeightsError(f"{source} doesn't fit {backbone}: {_some('wrong shapes', wrong)}")
     if spoilt := [key for key, value in state.items() if not torch.isfinite(value).all()]:
-        raise WeightsError(f"{source} holds NaN or infinite numbers: {_some('tensors', spoilt)}", fix="get it again")
+        raise WeightsError(
+            f"{source} holds NaN or infinite numbers: {_some('tensors', spoilt)}", fix="download it again"
+        )
     return state
 
 
 def _own_names(encoder: nn.Module) -> dict[str, str]:
-    """Keys of a backbone's state by their published names: adapters are not published, and wrap what they adapt."""
+    """Keys of a backbone's state by their published names: without adapters, and without the wrapper they add."""
     return {name.replace(".base_layer.", "."): name for name in encoder.state_dict() if ".lora_" not in name}
 
 
 def _split_qkv(state: State, expected: Mapping[str, Tensor]) -> State:
-    """Published queries, keys and values are one matrix; ``replace_qkv`` of peft_config makes them three."""
+    """Split the published matrix of queries, keys and values in three, if ``replace_qkv`` of peft_config did so."""
     split: State = {}
     for key, value in state.items():
         stem, _, kind = key.rpartition(".")
@@ -210,7 +214,7 @@ def _split_qkv(state: State, expected: Mapping[str, Tensor]) -> State:
 def _head_keys(encoder: nn.Module, backbone: str, expected: Mapping[str, Tensor]) -> set[str]:
     if not isinstance(encoder, TimmBackboneWrapper):
         return set()
-    with torch.device("meta"):  # names only: the classifier that belongs to this backbone
+    with torch.device("meta"):  # only names: the keys of this backbone's classifier
         return set(timm.create_model(_timm_name(backbone)).state_dict()) - set(expected)
 
 
@@ -225,7 +229,7 @@ def _some(what: str, names: Sequence[str], limit: int = 3) -> str:
 
 @contextmanager
 def _bounded_hub() -> Iterator[None]:
-    """Read the hub's cache alone where it doesn't answer a probe: its client would retry for 23 s a file."""
+    """Read only the hub's cache if the hub doesn't answer a probe: its client would retry for 23 s per file."""
     before = hub_constants.HF_HUB_OFFLINE
     hub_constants.HF_HUB_OFFLINE = before or not hub_answers()
     try:
@@ -235,8 +239,8 @@ def _bounded_hub() -> Iterator[None]:
 
 
 def hub_answers() -> bool:
-    """Whether the hub can be reached, within seconds."""
-    request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")  # noqa: S310 (the client's own setting)
+    """Whether the hub answers within seconds."""
+    request = urllib.request.Request(hub_constants.ENDPOINT, method="HEAD")  # noqa: S310 (the URL is the client's setting)
     try:
         with urllib.request.urlopen(request, timeout=_PROBE_SECONDS):  # noqa: S310
             return True

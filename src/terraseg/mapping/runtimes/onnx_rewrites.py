@@ -4,7 +4,7 @@ Runtimes are slow in unusual operations: convolutions of six bands, resized maps
 convolutions. Written as matrix products, these are as fast as the rest, equally exact, and can be quantised.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
 from typing import Any
 
@@ -98,7 +98,7 @@ def _shares(size: int, count: int) -> npt.NDArray[np.float32]:
     return shares
 
 
-TRANSLATIONS = {
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.aten._adaptive_avg_pool2d.default: adaptive_average,  # the name in PyTorch's graphs
     torch.ops.aten.scaled_dot_product_attention.default: attention,
 }

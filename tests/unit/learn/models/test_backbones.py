@@ -244,7 +244,7 @@ class _Payload:
 def test_other_objects_than_a_namespace_stay_refused(tmp_path: Path) -> None:
     model = build_model("EncoderDecoderFactory", _arguments("satmae_vit_tiny"))
     torch.save({"model": {}, "args": _Payload()}, tmp_path / "evil.pth")
-    with pytest.raises(WeightsError, match=r"evil\.pth is no plain state dict"):
+    with pytest.raises(WeightsError, match=r"evil\.pth is not a plain state dict"):
         _load(model, tmp_path / "evil.pth", "satmae_vit_tiny")
 
 
@@ -262,7 +262,7 @@ def test_a_scalemae_file_is_loaded_without_positions_and_classifier(tmp_path: Pa
 
 def test_weights_that_are_a_file_to_get_are_not_looked_for_on_the_hub() -> None:
     model = build_model("EncoderDecoderFactory", _arguments("satmae_vit_tiny"))
-    with pytest.raises(WeightsError, match="SatMAE has no weights that can be fetched.*`terraseg models`"):
+    with pytest.raises(WeightsError, match="SatMAE has no weights to download.*`terraseg models`"):
         load_weights(model, "hub", model_args=_arguments("satmae_vit_tiny"), bands=SATMAE_BANDS)
 
 

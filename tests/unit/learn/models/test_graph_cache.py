@@ -99,7 +99,7 @@ def test_a_corrupt_file_is_refused_and_says_what_to_delete(root: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DatasetError, match=rf"{path} is corrupt; to fix it: delete {path.parent.parent}"):
+    with pytest.raises(DatasetError, match=rf"{path} is corrupt; .*delete {path.parent.parent}"):
         _module(root, rule).val_dataloader()
 
 
@@ -120,5 +120,5 @@ def test_those_of_a_changed_dataset_go_with_its_packed_copy(root: Path) -> None:
 
 def test_more_than_can_be_counted_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_MOST", 3)
-    with pytest.raises(ConfigError, match="at most 3 a chip; to fix it: raise segment_pixels"):
+    with pytest.raises(ConfigError, match="at most 3 per chip; .*segment_pixels"):
         _module(root, SuperpixelRule(pixels=16)).val_dataloader()

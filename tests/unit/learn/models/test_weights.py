@@ -132,7 +132,9 @@ def test_a_file_that_holds_no_tensors_or_no_numbers_is_named(
     path = tmp_path / "lite0.pth"
     for content in ([torch.zeros(3)], torch.zeros(3), {**donor, "conv_stem.weight": 5}):
         torch.save(content, path)
-        with pytest.raises(WeightsError, match=r"lite0\.pth is no plain state dict; expected tensors by their names"):
+        with pytest.raises(
+            WeightsError, match=r"lite0\.pth is not a plain state dict; expected tensors by their names"
+        ):
             _load(unet, path, _UNET)
     torch.save({**donor, "bn1.weight": torch.full((32,), float("nan"))}, path)
     with pytest.raises(WeightsError, match=r"lite0\.pth holds NaN .*1 tensors \(bn1\.weight\)"):

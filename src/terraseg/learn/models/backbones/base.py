@@ -1,4 +1,4 @@
-"""What our own backbones share: input in the unit of their pretraining, positions, feature maps, published weights."""
+"""Shared parts of our backbones: input in the pretraining's unit, position encodings, published weights."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +16,11 @@ State = dict[str, Tensor]
 
 
 class Backbone(nn.Module, ABC):
-    """An encoder from an image to one feature map a block.
+    """An encoder from an image to one feature map per block.
 
-    A model that was pretrained on reflectance with fixed constants can't take input that is standardised by the
-    dataset's statistics. So it is told these statistics (`set_statistics`), goes back to DN, and applies its own
-    constants. The statistics are part of its state: a checkpoint and a bundle carry them.
+    A model that was pretrained on reflectance with fixed constants can't take input standardised by the dataset's
+    statistics. It gets these statistics (`set_statistics`), converts the input back to DN, and applies its own
+    constants. The statistics are part of its state, so checkpoints and bundles contain them.
 
     Args:
         bands: ESA names of the channels, in their order.
@@ -40,7 +40,7 @@ class Backbone(nn.Module, ABC):
         self.register_buffer("input_stds", torch.ones(len(bands)))
 
     def set_statistics(self, *, means: npt.NDArray[np.float32], stds: npt.NDArray[np.float32]) -> None:
-        """Say what the input is standardised with; without it the input is DN (reflectance x 10000).
+        """Set the statistics that the input is standardised with; by default the input is DN (reflectance x 10000).
 
         Args:
             means: of each band, in DN.
@@ -56,7 +56,7 @@ class Backbone(nn.Module, ABC):
             x: (B, bands, H, W) or (B, bands, T, H, W), standardised.
 
         Raises:
-            ConfigError: another number of bands, or a size that is no multiple of the patch.
+            ConfigError: wrong number of bands, or a size that is not a multiple of the patch.
         """
         height, width = x.shape[-2:]
         if x.shape[1] != len(self.bands):
@@ -70,44 +70,44 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor, **_: object) -> list[Tensor]:
-        """Feature maps, one a block, each (B, out_channels, H / patch, W / patch).
+        """Feature maps, one per block, each (B, out_channels, H / patch, W / patch).
 
         Args:
-            x: (B, bands, H, W), standardised with the statistics that it was told.
+            x: (B, bands, H, W), standardised with the statistics of `set_statistics`.
         """
 
     @abstractmethod
     def from_published(self, state: Mapping[str, Tensor]) -> State:
-        """What this module loads, made from the state dict as published: renamed, and without other modules' keys.
+        """This module's state from the published state dict: keys renamed, known keys of other modules dropped.
 
-        Keys that belong to nobody stay, so that the check of keys can name them.
+        Unknown keys stay, so that the later check can name them.
         """
 
     def download(self) -> State:
-        """The published state dict, fetched from its publisher.
+        """The published state dict, downloaded from its publisher.
 
         Raises:
-            WeightsError: it is only published as a file for the user to get.
+            WeightsError: the user must get the file by hand.
         """
         raise WeightsError(
-            f"{type(self).__name__} has no weights that can be fetched by name",
-            fix="get the file that `terraseg models` names, and set `weights` to its path",
+            f"{type(self).__name__} has no weights to download by name",
+            fix="download the file that `terraseg models` names, and set `weights` to its path",
         )
 
     def _with_statistics(self, state: State) -> State:
-        """The published state and the input's statistics, which are nobody's to publish."""
+        """The published state with the input's statistics, which no publisher knows."""
         return {**state, "input_means": self.input_means, "input_stds": self.input_stds}
 
 
 def without_keys(state: Mapping[str, Tensor], *prefixes: str) -> State:
-    """The entries of a state dict whose keys begin with none of the prefixes."""
+    """A state dict without the keys that begin with one of the prefixes."""
     return {key: value for key, value in state.items() if not key.startswith(prefixes)}
 
 
 def register(name: str, build: Callable[..., Backbone]) -> None:
-    """Make a backbone known to TerraTorch, so that ``backbone: name`` builds it.
+    """Register a backbone with TerraTorch, so that ``backbone: name`` builds it.
 
-    TerraTorch's own way to pretrained weights, ``pretrained: true``, is refused: ours checks and states them.
+    TerraTorch's own ``pretrained: true`` raises an error: `terraseg.learn.models.weights` checks and states weights.
     """
 
     def named(*, pretrained: bool = False, **options: object) -> Backbone:
@@ -120,12 +120,12 @@ def register(name: str, build: Callable[..., Backbone]) -> None:
 
 
 def sincos_1d(positions: Tensor, width: int, *, period: float | None = None) -> Tensor:
-    """Sines, then cosines of positions (Vaswani et al. 2017, the halves not interleaved as in MAE).
+    """Sines, then cosines of positions (Vaswani et al. 2017; as in MAE, the two halves are not interleaved).
 
     Args:
         positions: (N,).
         width: of the encoding, even.
-        period: over how many frequencies the wavelength grows 10000-fold; ``width / 2``, all of them, where absent.
+        period: number of frequencies over which the wavelength grows 10000-fold; ``width / 2`` (all) by default.
 
     Returns:
         (N, width) float32.
@@ -137,10 +137,10 @@ def sincos_1d(positions: Tensor, width: int, *, period: float | None = None) -> 
 
 def sincos_2d(rows: int, columns: int, width: int, *, step: float = 1.0, period: float | None = None,
               device: torch.device | None = None) -> Tensor:  # fmt: skip
-    """Positions on a grid as MAE encodes them: the first half of the width is the column, the second half the row.
+    """Positions on a grid as in MAE: the first half of the width encodes the column, the second half the row.
 
     Args:
-        step: distance of two neighbours: 1, or the size of a pixel where the model knows its GSD.
+        step: distance of two neighbours: 1, or the pixel size for models that know their GSD.
         period: see `sincos_1d`.
 
     Returns:

@@ -1,1 +1,1 @@
-"""The graph baseline: superpixels as nodes, their adjacency as edges, GraphSAGE between them."""
+"""The graph baseline: GraphSAGE on superpixels as nodes and their adjacency as edges."""

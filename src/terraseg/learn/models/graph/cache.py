@@ -1,10 +1,9 @@
-"""Superpixels of a packed split, computed once a chip and kept beside the packed copy.
+"""Superpixels of a packed split, computed once per chip and kept next to the packed copy.
 
-They lie in the folder of the dataset's content hash, under a key of all else that they depend on, and may be deleted at
-any time.
+They lie in the folder of the dataset's content hash, under a fingerprint of all other settings that they depend on, and
+may be deleted at any time.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from rich.progress import track
 
 from terraseg.contracts.dataset import ChipDataset, Split
-from terraseg.core.files import atomic_folder, write_json
+from terraseg.core.files import atomic_folder, fingerprint, write_json
 from terraseg.core.tasks import processors
 from terraseg.errors import ConfigError
 from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify
@@ -27,34 +26,39 @@ from terraseg.learn.models.graph.superpixels import SuperpixelRule
 _log = logging.getLogger(__name__)
 _FORMAT = 1
 _MOST = np.iinfo(np.uint16).max
-"""Highest id that is kept."""
+"""Highest id that the file can store."""
 
 ToInput = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
 
 
 def open_superpixels(
-    dataset: ChipDataset, split: Split, pack: Pack, *, rule: SuperpixelRule, said: dict[str, object], to_input: ToInput
+    dataset: ChipDataset,
+    split: Split,
+    pack: Pack,
+    *,
+    rule: SuperpixelRule,
+    settings: dict[str, object],
+    to_input: ToInput,
 ) -> npt.NDArray[np.uint16]:
-    """The superpixels of each chip of a packed split; computed first where they aren't kept yet.
+    """The superpixels of each chip of a packed split; computed if they aren't kept yet.
 
     Args:
         pack: of this split of this dataset.
-        said: what ``to_input`` depends on (bands, statistics), in plain values.
-        to_input: one chip's raw pixels to the standardised image that the model sees.
+        settings: JSON that ``to_input`` depends on (bands, statistics).
+        to_input: one chip's raw pixels to the standardised input of the model.
 
     Returns:
         (chips, rows, columns), memory map, in the order of ``pack.tiles``.
 
     Raises:
-        ConfigError: more superpixels a chip than can be counted.
-        DatasetError: the file that keeps them fails its checksum.
+        ConfigError: a chip has more superpixels than the file can number.
+        DatasetError: the file fails its checksum.
     """
     depends = {
         "format": _FORMAT, "scikit-image": version("scikit-image"), "pixels": rule.pixels,
-        "compactness": rule.compactness, **said,
+        "compactness": rule.compactness, **settings,
     }  # fmt: skip
-    key = hashlib.sha256(json.dumps(depends, sort_keys=True, allow_nan=False).encode()).hexdigest()[:16]
-    folder = pack_folder(dataset) / f"superpixels-{key}" / split
+    folder = pack_folder(dataset) / f"superpixels-{fingerprint(depends)[:16]}" / split
     path, index_path = folder / "superpixels.npy", folder / "index.json"
     index = json.loads(index_path.read_text(encoding="utf-8")) if index_path.is_file() else None
     if index is None or index["tiles"] != list(pack.tiles):
@@ -71,10 +75,10 @@ def _build(
     if rows * columns // rule.pixels > _MOST:
         raise ConfigError(
             f"chips of {rows} x {columns} px in superpixels of {rule.pixels} px",
-            expected=f"at most {_MOST} a chip",
+            expected=f"at most {_MOST} per chip",
             fix="raise segment_pixels",
         )
-    _log.info("superpixels of %d chips of %s", len(pack.tiles), split)
+    _log.info("computing superpixels of %d chips of %s", len(pack.tiles), split)
     with atomic_folder(folder, keep_first=True) as temporary:
         path = temporary / "superpixels.npy"
         _store(path, pack, rule=rule, to_input=to_input, split=split)

@@ -16,15 +16,15 @@ from terraseg.learn.models.graph.superpixels import SuperpixelRule
 
 
 class GraphSage(nn.Module):
-    """An encoder from an image to one map, constant over each superpixel.
+    """An encoder from an image to one map that is constant over each superpixel.
 
-    With the identity as decoder, TerraTorch's head (dropout, 1 x 1 convolution) classifies the nodes, already painted
-    back to pixels. So loss and scores are those of pixels, as of every other model.
+    With the identity as decoder, TerraTorch's head (dropout, 1 x 1 convolution) classifies the pixels of the map. So
+    loss and scores are per pixel, as for every other model.
 
     Args:
-        bands: of the input, in its order.
+        bands: ESA names of the input, in order.
         hidden: width of a node's state.
-        layers: neighbourhoods that a node sees; each is a mean over the neighbours (``SAGEConv``).
+        layers: number of steps, each with a mean over the neighbours (``SAGEConv``).
         dropout: between the layers.
         segment_pixels: see `SuperpixelRule.pixels`.
         compactness: see `SuperpixelRule.compactness`.
@@ -40,7 +40,7 @@ class GraphSage(nn.Module):
         segment_pixels: int = 16,
         compactness: float = 1.0,
     ) -> None:
-        from torch_geometric.nn import SAGEConv  # seconds of import that the other models don't need
+        from torch_geometric.nn import SAGEConv  # takes seconds, which the other models don't need
 
         super().__init__()
         if layers < 1 or hidden < 1:
@@ -54,17 +54,17 @@ class GraphSage(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, superpixels: Tensor | None = None, **_: object) -> list[Tensor]:
-        """The state of each pixel's superpixel.
+        """Map of the state of each pixel's superpixel.
 
         Args:
             x: (B, bands, H, W), standardised.
-            superpixels: (B, H, W) int64 of these very images, where they are known; else they are computed.
+            superpixels: (B, H, W) int64 of the same images; computed by default.
 
         Returns:
             One map, (B, hidden, H, W).
 
         Raises:
-            ConfigError: another number of bands, several frames, or superpixels of another size.
+            ConfigError: wrong number of bands, several frames, or superpixels of another size.
         """
         if x.ndim != 4 or x.shape[1] != len(self.bands):
             raise ConfigError(
@@ -98,11 +98,11 @@ def divide(images: Tensor, rule: SuperpixelRule) -> Tensor:
 
 @TERRATORCH_BACKBONE_REGISTRY.register  # type: ignore[untyped-decorator]
 def graphsage_superpixels(*, pretrained: bool = False, **options: object) -> GraphSage:
-    """`GraphSage` by its name in a config.
+    """Build `GraphSage` by its name in a config.
 
     Raises:
-        WeightsError: pretrained weights, which nobody published.
+        WeightsError: ``pretrained`` is true; nobody published weights.
     """
     if pretrained:
         raise WeightsError("graphsage_superpixels has no published weights", fix="set `weights: random`")
-    return GraphSage(**options)  # type: ignore[arg-type]  # checked by the class itself
+    return GraphSage(**options)  # type: ignore[arg-type]  # the class checks them

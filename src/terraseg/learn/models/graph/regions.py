@@ -1,4 +1,4 @@
-"""The graph of an image's superpixels: what each is like, and which touch."""
+"""The graph of an image's superpixels: features of each, and edges between those that touch."""
 
 import math
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ SHAPE_FEATURES = 4
 
 @dataclass(frozen=True)
 class RegionGraph:
-    """The superpixels of a batch as one graph without an edge between images.
+    """The superpixels of a batch as one graph, without edges between images.
 
     Attributes:
-        nodes: (B, H, W) int64, the node that each pixel belongs to, counted over the batch.
+        nodes: (B, H, W) int64, the node of each pixel, numbered over the batch.
         features: (N, 2 x bands + `SHAPE_FEATURES`) float32.
         edges: (2, E) int64, each pair of neighbours in both directions, once each.
     """
@@ -28,14 +28,14 @@ class RegionGraph:
 def region_graph(image: Tensor, labels: Tensor, *, pixels: int) -> RegionGraph:
     """Build the graph.
 
-    The features of a node: mean and standard deviation of each band; the logarithms of its area and perimeter, as
-    multiples of those of a square of ``pixels``; compactness, 4 pi area / perimeter²; elongation, the ratio of the
-    minor to the major axis. None depends on the place, nor on a turn or flip of the image.
+    The features of a node: mean and standard deviation of each band; the logarithms of its area and perimeter relative
+    to a square of ``pixels``; compactness, 4 pi area / perimeter²; elongation, the ratio of the minor to the major
+    axis. They depend neither on its position nor on turns and flips of the image.
 
     Args:
         image: (B, bands, H, W), standardised.
-        labels: (B, H, W) int64, ids of each image 0, 1, ... without a gap.
-        pixels: of an average superpixel.
+        labels: (B, H, W) int64, ids of each image 0, 1, ... without gaps.
+        pixels: number in an average superpixel.
     """
     counts = labels.flatten(1).amax(1) + 1
     first = counts.cumsum(0) - counts
@@ -55,7 +55,7 @@ def _sums(values: Tensor, flat: Tensor, total: int) -> Tensor:
 def _spectrum(image: Tensor, flat: Tensor, area: Tensor) -> Tensor:
     values = image.movedim(1, -1).flatten(0, 2)
     mean = _sums(values, flat, len(area)) / area[:, None]
-    # From the deviations: a difference of two large sums would lose the small ones.
+    # From the deviations: a difference of two large sums would lose small variances.
     variance = _sums((values - mean[flat]) ** 2, flat, len(area)) / area[:, None]
     return torch.cat([mean, variance.sqrt()], dim=1)
 
@@ -64,7 +64,7 @@ def _shape(nodes: Tensor, area: Tensor, *, pixels: int) -> Tensor:
     flat, total = nodes.flatten(), len(area)
     perimeter = _perimeter(nodes, total)
     images, height, width = nodes.shape
-    # In float64: at a window's far corner the squares are large, and a superpixel's own extent small.
+    # In float64: at a window's far corner the squares are large, but a superpixel's extent is small.
     rows = torch.arange(height, device=nodes.device, dtype=torch.float64)
     columns = torch.arange(width, device=nodes.device, dtype=torch.float64)
     places = torch.stack(torch.meshgrid(rows, columns, indexing="ij"), dim=-1).expand(images, -1, -1, -1).flatten(0, 2)
@@ -87,7 +87,7 @@ def _shape(nodes: Tensor, area: Tensor, *, pixels: int) -> Tensor:
 
 
 def _perimeter(nodes: Tensor, total: int) -> Tensor:
-    """Sides of pixels between a node and another one, or the border of the image."""
+    """Number of pixel sides between a node and its neighbours or the image's border."""
     framed = torch.nn.functional.pad(nodes, (1, 1, 1, 1), value=-1)
     here = framed[:, 1:-1, 1:-1]
     around = (framed[:, :-2, 1:-1], framed[:, 2:, 1:-1], framed[:, 1:-1, :-2], framed[:, 1:-1, 2:])
@@ -96,7 +96,7 @@ def _perimeter(nodes: Tensor, total: int) -> Tensor:
 
 
 def _edges(nodes: Tensor, total: int) -> Tensor:
-    """Nodes of which two pixels share a side."""
+    """Pairs of nodes with pixels that share a side."""
     pairs = [(nodes[:, :-1], nodes[:, 1:]), (nodes[:, :, :-1], nodes[:, :, 1:])]
     one = torch.cat([pair[0].flatten() for pair in pairs])
     other = torch.cat([pair[1].flatten() for pair in pairs])

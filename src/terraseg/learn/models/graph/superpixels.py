@@ -10,12 +10,12 @@ from terraseg.errors import ConfigError
 
 @dataclass(frozen=True)
 class SuperpixelRule:
-    """How an image is divided: with the image itself all that the superpixels depend on.
+    """How an image is divided. The superpixels depend only on this rule and the image.
 
     Attributes:
-        pixels: of a superpixel, on average; an image has ``rows x columns / pixels`` of them.
-        compactness: the colour distance, in standard deviations of the bands, that weighs as much as one superpixel's
-            side; more makes squares, less follows the image.
+        pixels: average number in a superpixel; an image has ``rows x columns / pixels`` superpixels.
+        compactness: colour distance, in standard deviations of the bands, that weighs as much as the side of one
+            superpixel; higher values give squares, lower ones follow the image.
     """
 
     pixels: int = 16
@@ -35,16 +35,16 @@ class SuperpixelRule:
             image: (bands, rows, columns), standardised, without NaN.
 
         Returns:
-            (rows, columns), ids 0, 1, ... without a gap; each superpixel is one connected piece.
+            (rows, columns), ids 0, 1, ... without gaps; each superpixel is connected.
         """
-        from skimage.segmentation import slic  # 1 s of import that the other models don't need
+        from skimage.segmentation import slic  # takes 1 s, which the other models don't need
 
         rows, columns = image.shape[1:]
         spread = float(image.max() - image.min())
         labels = slic(
             np.moveaxis(image, 0, -1),
             n_segments=max(1, round(rows * columns / self.pixels)),
-            # scikit-image divides all bands by the image's own range: one bright roof would change every superpixel.
+            # scikit-image divides all bands by the image's range: one bright roof would change every superpixel.
             compactness=self.compactness / (spread or 1.0),
             convert2lab=False,
             start_label=0,
