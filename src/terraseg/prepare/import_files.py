@@ -229,7 +229,7 @@ def _band_names(path: Path, described: Sequence[str | None], given: Sequence[str
     names = tuple(band(name).name for name in (named if len(named) == len(described) else given or ()))
     if not names:
         raise SceneError(
-            f"the bands of {path} have no descriptions", fix="name the bands in file order: --bands B02,B03,..."
+            f"the bands of {path} have no descriptions", fix="name the bands in file order, such as --bands B02,B03,B04"
         )
     if len(names) != len(described):
         raise SceneError(f"{path} has {len(described)} bands", expected=f"{len(names)} ({', '.join(names)})")

@@ -68,7 +68,7 @@ def test_a_queued_job_that_is_cancelled_never_runs(store):
     job, queue = _job(store), Queue(store, Workers())
     queue.cancel(job.id)
     assert store.job(job.id).state == "cancelled"
-    with pytest.raises(WrongStateError, match="is cancelled already"):
+    with pytest.raises(WrongStateError, match="already cancelled"):
         queue.cancel(job.id)
 
 
