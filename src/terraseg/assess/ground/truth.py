@@ -4,7 +4,6 @@ All are streamed window by window with the prediction, and every pixel comes onc
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from terraseg.assess.ground.pairs import COUNTED, Labels, Patch, Scores, Truth, 
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
+from terraseg.core.tasks import read_ahead
 from terraseg.errors import DatasetError, LabelError, SceneError
 
 DEFAULT_CELL = 224
@@ -314,12 +314,8 @@ def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], 
     def patch(window: Window) -> Patch:
         return Patch(scene, window.row_off, 0, source.read(1, window=window), read(window))
 
-    with ThreadPoolExecutor(1) as reader:  # GDAL decodes while numpy counts; a dataset allows only one thread
-        ahead = reader.submit(patch, windows[0])
-        for window in windows[1:]:
-            ready, ahead = ahead.result(), reader.submit(patch, window)
-            yield ready
-        yield ahead.result()
+    # GDAL decodes while numpy counts; a dataset allows only one thread.
+    yield from read_ahead(map(patch, windows), depth=1)
 
 
 def _read_probability(source: rasterio.DatasetReader, chip: Chip) -> Scores:
