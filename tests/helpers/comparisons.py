@@ -1,4 +1,4 @@
-"""Comparisons of confusion counts whose answer is known, tabled by the real code."""
+"""Comparisons of confusion counts with known answers; the tables are made by the real code."""
 
 import zlib
 from collections.abc import Mapping

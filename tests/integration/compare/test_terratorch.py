@@ -87,7 +87,7 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
         in capsys.readouterr().out
     )
 
-    # A run that was killed while it scored: what was trained is kept, and only scored.
+    # A run that was killed while scoring: the training is kept, only scoring runs again.
     cell = home / "outputs/compare/tiny/0.5/3/quick/cell.json"
     said = cell.read_text()
     cell.unlink()
@@ -105,12 +105,12 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
     assert {path: path.stat().st_mtime_ns for path in (home / "outputs").rglob("*") if path.is_file()} == written
 
 
-# --- the memory that a training tells ---
+# --- the peak memory of a training ---
 
 
 def test_the_peak_remembers_what_was_given_back() -> None:
     before = peak_memory()
-    held = bytearray(b"x") * (before + (64 << 20))  # so that whatever the tests held before is exceeded
+    held = bytearray(b"x") * (before + (64 << 20))  # more than the tests have used before
     del held
     assert peak_memory() > before + (64 << 20)
 

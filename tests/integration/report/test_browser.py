@@ -1,4 +1,4 @@
-"""The report in a real browser: layers, swipe, panning, keyboard, touch, phone and paper, and nothing is loaded."""
+"""The report in a real browser: layers, swipe, panning, keyboard, touch, phone and paper, and no network."""
 
 import io
 import shutil
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the pat
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """With a comparison beside its results."""
+    """Results with a comparison."""
     root = tmp_path_factory.mktemp("report")
     truth = make_truth(SIZE, seed=4)
     scene = make_scene(root / "raw", SIZE, truth=truth)
@@ -61,7 +61,7 @@ def browser():
 
 @pytest.fixture
 def open_report(browser, report):
-    """Opens the report; at the end nothing may have been loaded, and no error been said."""
+    """Opens the report and checks at the end that it loaded nothing and logged no error."""
     contexts, requests, faults = [], [], []
 
     def opened(**options):
@@ -82,7 +82,7 @@ def open_report(browser, report):
 
 
 def _seen(page, colour):
-    """Share of the left and of the right half of the map in a colour."""
+    """Share of a colour in the left and in the right half of the map."""
     with Image.open(io.BytesIO(page.locator("#map-layers").screenshot())) as shot:
         near = (np.abs(np.asarray(shot.convert("RGB")).astype(int) - colour) < 12).all(axis=-1)
     middle = near.shape[1] // 2
@@ -153,7 +153,7 @@ def test_the_map_of_a_notebook_can_be_panned_without_a_network(browser, report):
     page.set_content(pannable_map(scene=scene, dataset=dataset)._repr_html_())
     frame = page.frames[1]
     frame.get_by_label("Darken").check()
-    assert frame.locator("#map-state").inner_text() == "Left of the line: label. Right of it: imagery alone."
+    assert frame.locator("#map-state").inner_text() == "Left of the line: label. Right of it: only imagery."
     assert frame.get_by_label("Prediction", exact=True).count() == 0
     _drag_and_zoom(frame)
     assert faults == []
@@ -182,7 +182,7 @@ def test_layers_toggle(open_report):
     page.get_by_label("Error", exact=True).uncheck()
     page.get_by_label("Label", exact=True).uncheck()
     assert page.locator("#map-line").is_hidden()
-    assert page.locator("#map-state").inner_text() == "Imagery alone."
+    assert page.locator("#map-state").inner_text() == "Only imagery."
 
 
 def test_the_best_model_is_shown_first_and_another_can_be_chosen(open_report):

@@ -63,7 +63,7 @@ def place(tmp_path_factory, ground):
     (root / "outputs/weak").mkdir(parents=True)
     curve = {"step": [10, 20], "train/loss": [2.0, 1.0], "val/loss": [2.5, 1.5], "val/iou": [0.2, 0.1]}
     pd.DataFrame(curve).to_csv(root / "outputs/weak/metrics.csv")
-    # Made elsewhere, and written first: the report's own ground has to come first all the same.
+    # Of another dataset and written first; the report must still show its own dataset first.
     elsewhere = {"one": (0.3, 0.5, 0.6), "two": (0.3, 0.5, 0.6)}
     write_tables(root / "results", make_comparison(elsewhere, name="city", attribution="<i>made</i> up", leave_out=1))
     here = {"weak": (0.2, 0.3, 0.6), "strong": (0.3, 0.5, 0.61)}
@@ -72,7 +72,7 @@ def place(tmp_path_factory, ground):
 
 
 def _add_objects(path):
-    """Object figures as they are with footprints: none of them below 100 m², few above 1600 m²."""
+    """Add object metrics, as with footprints: none below 100 m², few above 1600 m²."""
     known = {"object_recall_100_400_m2": 0.111, "object_recall_400_1600_m2": 0.444, "object_f1_0.3": 0.333}
     found = {name: Estimate(value=value, low=value - 0.1, high=value + 0.1) for name, value in known.items()}
     found |= {
@@ -187,8 +187,8 @@ def test_report_says_at_its_top_which_model_to_use_with_few_labels(drawn):
         "Use strong: it is better than weak.",
         "Better than weak: IoU +0.200 [",
         "Measured on the dataset of this report.",
-        "one has the highest IoU, but it can't be told apart from two.",
-        "Measured on another dataset than the other parts of this report; 1 trainings are not finished",
+        "one has the highest IoU, but the difference to two is not significant.",
+        "Measured on another dataset than the rest of this report; 1 training is not finished",
     ):
         assert said in top
     assert top.index("Use strong") < top.index("one has")
@@ -205,7 +205,7 @@ def test_report_holds_performance_and_cost_of_each_comparison(drawn):
 def test_report_says_how_small_footprints_fare_and_what_a_pixel_sees(drawn):
     text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
     objects = text[text.index(" Objects ") : text.index("really better?")]
-    assert "A pixel is 10 m wide and covers 100 m². A footprint of 400 m² has 4 of them" in objects
+    assert "A pixel is 10 m wide and covers 100 m². A footprint of 400 m² is 4 pixels" in objects
     assert "weak 0.333 [0.233, 0.433] 0.100 [0.000, 0.200] – 0.111 [0.011, 0.211] 0.444 [0.344, 0.544] 0.700" in objects
     drawing = (drawn[0] / "figures/size_recall.svg").read_text()
     for said in ("no such footprint", "1–4 pixels", "&gt; 16 pixels", "0.44"):
@@ -220,7 +220,7 @@ def test_training_curves_mark_the_checkpoint_that_was_kept(place):
     assert score.get_lines()[1].get_xydata().tolist() == [[10, 0.2]]
 
 
-def test_a_foreign_metrics_table_is_refused(tmp_path):
+def test_a_foreign_metrics_table_raises_an_error(tmp_path):
     (tmp_path / "weak").mkdir()
     (tmp_path / "weak/metrics.csv").write_text("step,val/iou\n")
     with pytest.raises(DatasetError, match=r"metrics.csv lacks the columns train/loss, val/loss"):
@@ -252,14 +252,14 @@ def test_report_refuses_a_result_of_another_dataset(place, ground, tmp_path):
         "scenes": [scene],
         "output": tmp_path / "report.html",
     }
-    with pytest.raises(DatasetError, match="measured on another version"):
+    with pytest.raises(DatasetError, match="another version of"):
         write_report(metrics=files, dataset=other, **given)
     with pytest.raises(DatasetError, match="no results"):
         write_report(metrics=[], dataset=other, **given)
     assert not (tmp_path / "report.html").exists()
 
 
-def test_missing_predictions_and_foreign_scenes_are_said(place, tmp_path):
+def test_missing_predictions_and_foreign_scenes_raise_an_error(place, tmp_path):
     given = {"ground_truth": place / "processed", "output": tmp_path / "figures", "report": tmp_path / "report.html"}
     with pytest.raises(DatasetError, match=r"no comparison at .*other.csv"):
         visualize(results=place / "results", scenes=place / "raw", comparison=tmp_path / "other.csv", **given)

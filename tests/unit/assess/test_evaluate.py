@@ -113,7 +113,7 @@ def test_table_shows_each_result_with_its_interval_best_first(place, tmp_path):
     assert "pixel centre in a square" in text
 
 
-def test_missing_predictions_experiment_threshold_and_class_are_said(place, ground, tmp_path):
+def test_missing_predictions_experiment_threshold_and_class_raise_an_error(place, ground, tmp_path):
     with pytest.raises(SceneError, match="no finished prediction"):
         _evaluate(place, tmp_path, predictions=tmp_path)
     with pytest.raises(SceneError, match="no prediction of experiment 'best', only of strong, weak"):
@@ -128,7 +128,7 @@ def test_missing_predictions_experiment_threshold_and_class_are_said(place, grou
         _evaluate(place, tmp_path, predictions=tmp_path / "bare", experiment="model")
 
 
-def test_a_class_that_never_occurs_in_the_split_is_said(place, ground, tmp_path):
+def test_a_class_that_never_occurs_in_the_split_raises_an_error(place, ground, tmp_path):
     empty = ground.copy()
     empty[TEST] = 0
     scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
@@ -137,7 +137,7 @@ def test_a_class_that_never_occurs_in_the_split_is_said(place, ground, tmp_path)
         _evaluate(place, tmp_path, ground_truth=tmp_path / "processed")
 
 
-def test_one_scene_twice_is_refused(place, ground, tmp_path):
+def test_one_scene_twice_raises_an_error(place, ground, tmp_path):
     scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
     for folder in ("a", "b"):
         make_product(tmp_path / folder, scene, np.zeros(SIZE, np.uint8))
@@ -145,7 +145,7 @@ def test_one_scene_twice_is_refused(place, ground, tmp_path):
         _evaluate(place, tmp_path, predictions=tmp_path, experiment="model")
 
 
-def test_a_file_that_is_no_result_is_refused(tmp_path):
+def test_a_file_that_is_not_a_result_raises_an_error(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     with pytest.raises(DatasetError, match="is not a result of terraseg"):
         read_metrics(tmp_path / "x.json")
@@ -180,7 +180,7 @@ def test_footprints_that_cross_themselves_are_mended(place, ground, tmp_path):
     assert figures["object_recall_0.3"]["value"] == figures["object_precision_0.3"]["value"] == 1
 
 
-def test_a_prediction_that_was_spoilt_is_said(place, ground, tmp_path):
+def test_a_damaged_prediction_raises_an_error(place, ground, tmp_path):
     scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
     product = make_product(tmp_path / "predictions", scene, make_probability(ground), threshold=0.5)
     given = {"predictions": tmp_path / "predictions", "experiment": "model"}
@@ -200,11 +200,11 @@ def test_a_prediction_that_was_spoilt_is_said(place, ground, tmp_path):
 def test_two_experiments_do_not_share_a_file(place, tmp_path, capsys):
     where = ["--predictions", str(place / "predictions"), "--ground-truth", str(place / "processed")]
     assert main(["evaluate", *where, "--output", str(tmp_path / "one.json")]) == 2
-    assert "is of 2 experiments (strong, weak)" in capsys.readouterr().err
+    assert "2 experiments (strong, weak)" in capsys.readouterr().err
     assert not (tmp_path / "one.json").exists()
 
 
-def test_results_of_unlike_classes_are_not_compared(place, tmp_path):
+def test_results_of_several_classes_are_not_compared(place, tmp_path):
     _evaluate(place, tmp_path)
     result = read_metrics(tmp_path / "strong.json").model_copy(update={"experiment": "other", "class_name": "road"})
     write_metrics(tmp_path / "other.json", result)
@@ -212,7 +212,7 @@ def test_results_of_unlike_classes_are_not_compared(place, tmp_path):
         read_results(sorted(tmp_path.glob("*.json")))
 
 
-def test_a_model_of_another_dataset_is_warned_of(place, ground, tmp_path, caplog):
+def test_a_model_of_another_dataset_logs_a_warning(place, ground, tmp_path, caplog):
     scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
     make_product(tmp_path / "predictions", scene, make_probability(ground), dataset_hash="0" * 64)
     _evaluate(place, tmp_path, predictions=tmp_path / "predictions", experiment="model")
@@ -274,7 +274,7 @@ def test_a_threshold_is_not_chosen_on_what_is_scored_nor_without_a_val_split(pla
         _evaluate(place, tmp_path, choose_threshold=True, ground_truth=mask)
 
 
-def test_boundary_figures_are_in_the_result_with_their_tolerance(place, tmp_path):
+def test_boundary_metrics_are_in_the_result_with_their_tolerance(place, tmp_path):
     near, far = (_evaluate(place, tmp_path / f"{t}", boundary_tolerance=t) for t in (10.0, 30.0))
     assert (near["boundary_tolerance"], far["boundary_tolerance"]) == (10, 30)
     assert near["figures"]["boundary_f1"]["value"] < far["figures"]["boundary_f1"]["value"]
@@ -298,7 +298,7 @@ def test_groups_are_blocks_or_the_places_of_a_file(place, tmp_path):
     assert "North" in console.export_text()
 
 
-def test_footprints_beside_a_dataset_count_objects_on_the_known_ground_of_the_split(place, ground, tmp_path):
+def test_footprints_with_a_dataset_count_objects_on_the_known_ground_of_the_split(place, ground, tmp_path):
     scene = make_scene(tmp_path / "raw", SIZE, truth=ground)
     product = make_product(tmp_path / "predictions", scene, np.where(ground == 1, 240, 10).astype(np.uint8))
     west, north = 500_000, 4_000_000
@@ -364,7 +364,7 @@ def test_the_command_line_hands_every_option_on(place, tmp_path, capsys):
     assert "val split" in result.rule
     assert "Everywhere" in capsys.readouterr().out
     assert main([*given, "--index-baseline", *of_model]) == 2
-    assert "--index-baseline doesn't go with --by, --choose-threshold" in capsys.readouterr().err
+    assert "--index-baseline does not go with --by, --choose-threshold" in capsys.readouterr().err
     assert main([*given, "--index-baseline"]) == 0
     baseline = read_metrics(tmp_path / "index_baseline.json")
     assert baseline.figures["temperature"].value is None

@@ -1,4 +1,4 @@
-"""A model is scored on a dataset's chips, where no scene is there to be mapped."""
+"""A model is scored on the chips of a dataset, without a scene to map."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def _probability(scene):
     return np.rint(expit(odds) / PROBABILITY_SCALE).astype(np.uint8)
 
 
-def test_the_figures_are_those_of_a_map_with_the_same_probabilities(place, tmp_path):
+def test_metrics_equal_those_of_a_map_with_the_same_probabilities(place, tmp_path):
     scene, dataset = place
     make_product(tmp_path / "maps", scene, _probability(scene), threshold=0.4)
     mapped = evaluate(
@@ -78,7 +78,7 @@ def test_a_chip_without_observation_is_not_scored(place):
     assert ((scores == 255) == where).all()
 
 
-def test_training_on_other_data_is_said_and_classes_and_bands_must_be_there(place, tmp_path, caplog):
+def test_training_on_other_data_logs_a_warning_and_classes_and_bands_must_exist(place, tmp_path, caplog):
     _, dataset = place
     scores = chip_scores(dataset, NumpyPredictor(_from_brightness))
     given = {"dataset": dataset, "scores": scores, "output": tmp_path, "draws": 100}
@@ -92,4 +92,4 @@ def test_training_on_other_data_is_said_and_classes_and_bands_must_be_there(plac
 
 def test_a_bundle_goes_with_no_option_of_maps(capsys):
     assert main(["evaluate", "--bundle", "b", "--footprints", "f"]) == 2
-    assert "--bundle doesn't go with --footprints" in capsys.readouterr().err
+    assert "--bundle does not go with --footprints" in capsys.readouterr().err

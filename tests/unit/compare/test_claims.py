@@ -1,4 +1,4 @@
-"""What docs/comparison.md says of the statistics and of the budget, on counts whose answer can be worked out."""
+"""Claims of docs/comparison.md about statistics and budget, on counts with known answers."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ Counts = dict[str, tuple[int, int, int, int]]
 
 
 def _counts(hits: float, *, seed: int, units: int = 20, noise: float = 0.15) -> Counts:
-    """Cells that have unlike shares of the class, of which a share is found."""
+    """Cells with different shares of the class; ``hits`` is the share that is found."""
     rng = np.random.default_rng(seed)
     true = rng.integers(50, 2000, units)
     found = (true * np.clip(hits + rng.normal(0, noise, units), 0, 1)).astype(int)
@@ -78,19 +78,19 @@ def test_seeds_are_pooled_unit_by_unit_and_both_sides_of_a_difference_draw_the_s
     assert (row["iou"], row["iou_low"], row["iou_high"]) == (alone.value, alone.low, alone.high)
     gain = paired_difference(_sum(base), _sum(other), iou, draws=_DRAWS)
     assert (row["versus_baseline"], row["p"]) == (gain.estimate.value, gain.p)
-    # Cells differ far more from one another than the two experiments do on each: unpaired, nothing would be found.
+    # Cells differ more than the two experiments do on each: an unpaired test would find nothing.
     assert gain.estimate.low > 0
     assert row["versus_baseline_high"] - row["versus_baseline_low"] < alone.high - alone.low
 
 
-def test_an_interval_does_not_hold_what_another_seed_would_change() -> None:
+def test_an_interval_does_not_include_the_effect_of_the_seed() -> None:
     good, bad = _counts(0.8, seed=0, noise=0), _counts(0.2, seed=0, noise=0)
     cells = [_finished("base", 1, seed, counts) for seed, counts in enumerate((good, bad))]
     row = make_tables(_config([1.0], [0, 1]), cells, budget="", unfinished=2).by_fraction.iloc[0]
     assert row["iou_least_seed"] < row["iou_low"] < row["iou_high"] < row["iou_most_seed"]
 
 
-def test_labels_are_reached_by_the_figure_and_surely_and_possibly_by_the_ends_of_its_interval() -> None:
+def test_labels_needed_follow_the_difference_and_the_ends_of_its_interval() -> None:
     fractions, full = [0.1, 0.2, 0.5, 1.0], _counts(0.5, seed=0, noise=0)
     cells = [_finished("base", fraction, 0, _counts(0.3, seed=0, noise=0)) for fraction in fractions[:-1]]
     cells.append(_finished("base", 1.0, 0, full))
@@ -145,13 +145,13 @@ def test_a_seed_draws_the_labelled_chips_the_same_ones_for_every_experiment(home
     assert drawn[0] != drawn[1]
 
 
-def test_early_stopping_and_devices_are_of_the_budget(home: Path, tmp_path: Path) -> None:
+def test_early_stopping_and_devices_are_part_of_the_budget(home: Path, tmp_path: Path) -> None:
     stop = "{class_path: EarlyStopping, init_args: {monitor: val/loss}}"
     for change, said in ((f"two:trainer.callbacks=[{stop}]", "EarlyStopping"), ("two:trainer.devices=2", "devices")):
         with pytest.raises(ConfigError, match=f"unequal budgets: {said} is"):
             _load(home, tmp_path, change)
 
 
-def test_what_the_check_calls_an_error_is_refused(home: Path, tmp_path: Path) -> None:
+def test_errors_of_the_check_raise_an_error(home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="experiment one: .*terraseg check"):
         _load(home, tmp_path, "model.init_args.loss={nonsense: 1.0}")

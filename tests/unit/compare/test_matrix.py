@@ -1,4 +1,4 @@
-"""A comparison's file: what is refused before anything trains, and what makes a cell another cell."""
+"""A comparison's YAML: errors before anything trains, and changes that make a cell run again."""
 
 import shlex
 from functools import partial
@@ -19,7 +19,7 @@ from terraseg.learn.check.config import placed
 
 _CONFIG = ROOT / "configs" / "demo_unet.yaml"
 _REAL = partial(run_cell, predict=print, evaluate=print)
-"""Trains, as a comparison does."""
+"""Trains the cell; prediction and scoring are never reached."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def given(home: Path, tmp_path: Path) -> dict[str, Any]:
-    """A comparison that is sound."""
+    """A valid comparison."""
     return {
         "name": "tiny",
         "baseline": "scratch",
@@ -78,7 +78,7 @@ def test_a_matrix_holds_every_cell_once_seed_by_seed(given: dict[str, Any], tmp_
     assert [[path.name for path in place] for place in matrix.places] == [["scene.tif"]]
 
 
-def test_a_cell_writes_into_its_own_folder_alone(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cell_writes_only_into_its_own_folder(given: dict[str, Any], tmp_path: Path) -> None:
     cell = _load(given, tmp_path).cells[2]
     text = yaml.safe_dump(placed(cell.config, cell.folder))
     assert "outputs/demo_unet" not in text
@@ -90,14 +90,14 @@ def test_a_cell_writes_into_its_own_folder_alone(given: dict[str, Any], tmp_path
 @pytest.mark.parametrize(
     "key", ["trainer.max_steps=100", "data.init_args.batch_size=2", "trainer.val_check_interval=20"]
 )
-def test_unlike_budgets_are_refused_unless_declared(given: dict[str, Any], tmp_path: Path, key: str) -> None:
+def test_unequal_budgets_raise_an_error_unless_declared(given: dict[str, Any], tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigError, match=f"unequal budgets: {key.split('=')[0].rpartition('.')[2]} is .* in scratch"):
         _load(given, tmp_path, f"file:{key}")
     matrix = _load({**given, "unequal_budget": "to see how many steps it needs"}, tmp_path, f"file:{key}")
     assert matrix.budget.startswith("unequal, to see how many steps it needs: ")
 
 
-def test_unlike_data_are_refused(given: dict[str, Any], home: Path, tmp_path: Path) -> None:
+def test_different_data_raise_an_error(given: dict[str, Any], home: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="different data: dataset is"):
         _load(given, tmp_path, f"file:data.init_args.root={home / 'other'}")
     with pytest.raises(ConfigError, match=r"different data: class_share is 0\.5 in scratch, 0\.9 in file"):
@@ -114,7 +114,7 @@ def test_unlike_data_are_refused(given: dict[str, Any], home: Path, tmp_path: Pa
         ({"speed": 1}, "speed: unknown key"),
     ],
 )
-def test_what_can_not_be_compared_is_refused(
+def test_what_can_not_be_compared_raises_an_error(
     given: dict[str, Any], tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     given["overrides"]["data.init_args.batch_size"] = 8
@@ -133,7 +133,7 @@ def test_what_can_not_be_compared_is_refused(
         ("trainer.default_root_dir=elsewhere", "writes to outputs/demo_unet.*overwrite each other"),
     ],
 )
-def test_overrides_that_would_mislead_are_refused(
+def test_overrides_that_would_mislead_raise_an_error(
     given: dict[str, Any], tmp_path: Path, override: str, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
@@ -168,7 +168,7 @@ def test_finished_cells_are_not_run_again(given: dict[str, Any], tmp_path: Path)
     assert ran == [cell.name for cell in matrix.cells]
 
 
-def test_a_change_runs_those_cells_again_that_it_concerns(given: dict[str, Any], home: Path, tmp_path: Path) -> None:
+def test_a_change_runs_only_the_affected_cells_again(given: dict[str, Any], home: Path, tmp_path: Path) -> None:
     def again(matrix: Matrix) -> list[str]:
         return [cell.name for cell in matrix.cells if not finished(cell, evaluation_of(matrix))]
 
@@ -196,14 +196,14 @@ def test_a_change_runs_those_cells_again_that_it_concerns(given: dict[str, Any],
     assert {name.rpartition("/")[2] for name in again(_load(given, tmp_path))} == {"file"}
 
 
-def test_a_cell_that_another_run_holds_is_left_to_it(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cell_of_another_run_is_skipped(given: dict[str, Any], tmp_path: Path) -> None:
     matrix = _load(given, tmp_path)
     with output_lock(matrix.cells[0].folder):
         run_cells(matrix, _finish)
     assert [cell.name for cell in matrix.cells if not finished(cell, evaluation_of(matrix))] == ["1/0/scratch"]
 
 
-def test_a_failed_cell_is_told_after_the_others_have_run(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_failed_cell_raises_an_error_after_the_others_have_run(given: dict[str, Any], tmp_path: Path) -> None:
     matrix = _load(given, tmp_path)
 
     def work(cell: Cell, matrix: Matrix) -> None:
@@ -216,7 +216,7 @@ def test_a_failed_cell_is_told_after_the_others_have_run(given: dict[str, Any], 
     assert sum(finished(cell, evaluation_of(matrix)) is not None for cell in matrix.cells) == 4
 
 
-def test_a_record_changed_by_hand_is_refused(given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_cell_json_changed_by_hand_raises_an_error(given: dict[str, Any], tmp_path: Path) -> None:
     matrix = _load(given, tmp_path)
     run_cells(matrix, _finish)
     (matrix.cells[0].folder / "cell.json").write_text("{}")
@@ -224,7 +224,7 @@ def test_a_record_changed_by_hand_is_refused(given: dict[str, Any], tmp_path: Pa
         run_cells(matrix, _finish)
 
 
-def test_a_training_that_fails_says_why_and_begins_anew(
+def test_a_failed_training_gives_its_reason_and_starts_again(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(command: list[str], log: Path) -> int:
@@ -295,4 +295,4 @@ def test_the_manual_lists_every_key_and_its_commands_are_understood() -> None:
     assert len(commands) == 4
     for command in commands:
         options = parse_arguments(["compare", *shlex.split(command)[2:]])
-        assert (ROOT / options.comparison).is_file()
+        assert (ROOT / options.config).is_file()

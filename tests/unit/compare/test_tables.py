@@ -1,4 +1,4 @@
-"""What a comparison says, on confusion counts whose answer is known."""
+"""Tables of a comparison, on confusion counts with known answers."""
 
 from collections.abc import Callable
 from io import StringIO
@@ -41,13 +41,13 @@ def test_a_planted_gain_is_found_with_its_p_value() -> None:
     assert np.isnan(_row(tables.by_fraction, "base", 0.5)["p_holm"])
 
 
-def test_identical_predictions_differ_by_nothing() -> None:
+def test_identical_predictions_have_no_difference() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6), "same": (0.4, 0.5, 0.6)})
     row = _row(tables.by_fraction, "same", 1.0)
     assert (row["versus_baseline"], row["p"], row["p_holm"]) == (0, 1, 1)
 
 
-def test_seeds_are_pooled_and_their_spread_stands_beside() -> None:
+def test_seeds_are_pooled_and_their_range_is_shown() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6)})
     single = tables.cells[tables.cells["fraction"] == 1]["iou"]
     row = _row(tables.by_fraction, "base", 1.0)
@@ -68,14 +68,14 @@ def test_the_labels_needed_are_those_of_the_least_fraction_with_the_score_of_the
     assert said["worse"].endswith("base at fraction 1: never (95 %: possibly never, surely never)")
 
 
-def test_an_experiment_that_is_not_whole_is_not_summed_up() -> None:
+def test_an_unfinished_experiment_has_no_summary() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6), "better": (0.5, 0.6, 0.7)}, leave_out=1)
     assert len(tables.cells) == 11
     assert len(tables.by_fraction) == 5
     assert list(tables.labels["experiment"]) == ["base"]
 
 
-def test_every_row_says_what_it_was_measured_on() -> None:
+def test_every_row_has_its_dataset_label_rule_and_budget() -> None:
     row = make_comparison({"base": (0.4, 0.5, 0.6)}).cells.iloc[0]
     assert row[["class", "split", "label_rule", "budget", "dataset_hash", "model_hash", "attribution"]].tolist() == [
         "building", "test", "pixel centre", "max_steps 20", "d", "m", "made by the tests",
@@ -83,14 +83,14 @@ def test_every_row_says_what_it_was_measured_on() -> None:
     assert (row["labelled_chips"], row["trainable_parameters"], row["best_step"], row["hours"]) == (10, 4e6, 10, 0.9)
 
 
-def test_seeds_of_other_units_are_refused() -> None:
+def test_seeds_of_other_units_raise_an_error() -> None:
     config = make_config("base")
     pair = [make_cell("base", 1.0, 0, 0.5), make_cell("base", 1.0, 1, 0.5, units=30)]
     with pytest.raises(DatasetError, match="scored on different units"):
         make_tables(config, pair, budget="", unfinished=4)
 
 
-def test_the_table_on_the_screen_has_a_row_an_experiment_and_fraction() -> None:
+def test_the_table_on_the_screen_has_a_row_per_experiment_and_fraction() -> None:
     table = by_fraction_table(make_comparison({"base": (0.4, 0.5, 0.6), "better": (0.45, 0.52, 0.62)}))
     assert table.row_count == 6
     assert "Label rule: pixel centre. Budget: max_steps 20." in str(table.caption)
@@ -125,7 +125,7 @@ def test_no_column_is_lost_in_a_terminal_of_80_characters(
     assert "…" not in "".join(lines)
 
 
-def test_a_comparison_without_a_whole_fraction_is_tabled_too() -> None:
+def test_a_comparison_without_a_finished_fraction_has_tables_too() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6)}, leave_out=5)
     assert (len(tables.cells), len(tables.by_fraction), tables.unfinished) == (1, 0, 5)
     assert [table(tables).row_count for table in (by_fraction_table, performance_table, efficiency_table)] == [0, 0, 0]

@@ -1,4 +1,4 @@
-"""results/comparison*.csv: several comparisons stand beside each other, and nothing is lost on the way to disk."""
+"""results/comparison*.csv: several comparisons in one file, and nothing is lost on disk."""
 
 from pathlib import Path
 
@@ -45,7 +45,7 @@ def test_a_table_of_another_version_is_refused_before_anything_is_written(tmp_pa
         read_tables(tmp_path / "comparison.csv")
 
 
-def test_a_missing_table_is_said(tmp_path: Path) -> None:
+def test_a_missing_table_raises_an_error(tmp_path: Path) -> None:
     check_tables(tmp_path)
     with pytest.raises(DatasetError, match=r"no comparison at .*comparison.csv"):
         read_tables(tmp_path / "comparison.csv")

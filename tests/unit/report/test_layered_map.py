@@ -13,7 +13,7 @@ from terraseg.report.maps import shown_class
 
 SIZE = (128, 256)
 _HIT, _MISS, _FALSE_ALARM = 2, 3, 4
-"""Of the palette of the layer of errors, which begins with nothing and stripes."""
+"""Indices in the palette of the error layer; the first two are transparent and stripes."""
 
 
 def _predicted(folder, scene, mapped, **facts):
@@ -35,7 +35,7 @@ def test_labels_are_those_of_the_class_that_the_predictions_map(tmp_path):
     assert shown_class(dataset, []) == 1
 
 
-def test_predictions_of_unlike_or_unknown_classes_are_not_shown_beside_one_label(tmp_path):
+def test_predictions_of_several_or_unknown_classes_raise_an_error(tmp_path):
     truth = make_truth(SIZE, seed=4)
     scene = make_scene(tmp_path / "raw", SIZE, truth=truth)
     dataset = make_dataset(tmp_path / "set", scene, truth)

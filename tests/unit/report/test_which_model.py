@@ -1,4 +1,4 @@
-"""Which model to use, and how sure that is: the words follow the intervals."""
+"""Which model to use, and how sure that is: the sentences agree with the intervals."""
 
 import pandas as pd
 import pytest
@@ -25,7 +25,7 @@ def test_a_planted_best_is_named_with_its_lead() -> None:
     assert said.chips == 50
 
 
-def test_what_the_interval_does_not_tell_apart_is_not_told_apart() -> None:
+def test_a_difference_whose_interval_has_zero_is_not_significant() -> None:
     scores = {"base": (0.3, 0.5, 0.6), "sibling": (0.3, 0.5, 0.6), "worst": (0.0, 0.1, 0.2)}
     tables = make_comparison(scores, own=0.1)
     said, (pair, _) = answer(tables), choices(tables)[1].against
@@ -42,7 +42,7 @@ def test_what_the_interval_does_not_tell_apart_is_not_told_apart() -> None:
     assert "Of these, sibling trained fastest: 30.0 min." in text
 
 
-def test_identical_models_are_never_told_apart() -> None:
+def test_identical_models_never_differ_significantly() -> None:
     said = answer(make_comparison({"base": (0.3, 0.5, 0.6), "same": (0.3, 0.5, 0.6)}))
     assert said is not None
     assert said.verdict == "base has the highest IoU, but the difference to same is not significant."
@@ -56,7 +56,7 @@ def test_the_nearest_measured_number_of_chips_answers(asked: int, chips: int) ->
     assert said.chips == chips
 
 
-def test_one_experiment_alone_is_no_choice_and_none_no_answer() -> None:
+def test_a_single_experiment_gives_no_choice_and_no_experiment_no_answer() -> None:
     alone = answer(make_comparison({"base": (0.3, 0.5, 0.6)}))
     assert alone is not None
     assert alone.verdict == "Only base was measured with this number of labels: there is no choice."
@@ -81,7 +81,7 @@ def test_pairs_with_the_baseline_agree_with_the_gains_over_it() -> None:
             assert row["p"] == pytest.approx(own["p"])
 
 
-def test_the_two_tables_have_a_row_an_experiment_at_its_most_labels() -> None:
+def test_both_tables_have_a_row_per_experiment_with_its_most_labels() -> None:
     tables = make_comparison(_PLANTED, leave_out=1)  # the second seed of worst with all labels
     rows = performance(tables)
     assert rows["experiment"].tolist() == ["better", "base", "worst"]
@@ -95,7 +95,7 @@ def test_the_two_tables_have_a_row_an_experiment_at_its_most_labels() -> None:
     assert pd.isna(costs.loc[2, "reached_chips"])
 
 
-def test_the_curve_has_a_line_and_a_band_an_experiment_and_the_baselines_level() -> None:
+def test_the_curve_has_a_line_and_a_band_per_experiment_and_the_level_of_the_baseline() -> None:
     tables = make_comparison(_PLANTED)
     figure = label_efficiency([tables, make_comparison({"base": (0.3, 0.5, 0.6)}, name="city")])
     assert isinstance(figure, Figure)

@@ -145,14 +145,14 @@ def test_first_chip_of_an_overlap_keeps_its_pixels(tmp_path, scene, ground, prod
     ],
     ids=["shifted", "coarser", "other zone"],
 )
-def test_other_grids_are_refused(tmp_path, scene, ground, probability, move):
+def test_other_grids_raise_an_error(tmp_path, scene, ground, probability, move):
     make_dataset(tmp_path / "processed", scene, ground)
     moved = make_product(tmp_path, scene, probability, geobox=move(scene.geobox))
     with pytest.raises(SceneError, match=r"pixel grid|EPSG:32632"):
         list(open_truth(tmp_path / "processed", split="test").pairs([moved]))
 
 
-def test_another_scene_is_refused(tmp_path, scene, ground, probability):
+def test_another_scene_raises_an_error(tmp_path, scene, ground, probability):
     make_dataset(tmp_path / "processed", scene, ground)
     other = make_scene(tmp_path, SIZE, name="elsewhere")
     wrong = make_product(tmp_path / "predictions", other, probability)
@@ -160,7 +160,7 @@ def test_another_scene_is_refused(tmp_path, scene, ground, probability):
         list(open_truth(tmp_path / "processed", split="test").pairs([wrong]))
 
 
-def test_unknown_split_class_and_path_are_refused(tmp_path, scene, ground):
+def test_unknown_split_class_and_path_raise_an_error(tmp_path, scene, ground):
     make_dataset(tmp_path, scene, ground)
     with pytest.raises(DatasetError, match="no split 'holdout'"):
         open_truth(tmp_path, split="holdout")
@@ -170,7 +170,7 @@ def test_unknown_split_class_and_path_are_refused(tmp_path, scene, ground):
         open_truth(tmp_path / "nowhere.tif", split="test")
 
 
-def test_background_declared_as_nodata_is_refused(tmp_path, scene, ground, product):
+def test_background_declared_as_nodata_raises_an_error(tmp_path, scene, ground, product):
     path = _mask(tmp_path / "mask.tif", scene, ground, nodata=0)
     with pytest.raises(LabelError, match="declares 0 as nodata"):
         list(open_truth(path, split="test").pairs([product]))
@@ -206,7 +206,7 @@ def test_ground_that_two_products_show_is_not_counted_twice(tmp_path, scene, gro
         ({"count": 3}, r"mask\.tif has 3 bands; expected one band of class ids"),
     ],
 )
-def test_a_mask_raster_that_is_none_is_refused(tmp_path, scene, ground, product, spoil, message):
+def test_an_invalid_mask_raster_raises_an_error(tmp_path, scene, ground, product, spoil, message):
     path = _mask(tmp_path / "mask.tif", scene, ground, **spoil)
     with pytest.raises(LabelError, match=message):
         list(open_truth(path, split="test").pairs([product]))

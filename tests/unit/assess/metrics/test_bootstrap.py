@@ -8,7 +8,7 @@ from terraseg.errors import DatasetError
 
 
 def _units(rates, *, size=400, seed=0):
-    """Confusion counts by unit; each unit has half of its pixels in the class, of which its rate is found."""
+    """Confusion counts by unit; in each unit half of the pixels are the class, and its rate of them is found."""
     rng = np.random.default_rng(seed)
     found = [int(rng.binomial(size, rate)) for rate in rates]
     return {f"u{index}": (tp, size // 10, size - tp, size) for index, tp in enumerate(found)}
@@ -78,7 +78,7 @@ def test_draws_are_those_of_a_loop_over_them():
         ([[5, 0, 5, 9], [0, 0, 0, 9], [0, 0, 0, 9]], 0.5, "too few units"),
     ],
 )
-def test_an_interval_that_cannot_be_known_is_null_and_says_why(counts, value, reason):
+def test_a_missing_interval_has_a_reason(counts, value, reason):
     figure = bootstrap.intervals(np.array(counts), {"iou": pixels.iou}, draws=500, seed=0)["iou"]
     assert figure.value == pytest.approx(value)
     assert figure.low is None
@@ -113,7 +113,7 @@ def test_a_difference_turns_its_sign_with_the_order(seed):
     assert there.p == back.p
 
 
-def test_unlike_units_are_refused():
+def test_different_units_raise_an_error():
     with pytest.raises(DatasetError, match="different units"):
         bootstrap.paired_difference({"a": (1, 1, 1, 1)}, {"b": (1, 1, 1, 1)}, pixels.iou)
 

@@ -47,7 +47,7 @@ def test_a_map_matches_itself():
     assert match(overlaps(truth, truth), least_iou=1.0).tolist() == list(range(10))
 
 
-def test_splits_and_merges_are_told_apart():
+def test_splits_and_merges_are_distinguished():
     whole, left, right = shapely.box(0, 0, 20, 10), shapely.box(0, 0, 9, 10), shapely.box(11, 0, 20, 10)
     apart = shapely.box(50, 0, 60, 10)
     assert splits_and_merges(overlaps(np.array([left, right, apart]), np.array([whole, apart]))) == (1, 0)
@@ -70,7 +70,7 @@ def test_nothing_on_one_side_is_no_error(side):
 
 
 def test_object_metrics_of_a_scene(tmp_path):
-    """Five squares, of which the second and the last are mapped, and one false alarm; a footprint lies elsewhere."""
+    """Five squares: the second and the last are mapped, with one false alarm; one footprint is elsewhere."""
     scene = make_scene(tmp_path, (64, 64))
     left, bottom, right, top = scene.geobox.boundingbox.bbox
     sides = (9, 10, 19, 30, 41)
@@ -90,7 +90,7 @@ def test_object_metrics_of_a_scene(tmp_path):
         label_rule="drawn",
     )
     objects = count_objects([product], known)
-    # Cells of 16 px are counted from the scene's upper left corner, as those of pixels.
+    # Cells of 16 px are counted from the scene's upper left corner, as for pixels.
     assert objects.units == ("scene/0/3", "scene/3/0", "scene/3/1", "scene/3/2")
     assert objects.counts[:, 0].tolist() == [[0, 1, 0, 0], [1, 0, 1, 0], [0, 0, 2, 0], [1, 0, 0, 0]]
     found = object_metrics(objects, draws=200, seed=0)

@@ -19,7 +19,7 @@ def _count(dn, truth, positive=1):
 
 
 @given(dn=_DN, truth=_TRUTH, at=st.integers(0, 250))
-def test_figures_of_a_map_equal_sklearn_at_every_threshold(dn, truth, at):
+def test_metrics_of_a_map_equal_sklearn_at_every_threshold(dn, truth, at):
     counts = pixels.confusion(_count(dn, truth).total, at)
     mapped, true = (dn >= at).ravel(), truth.ravel()
     tn, fp, fn, tp = reference.confusion_matrix(true, mapped, labels=[0, 1]).ravel()
@@ -87,17 +87,17 @@ def test_level_is_the_lowest_dn_that_reaches_the_threshold(threshold, expected):
     assert pixels.level(threshold) == expected
 
 
-def test_no_common_pixel_is_said():
+def test_no_common_pixel_raises_an_error():
     with pytest.raises(SceneError, match="share no valid pixel"):
         _count(np.full((2, 2), 255, np.uint8), np.ones((2, 2), np.int8))
 
 
-def test_unknown_probability_values_are_refused():
+def test_unknown_probability_values_raise_an_error():
     with pytest.raises(SceneError, match="between 251 and 254"):
         _count(np.full((2, 2), 252, np.uint8), np.ones((2, 2), np.int8))
 
 
-def test_undefined_figures_are_nan():
+def test_undefined_metrics_are_nan():
     counts = pixels.confusion(_count(np.zeros((2, 2), np.uint8), np.ones((2, 2), np.int8)).total, 125)
     assert np.isnan(pixels.precision(counts))
     assert pixels.recall(counts) == 0

@@ -38,14 +38,14 @@ def test_units_go_to_their_block_or_scene():
 
 
 @pytest.mark.parametrize("crs", ["EPSG:32631", "EPSG:4326"])
-def test_units_go_to_the_place_of_their_centre_and_those_of_none_to_no_place(products, tmp_path, crs):
+def test_units_go_to_the_place_of_their_centre_or_are_left_out(products, tmp_path, crs):
     boxes = {"west": (0, 0, 50, 64), "east#1": (90, 0, 128, 32), "east#2": (90, 32, 128, 64), "far": (900, 0, 950, 9)}
     path = _places(tmp_path / "places.gpkg", boxes, crs)
     members = by_polygons(UNITS, products=products, cell=CELL, path=path, field="name")
     assert members == {"east": [3, 7], "west": [0, 1, 4, 5]}
 
 
-def test_figures_of_a_group_are_those_of_its_pixels():
+def test_metrics_of_a_group_are_from_its_pixels():
     part = side_by_side([(CONFUSIONS, {"iou": iou, "recall": recall}), built_up_part(CONFUSIONS)])
     figures = group_metrics({"all": range(8), "one": [3], "none": []}, part, **DRAWN)
     tp, fp, fn, _ = CONFUSIONS.sum(axis=0)
@@ -76,7 +76,7 @@ def test_a_total_of_nothing_is_undefined():
     assert "undefined" in found["area_error"].reason
 
 
-def test_places_that_are_elsewhere_nameless_or_no_polygons_are_refused(products, tmp_path):
+def test_places_elsewhere_without_names_or_without_polygons_raise_an_error(products, tmp_path):
     given = {"units": UNITS, "products": products, "cell": CELL}
     here = _places(tmp_path / "here.gpkg", {"here": (0, 0, 64, 64)})
     with pytest.raises(LabelError, match="no field 'city', only name"):
