@@ -156,7 +156,6 @@ class VectorSource(Strict):
     """Any vector file that GDAL reads.
 
     Attributes:
-        path: the file.
         layer: required if the file has several layers.
         where: SQL condition on the columns, such as ``fclass = 'residential'``.
         id_column: column with object ids, to find objects that are listed twice.

@@ -46,12 +46,7 @@ class FootprintSource(Strict):
 
 
 def write_footprints(path: str | Path, footprints: gpd.GeoDataFrame, source: FootprintSource) -> None:
-    """Write footprints atomically.
-
-    Args:
-        path: the GeoParquet file.
-        footprints: columns id, source, geometry; any CRS.
-        source: metadata of the file.
+    """Write footprints (columns id, source, geometry; any CRS) with their source, atomically.
 
     Raises:
         LabelError: there is no CRS, a column is missing, or a geometry is not a polygon.

@@ -328,8 +328,6 @@ def scene_writer(
     """Yield a raster to write uint16 windows into. Scene and provenance appear together when the block succeeds.
 
     Args:
-        path: the COG.
-        geobox: the pixel grid.
         bands: names in any naming scheme, in file order.
         item: the STAC item with the provenance. It may change until the block ends; it is written just before the
             scene, so that no scene exists without it.

@@ -36,10 +36,7 @@ def write_completeness(path: Path, *, area: AOI, footprints: gpd.GeoDataFrame, c
     without built-up land is 1. Labels and reference are compared on the 10 m grid, one strip of cells at a time.
 
     Args:
-        path: the GeoParquet file.
-        area: the AOI.
         footprints: the labels, EPSG:4326.
-        config: reference, cell size and reach.
 
     Raises:
         LabelError: the reference can't be read, has no footprint in the AOI, or does not cover the AOI.

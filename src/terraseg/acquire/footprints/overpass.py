@@ -34,7 +34,6 @@ def fetch_osm(source: OverpassSource, *, area: shapely.Geometry, tags: _Tags) ->
     """Fetch ways and multipolygons with one of the tags, in boxes that cover the area.
 
     Args:
-        source: settings of the API.
         area: polygon in EPSG:4326, queried in boxes of at most 0.25 degrees.
         tags: OpenStreetMap key -> values, or True for any value.
 

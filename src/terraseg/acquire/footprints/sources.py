@@ -35,9 +35,7 @@ def write_labels(path: str | Path, *, area: shapely.Geometry, config: LabelsConf
     """Write the footprints that intersect the area; they are not clipped.
 
     Args:
-        path: the GeoParquet file, see `terraseg.contracts.footprints`.
         area: the AOI in EPSG:4326; outside it nothing is known.
-        config: class, tags and source.
 
     Returns:
         The written footprints: columns id, source, geometry in EPSG:4326.
@@ -155,14 +153,7 @@ def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
 
 
 def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401
-    """Features that intersect the area, in EPSG:4326.
-
-    Args:
-        path: the file, filtered first by the area's bounding box.
-        area: polygon in EPSG:4326.
-        crs: CRS of the file.
-        **options: for pyogrio.
-    """
+    """Features that intersect the area, in EPSG:4326; ``crs`` is that of the file, ``options`` are for pyogrio."""
     box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
     try:
         frame = pyogrio.read_dataframe(path, bbox=tuple(box), **options).to_crs(4326)

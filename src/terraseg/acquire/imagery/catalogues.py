@@ -131,9 +131,7 @@ def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> 
     """Find the scenes to composite: the least cloudy ones of each tile, each in its newest processing.
 
     Args:
-        config: catalogue, bands and limits.
         area: polygon in EPSG:4326.
-        period: days of acquisition.
 
     Returns:
         Scenes from the least to the most cloudy.
@@ -177,7 +175,6 @@ def source_scene(item: pystac.Item, *, assets: Mapping[str, str], offset: str | 
     The scale and offset that items declare are ignored: Earth Search declares -0.1 even if it has already applied it.
 
     Args:
-        item: the STAC item.
         assets: band name -> asset key.
         offset: DN to add, or ``rule`` to apply the rule of `terraseg.core.offsets`.
 

@@ -48,14 +48,8 @@ def write_composite(
     resume. An existing scene is kept if it was made from the same scenes with the same settings.
 
     Args:
-        path: the scene, see `terraseg.contracts.scene`.
-        geobox: its pixel grid.
         scenes: from the least to the most cloudy, as `terraseg.acquire.imagery.catalogues.search` returns them.
-        config: bands, mask and rules of the composite.
         scheduler: address of a Dask scheduler; by default this machine computes the blocks.
-
-    Returns:
-        The path.
 
     Raises:
         CatalogueError: pixels can't be read.

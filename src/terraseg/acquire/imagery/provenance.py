@@ -86,8 +86,6 @@ def describe_sources(
 
     Args:
         item: the STAC item, changed in place.
-        scenes: the source scenes.
-        bands: ESA names.
         dark: for each scene the DN of its darkest pixels per band, after the offset; None if too few were clear.
     """
     item["properties"]["terraseg:sources"] = [
