@@ -19,7 +19,7 @@ from terraseg.core.tasks import core_shares
 from terraseg.errors import ConfigError, SceneError
 from terraseg.mapping.inputs.vrt import raster_identity, remote_sources
 from terraseg.mapping.outputs.layers import Layer, encode, is_written
-from terraseg.mapping.outputs.polygons import outline_settings, rows_of, vectorise
+from terraseg.mapping.outputs.polygons import OutlineSettings, outline_settings, rows_of, vectorise
 from terraseg.mapping.outputs.rasters import finishing
 from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
 from terraseg.mapping.runtimes.predictor import Predictor, check_fit
@@ -198,7 +198,7 @@ def _times_in_item(place: Place) -> dict[str, str | None]:
 def _is_finished(
     product: Product,
     print_of_run: str,
-    outline: dict[str, float],
+    outline: OutlineSettings,
     layers: Sequence[Layer],
     *,
     provenance: dict[str, Any],

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import cv2
 import numpy as np
@@ -35,8 +35,15 @@ Rows = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 """Some rows of mask and probability, DN as in the rasters of a product, (rows, columns) each."""
 
 
-def outline_settings(gsd: float, *, simplify_m: float | None, min_area_m2: float) -> dict[str, float]:
-    """Settings of `vectorise` for pixels of ``gsd`` metres: by default the tolerance is half a pixel."""
+class OutlineSettings(TypedDict):
+    """Settings of `vectorise`."""
+
+    simplify_m: float
+    min_area_m2: float
+
+
+def outline_settings(gsd: float, *, simplify_m: float | None, min_area_m2: float) -> OutlineSettings:
+    """Settings for pixels of ``gsd`` metres: by default the tolerance is half a pixel."""
     return {"simplify_m": gsd / 2 if simplify_m is None else simplify_m, "min_area_m2": min_area_m2}
 
 
