@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from terraseg.compare.cells import CellResult
-from terraseg.compare.matrix import Cell, MatrixConfig
-from terraseg.compare.tables import Finished, make_tables
+from terraseg.comparison.cells import CellResult
+from terraseg.comparison.matrix import Cell, MatrixConfig
+from terraseg.comparison.tables import Finished, make_tables
 from terraseg.contracts.comparison import Tables
 from terraseg.contracts.result import Estimate, Metrics, PixelTotals
 

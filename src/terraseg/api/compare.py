@@ -40,9 +40,9 @@ def compare(
     """
     from terraseg.api.mapping import predict
     from terraseg.assess.evaluate import evaluate
-    from terraseg.compare.cells import evaluation_of, finished, metrics_of, run_cell, run_cells
-    from terraseg.compare.matrix import load_matrix
-    from terraseg.compare.tables import make_tables
+    from terraseg.comparison.cells import evaluation_of, finished, metrics_of, run_cell, run_cells
+    from terraseg.comparison.matrix import load_matrix
+    from terraseg.comparison.tables import make_tables
     from terraseg.contracts.comparison import check_tables, write_tables
     from terraseg.contracts.result import read_metrics
 

@@ -96,7 +96,7 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
         raise AssertionError
 
     with monkeypatch.context() as patch:
-        patch.setattr("terraseg.compare.cells._run", trains)
+        patch.setattr("terraseg.comparison.cells._run", trains)
         assert main(["compare", str(comparison)]) == 0
     assert cell.read_text() == said
 

@@ -14,8 +14,8 @@ import pandas as pd
 
 from terraseg.assess.metrics.bootstrap import Difference, holm, intervals, paired_difference
 from terraseg.assess.metrics.pixels import METRICS, Formula, formulas, iou
-from terraseg.compare.cells import CellResult
-from terraseg.compare.matrix import Cell, MatrixConfig
+from terraseg.comparison.cells import CellResult
+from terraseg.comparison.matrix import Cell, MatrixConfig
 from terraseg.contracts.comparison import Tables
 from terraseg.contracts.result import Estimate, Metrics
 from terraseg.errors import DatasetError

@@ -11,9 +11,9 @@ from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.paths import CONFIGS
 from terraseg.assess.metrics.bootstrap import intervals, paired_difference
 from terraseg.assess.metrics.pixels import iou
-from terraseg.compare.cells import CellResult
-from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix
-from terraseg.compare.tables import Finished, make_tables
+from terraseg.comparison.cells import CellResult
+from terraseg.comparison.matrix import Cell, Matrix, MatrixConfig, load_matrix
+from terraseg.comparison.tables import Finished, make_tables
 from terraseg.contracts.result import Estimate, Metrics, PixelTotals
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.errors import ConfigError

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from terraseg.compare.matrix import Cell, Matrix
+from terraseg.comparison.matrix import Cell, Matrix
 from terraseg.contracts.result import FORMAT as METRICS_FORMAT
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import last_words, output_lock, write_json

@@ -11,8 +11,8 @@ import yaml
 from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.paths import ROOT
 from terraseg.cli import parse_arguments
-from terraseg.compare.cells import CellResult, evaluation_of, finished, run_cell, run_cells
-from terraseg.compare.matrix import Cell, Matrix, MatrixConfig, load_matrix
+from terraseg.comparison.cells import CellResult, evaluation_of, finished, run_cell, run_cells
+from terraseg.comparison.matrix import Cell, Matrix, MatrixConfig, load_matrix
 from terraseg.core.files import output_lock, write_json
 from terraseg.errors import ConfigError, LabelError, SceneError, TerrasegError, TrainingError, WeightsError
 from terraseg.learn.check.config import placed
@@ -234,7 +234,7 @@ def test_a_failed_training_gives_its_reason_and_starts_again(
         (log.parent / "checkpoints").mkdir()
         return 1
 
-    monkeypatch.setattr("terraseg.compare.cells._run", fails)
+    monkeypatch.setattr("terraseg.comparison.cells._run", fails)
     matrix = _load(given, tmp_path)
     for _ in range(2):
         with pytest.raises(TrainingError, match="8 of 8 cells failed.*error: the loss is not a number"):

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from helpers.comparisons import make_cell, make_comparison, make_config
 from terraseg.assess.metrics.bootstrap import holm
-from terraseg.compare.tables import make_tables
+from terraseg.comparison.tables import make_tables
 from terraseg.contracts.comparison import Tables
 from terraseg.errors import DatasetError
 from terraseg.report.comparison_tables import (
