@@ -174,7 +174,7 @@ def bench_conv(scene: Scene, folder: Path, crop: int, overlap: int) -> dict[str,
     for path in (product.probability, product.mask):
         with rasterio.open(path) as source:
             layers.append(source.read(1))
-    bare = Product(folder / "bare")
+    bare = Product(folder / "bare", "building")
     with timed(times, "write rasters"):
         for path, layer, overviews in zip((bare.probability, bare.mask), layers, ("average", "nearest"), strict=True):
             with cog_writer(

@@ -32,11 +32,10 @@ from terraseg.assess.metrics.places import Members, by_block, by_polygons, group
 from terraseg.assess.metrics.totals import built_up_part
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate, Metrics, PixelTotals, metrics_path, write_metrics
+from terraseg.core.raster import GDAL_CACHE
 from terraseg.errors import LabelError, SceneError, SplitError
 
 _log = logging.getLogger(__name__)
-
-_READING = {"GDAL_CACHEMAX": 64 * 2**20}  # bytes; the default is 5 % of memory, but no block is read twice
 
 BOUNDARY_TOLERANCE = 20.0
 """Metres: two pixels of Sentinel-2, because mixed pixels alone put an outline in doubt by one."""
@@ -100,7 +99,7 @@ def evaluate(
     pixel = _pixel_size(products)
     tolerance = Tolerance.of(boundary_tolerance, pixel=pixel)
     outlines = BoundaryCounts(at=level(threshold), positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
-    with rasterio.Env(**_READING):
+    with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         patches = outlines.watch(truth.patches(products))
         counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     if by is None:

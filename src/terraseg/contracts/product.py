@@ -72,7 +72,7 @@ class Product:
             properties: dict[str, Any] = json.loads(self.item.read_text(encoding="utf-8"))["properties"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise SceneError(
-                f"{self.item} is not the STAC item of a prediction ({error})", fix="predict again"
+                f"{self.item} is not the STAC item of a prediction ({error})", fix="delete it and predict again"
             ) from error
         return properties
 

@@ -88,7 +88,10 @@ def predict_scene(
     height, width = place[0].geobox.shape
     grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap))
     if batch_size < 1 or not 0 < threshold < 1:
-        raise ConfigError(f"batch size {batch_size} and threshold {threshold:g}", expected="1 or more, and 0 to 1")
+        raise ConfigError(
+            f"batch size {batch_size} and threshold {threshold:g}",
+            expected="a batch size of 1 or more and a threshold between 0 and 1",
+        )
     attribution = credit_line(place, predictor)
     provenance = {ATTRIBUTION: attribution, **_times_in_item(place)}
     written = is_written(optional)
