@@ -28,7 +28,7 @@ _OTHERS = {
     "time_embed.TC.weight": (128, 3), "static_embed.LS.weight": (128, 1), "sp_channel_embed": (3, 32),
     "t_channel_embed": (3, 32), "st_channel_embed": (4, 32),
 }  # fmt: skip
-"""Some of the published Galileo encoder's modalities that we leave out."""
+"""Some modalities of the published Galileo encoder that we leave out."""
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ def _load(model: nn.Module, path: Path, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", _MODELS)
-def test_one_map_a_block_for_any_multiple_of_the_patch(name: str) -> None:
+def test_one_map_per_block_for_any_multiple_of_the_patch(name: str) -> None:
     model = _backbone(name)
     height, width = 3 * model.patch_size, 5 * model.patch_size
     with torch.inference_mode():
@@ -77,7 +77,7 @@ def test_a_whole_model_takes_any_size(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _MODELS)
-def test_standardised_input_gives_what_dn_give(name: str) -> None:
+def test_standardised_input_gives_the_maps_of_dn(name: str) -> None:
     model = build_model("EncoderDecoderFactory", _arguments(name)).eval()
     count = len(_MODELS[name])
     dn = 300 + 3000 * torch.rand(1, count, 64, 64)
@@ -102,7 +102,7 @@ def test_the_statistics_are_part_of_the_state(name: str) -> None:
         assert torch.equal(first(image).output, second(image).output)
 
 
-def test_the_statistics_of_other_backbones_are_nobodys() -> None:
+def test_other_backbones_ignore_the_statistics() -> None:
     arguments = {"backbone": "timm_resnet18", "backbone_in_chans": 2, "decoder": "FCNDecoder", "num_classes": 2}
     model = build_model("EncoderDecoderFactory", arguments)
     set_statistics(model, means=np.ones(2, np.float32), stds=np.ones(2, np.float32))
@@ -110,7 +110,7 @@ def test_the_statistics_of_other_backbones_are_nobodys() -> None:
 
 
 @pytest.mark.parametrize("name", _MODELS)
-def test_wrong_bands_and_sizes_are_refused(name: str) -> None:
+def test_wrong_bands_and_sizes_raise_an_error(name: str) -> None:
     model = _backbone(name)
     bands, side = len(model.bands), model.patch_size
     with pytest.raises(ConfigError, match=f"has {bands + 1} bands; expected {bands} "):
@@ -123,7 +123,7 @@ def test_wrong_bands_and_sizes_are_refused(name: str) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(rows=st.integers(1, 7), columns=st.integers(1, 7), window=st.integers(1, 4))
-def test_galileo_windows_see_themselves_alone(rows: int, columns: int, window: int) -> None:
+def test_galileo_windows_see_only_themselves(rows: int, columns: int, window: int) -> None:
     side = 2
     model = _backbone("galileo_nano", patch_size=side, window=window * side)
     image = 500 + 2000 * torch.rand(2, 10, rows * side, columns * side)
@@ -146,7 +146,7 @@ def test_galileo_takes_whole_groups_in_any_order() -> None:
         torch.testing.assert_close(model(image)[-1], other(image[:, [4, 3, 2, 1, 5, 0]])[-1])
 
 
-def test_galileo_refuses_months_and_frames_that_do_not_fit() -> None:
+def test_galileo_rejects_months_and_frames_that_do_not_fit() -> None:
     with pytest.raises(ConfigError, match=r"months is \[0\]"):
         _backbone("galileo_nano", months=[0])
     with pytest.raises(ConfigError, match="has 2 frames; expected 1"):
@@ -162,7 +162,7 @@ def test_months_matter_to_galileo() -> None:
     assert (winter - summer).abs().max() > 1e-3
 
 
-def test_pretrained_true_is_refused() -> None:
+def test_pretrained_true_raises_an_error() -> None:
     with pytest.raises(WeightsError, match="galileo_nano is built with pretrained: true.*`weights`"):
         BACKBONE_REGISTRY.build("galileo_nano", pretrained=True)
 
@@ -238,10 +238,10 @@ def test_a_satmae_checkpoint_is_loaded_with_its_namespace_and_without_its_decode
 
 
 class _Payload:
-    """What no weights file may hold."""
+    """An object that a weights file must not contain."""
 
 
-def test_other_objects_than_a_namespace_stay_refused(tmp_path: Path) -> None:
+def test_objects_other_than_a_namespace_raise_an_error(tmp_path: Path) -> None:
     model = build_model("EncoderDecoderFactory", _arguments("satmae_vit_tiny"))
     torch.save({"model": {}, "args": _Payload()}, tmp_path / "evil.pth")
     with pytest.raises(WeightsError, match=r"evil\.pth is not a plain state dict"):
@@ -260,7 +260,7 @@ def test_a_scalemae_file_is_loaded_without_positions_and_classifier(tmp_path: Pa
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
-def test_weights_that_are_a_file_to_get_are_not_looked_for_on_the_hub() -> None:
+def test_weights_that_must_be_downloaded_by_hand_are_not_sought_on_the_hub() -> None:
     model = build_model("EncoderDecoderFactory", _arguments("satmae_vit_tiny"))
     with pytest.raises(WeightsError, match="SatMAE has no weights to download.*`terraseg models`"):
         load_weights(model, "hub", model_args=_arguments("satmae_vit_tiny"), bands=SATMAE_BANDS)
@@ -288,7 +288,7 @@ def test_scalemae_comes_from_the_hub(
     assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
 
-def test_scalemae_stops_where_its_hub_can_not_be_reached(
+def test_scalemae_stops_if_its_hub_can_not_be_reached(
     small_scalemae: tuple[nn.Module, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(*_: object, **__: object) -> None:

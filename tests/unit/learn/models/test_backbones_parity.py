@@ -1,4 +1,4 @@
-"""Our backbones against plain torch, written from the papers' definitions: no timm, no fused attention, no batching."""
+"""Our backbones compared with plain torch, written from the papers: no timm, no fused attention, no batching."""
 
 import math
 
@@ -26,7 +26,7 @@ def _exact_products() -> None:
 
 
 def _randomised(name: str, **options: object) -> Backbone:
-    """A model in eval mode whose every weight is random, also those that begin as zeros or ones."""
+    """A model in eval mode with all weights random, even those that start as zeros or ones."""
     torch.manual_seed(0)
     model: Backbone = BACKBONE_REGISTRY.build(name, pretrained=False, **options).eval()
     for parameter in model.parameters():
@@ -102,9 +102,9 @@ def _satmae_reference(dn: Tensor, state: State, *, heads: int, depth: int, merge
 
 
 @pytest.mark.parametrize(("size", "merge"), [((96, 96), "mean"), ((48, 64), "concat")])
-def test_satmae_is_the_one_of_the_paper(size: tuple[int, int], merge: str) -> None:
+def test_satmae_matches_the_paper(size: tuple[int, int], merge: str) -> None:
     model = _randomised("satmae_vit_tiny", merge=merge)
-    dn = torch.rand(2, 10, *size) * 5000  # beyond the clip, too
+    dn = torch.rand(2, 10, *size) * 5000  # also beyond the clip
     with torch.inference_mode():
         ours = model(dn)
         expected = _satmae_reference(dn[1], model.state_dict(), heads=3, depth=4, merge=merge)
@@ -124,7 +124,7 @@ def test_satmae_begins_with_the_positions_of_mae() -> None:
 
 
 @pytest.mark.parametrize("gsd", [10.0, 2.5])
-def test_scalemae_is_the_one_of_the_paper(gsd: float) -> None:
+def test_scalemae_matches_the_paper(gsd: float) -> None:
     model = _randomised("scalemae_vit_tiny", gsd=gsd, white=2500.0)
     dn = torch.rand(2, 3, 48, 80) * 4000
     state = model.state_dict()
@@ -178,7 +178,7 @@ def _galileo_reference(dn: Tensor, state: State, *, months: list[int], patch: in
 
 
 @pytest.mark.parametrize(("patch", "months"), [(4, [7]), (8, [1, 12]), (3, [2])])
-def test_galileo_is_the_one_of_the_paper(patch: int, months: list[int]) -> None:
+def test_galileo_matches_the_paper(patch: int, months: list[int]) -> None:
     model = _randomised("galileo_nano", patch_size=patch, window=6 * patch, months=months)
     dn = 200 + torch.rand(2, 10, len(months), 2 * patch, 3 * patch) * 4000
     with torch.inference_mode():

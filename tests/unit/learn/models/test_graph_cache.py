@@ -1,4 +1,4 @@
-"""Superpixels beside the packed copy: computed once, turned with the image, never stale, never corrupt."""
+"""Superpixels next to the packed copy: computed once, turned with the image, never stale, never corrupt."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_a_model_without_superpixels_gets_none(root: Path, divided: list[int]) -
     assert not divided
 
 
-def test_they_are_those_of_the_normalised_bands_and_computed_once(root: Path, divided: list[int]) -> None:
+def test_they_come_from_the_normalised_bands_and_are_computed_once(root: Path, divided: list[int]) -> None:
     rule = SuperpixelRule(pixels=16)
     batch = _first(_module(root, rule))
     chips = len(divided)
@@ -92,7 +92,7 @@ def test_they_are_turned_with_the_image(root: Path, turn: int) -> None:
         assert torch.equal(turned[key], expected.flip(-1) if turn >= 4 else expected), key
 
 
-def test_a_corrupt_file_is_refused_and_says_what_to_delete(root: Path) -> None:
+def test_a_corrupt_file_raises_an_error_with_the_folder_to_delete(root: Path) -> None:
     rule = SuperpixelRule(pixels=16)
     _module(root, rule).val_dataloader()
     (path,) = _files(root)
@@ -103,7 +103,7 @@ def test_a_corrupt_file_is_refused_and_says_what_to_delete(root: Path) -> None:
         _module(root, rule).val_dataloader()
 
 
-def test_those_of_a_changed_dataset_go_with_its_packed_copy(root: Path) -> None:
+def test_a_changed_dataset_removes_its_old_superpixels(root: Path) -> None:
     rule = SuperpixelRule(pixels=16)
     _module(root, rule).val_dataloader()
     (old,) = _files(root)
@@ -118,7 +118,7 @@ def test_those_of_a_changed_dataset_go_with_its_packed_copy(root: Path) -> None:
     assert len(_files(root)) == 1
 
 
-def test_more_than_can_be_counted_are_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_superpixels_raise_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cache, "_MOST", 3)
     with pytest.raises(ConfigError, match="at most 3 per chip; .*segment_pixels"):
         _module(root, SuperpixelRule(pixels=16)).val_dataloader()

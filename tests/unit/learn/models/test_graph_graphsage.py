@@ -1,4 +1,4 @@
-"""The graph baseline as a model: what it takes, and that it learns what only a region can show."""
+"""The graph baseline as a model: its inputs, and that it learns what only regions show."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ _ARGS = {
 
 
 def _two_textures(count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Images whose two classes have the same mean and another roughness, and which class each pixel is of."""
+    """Images whose two classes differ only in roughness, and the class of each pixel."""
     rng = np.random.default_rng(seed)
     coarse = rng.normal(size=(count, 4, 4)) > 0
     truth = coarse.repeat(12, axis=1).repeat(12, axis=2)
@@ -26,7 +26,7 @@ def _two_textures(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(image.astype(np.float32)), torch.from_numpy(truth.astype(np.int64))
 
 
-def test_it_learns_two_textures_that_no_single_pixel_tells_apart() -> None:
+def test_it_learns_two_textures_that_single_pixels_do_not_show() -> None:
     torch.manual_seed(0)
     model = build_model("EncoderDecoderFactory", {**_ARGS, "backbone_compactness": 4.0})
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -47,7 +47,7 @@ def test_it_learns_two_textures_that_no_single_pixel_tells_apart() -> None:
     assert iou > 0.8
 
 
-def test_known_superpixels_give_the_logits_of_those_that_it_computes() -> None:
+def test_given_superpixels_give_the_same_logits_as_computed_ones() -> None:
     model = build_model("EncoderDecoderFactory", _ARGS).eval()
     image, _ = _two_textures(2, seed=2)
     with torch.inference_mode():
@@ -70,7 +70,7 @@ def test_each_superpixel_has_one_answer_and_images_of_a_batch_do_not_touch() -> 
         torch.testing.assert_close(answers, answers[:, :1].expand_as(answers))
 
 
-def test_a_neighbourhood_is_seen_and_what_lies_beyond_is_not() -> None:
+def test_only_the_neighbourhood_is_seen() -> None:
     torch.manual_seed(0)
     encoder = GraphSage(["B02"], hidden=8, layers=2, segment_pixels=4).eval()
     labels = torch.arange(8)[None, None].expand(1, 4, 8)  # eight columns in a row
@@ -83,7 +83,7 @@ def test_a_neighbourhood_is_seen_and_what_lies_beyond_is_not() -> None:
     assert moved.tolist() == [False, False, True, True, True, True, True, False]
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_bad_inputs_raise_an_error() -> None:
     encoder = GraphSage(["B02", "B03"])
     with pytest.raises(ConfigError, match=r"shape \(1, 3, 8, 8\); expected \(batch, 2 bands"):
         encoder(torch.zeros(1, 3, 8, 8))
@@ -97,7 +97,7 @@ def test_what_does_not_fit_is_refused() -> None:
         GraphSage(["B02"], layers=0)
 
 
-def test_the_experiment_differs_from_a_baseline_without_pretraining_in_its_model_alone() -> None:
+def test_the_experiment_differs_from_a_baseline_without_pretraining_only_in_its_model() -> None:
     graph, baseline = (
         yaml.safe_load((CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").replace(f"outputs/{name}", "outputs/X"))
         for name in ("urban_graphsage", "baseline_unet_scratch")

@@ -1,4 +1,4 @@
-"""Superpixels, and the graph of them, against counting by hand."""
+"""Superpixels and their graph, compared with counting by hand."""
 
 import math
 
@@ -53,7 +53,7 @@ def _by_hand(image: np.ndarray, labels: np.ndarray) -> tuple[list[list[float]], 
     return features, edges
 
 
-def test_features_and_edges_are_those_counted_by_hand() -> None:
+def test_features_and_edges_match_counting_by_hand() -> None:
     image, labels = _maps()
     graph = region_graph(image, labels, pixels=_PIXELS)
     features, edges, first = [], set(), 0
@@ -107,7 +107,7 @@ def _image(rows: int = 48, columns: int = 40) -> np.ndarray:
     return image.astype(np.float32)
 
 
-def test_superpixels_are_connected_numbered_without_a_gap_and_always_the_same() -> None:
+def test_superpixels_are_connected_numbered_without_gaps_and_always_the_same() -> None:
     rule = SuperpixelRule(pixels=16)
     labels = rule.divide(_image())
     assert labels.shape == (48, 40)
@@ -126,7 +126,7 @@ def test_superpixels_follow_the_edge_of_the_image_content() -> None:
 
 
 def test_one_bright_pixel_does_not_change_the_superpixels_elsewhere() -> None:
-    # scikit-image divides by the image's range: unmended, one roof would turn all others into squares.
+    # scikit-image divides by the image's range: without our correction, one roof would turn all others into squares.
     image, rule = _image(), SuperpixelRule(pixels=16)
     before = rule.divide(image)
     image[:, 2, 2] = 500
@@ -137,7 +137,7 @@ def test_one_bright_pixel_does_not_change_the_superpixels_elsewhere() -> None:
 
 
 def _pairs(labels: np.ndarray) -> np.ndarray:
-    """Which neighbours along a row share a superpixel, whatever the ids are."""
+    """Which neighbours in a row share a superpixel, regardless of ids."""
     return labels[:, 1:] == labels[:, :-1]
 
 
@@ -148,7 +148,7 @@ def test_any_size_and_a_constant_image_can_be_divided(side: int) -> None:
     assert labels.min() == 0
 
 
-def test_a_rule_that_can_not_be_is_refused() -> None:
+def test_an_impossible_rule_raises_an_error() -> None:
     for given in ({"pixels": 0}, {"compactness": 0.0}):
         with pytest.raises(ConfigError, match=r"superpixels of \d+ px with compactness"):
             SuperpixelRule(**given)

@@ -29,7 +29,7 @@ _INFO = BundleInfo(
 def model() -> torch.nn.Module:
     torch.manual_seed(0)
     model = build_model("EncoderDecoderFactory", _MODEL_ARGS)
-    model(torch.randn(2, 2, 64, 64))  # batch norm statistics that are not the initial ones
+    model(torch.randn(2, 2, 64, 64))  # batch norm statistics other than the initial ones
     return model.eval()
 
 
@@ -46,7 +46,7 @@ def test_the_loaded_model_gives_bit_equal_logits(root: Path, model: torch.nn.Mod
         assert torch.equal(loaded(image), model(image).output)
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path: Path, model: torch.nn.Module) -> None:
+def test_weights_of_another_architecture_raise_an_error(tmp_path: Path, model: torch.nn.Module) -> None:
     other = _INFO.model_copy(update={"model_args": {**_MODEL_ARGS, "decoder_channels": [16] * 5}})
     bundle = write_bundle(tmp_path / "bundle", info=other, weights=weights_of(model), config="")
     with pytest.raises(CheckpointError, match="load into the architecture"):

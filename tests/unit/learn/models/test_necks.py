@@ -1,4 +1,4 @@
-"""The necks of docs/training.md: what a decoder makes of a plain ViT before its output is stretched to the image."""
+"""The necks of docs/training.md: a decoder's output for a plain ViT, before it is resized to the image."""
 
 from typing import Any
 
@@ -45,7 +45,7 @@ def _model(decoder: str, necks: tuple[dict[str, Any], ...], arguments: dict[str,
 
 
 def _maps(model: nn.Module) -> tuple[list[Tensor], Tensor, Tensor]:
-    """What the decoder is given, what it gives, and the logits of a chip."""
+    """The decoder's inputs, its output, and the logits of a chip."""
     seen: list[Any] = []
 
     def watch(_module: nn.Module, given: Any, made: Tensor) -> None:
@@ -59,7 +59,7 @@ def _maps(model: nn.Module) -> tuple[list[Tensor], Tensor, Tensor]:
 
 
 def _used(given: list[Tensor], made: Tensor) -> list[bool]:
-    """Which of the maps that hold anything have a part in the result."""
+    """Whether each non-empty map contributes to the result."""
     filled = [each for each in given if each.numel()]
     slopes = torch.autograd.grad(made.square().sum(), filled, allow_unused=True)
     return [slope is not None and bool(slope.any()) for slope in slopes]

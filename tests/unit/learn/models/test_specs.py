@@ -55,7 +55,7 @@ def test_parameter_counts_of_the_small_ones(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SPECS if name not in _SMALL])
 @pytest.mark.usefixtures("without_memory")
-def test_parameter_counts_of_the_others_without_their_memory(name: str) -> None:
+def test_parameter_counts_of_the_others_on_the_meta_device(name: str) -> None:
     options: dict[str, object] = {}
     if name.startswith("prithvi"):
         options = {"bands": _TERRATORCH_BANDS, "num_frames": 1}
@@ -80,7 +80,7 @@ def test_the_factories_know_each_backbone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _PRITHVI)
-def test_prithvi_is_as_terratorch_has_it(name: str) -> None:
+def test_prithvi_matches_terratorch(name: str) -> None:
     spec, config = SPECS[name], prithvi_cfgs[name]
     assert (list(spec.means or ()), list(spec.stds or ())) == (config["mean"], config["std"])
     assert [1, spec.patch, spec.patch] == config["patch_size"]
@@ -90,7 +90,7 @@ def test_prithvi_is_as_terratorch_has_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", _TERRAMIND)
-def test_terramind_is_as_terratorch_has_it(name: str) -> None:
+def test_terramind_matches_terratorch(name: str) -> None:
     spec, modality = SPECS[name], "untok_sen2l2a@224"
     assert (list(spec.means or ()), list(spec.stds or ())) == (
         v1_pretraining_mean[modality],
@@ -109,7 +109,7 @@ def test_our_backbones_are_built_for_the_bands_of_their_specs(name: str) -> None
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_statistics_are_one_a_band(name: str) -> None:
+def test_there_is_one_statistic_per_band(name: str) -> None:
     spec = SPECS[name]
     assert (spec.means is None) == (spec.stds is None)
     if spec.means is not None and spec.stds is not None and spec.bands is not None:

@@ -64,7 +64,7 @@ def test_the_rgb_stem_of_red_green_blue_is_itself() -> None:
     torch.testing.assert_close(expand_rgb_stem(kernel, ["RED", "GREEN", "BLUE"]), kernel)
 
 
-def test_a_grey_scene_gets_the_response_of_the_rgb_stem_whatever_the_bands() -> None:
+def test_a_grey_scene_gets_the_response_of_the_rgb_stem_for_any_bands() -> None:
     kernel = torch.randn(4, 3, 1, 1)
     full = kernel[:, [0, 1, 2]].sum(1)
     torch.testing.assert_close(expand_rgb_stem(kernel, PRITHVI_BANDS).sum(1), full)
@@ -126,7 +126,7 @@ def test_a_missing_or_broken_file_is_named(unet: nn.Module, tmp_path: Path) -> N
             _load(unet, tmp_path / name, _UNET)
 
 
-def test_a_file_that_holds_no_tensors_or_no_numbers_is_named(
+def test_a_file_without_tensors_or_with_nan_is_named(
     unet: nn.Module, donor: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     path = tmp_path / "lite0.pth"
@@ -154,7 +154,7 @@ def test_a_published_prithvi_file_is_read_without_its_decoder(tmp_path: Path) ->
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("backbone", ["timm_tf_efficientnet_lite0", "prithvi_eo_v2_tiny_tl"])
-def test_hub_stops_where_the_hub_can_not_be_reached(backbone: str) -> None:
+def test_hub_stops_if_the_hub_can_not_be_reached(backbone: str) -> None:
     arguments = {**(_UNET if backbone.startswith("timm") else _PRITHVI), "backbone": backbone}
     model = build_model("EncoderDecoderFactory", arguments)
     with pytest.raises(WeightsError, match=rf"{backbone} can't be fetched.*local file"):
@@ -170,7 +170,7 @@ def test_hub_of_an_smp_encoder_stops_too() -> None:
 
 
 @pytest.mark.usefixtures("no_hub")
-def test_hub_or_random_says_so_and_changes_nothing(unet: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+def test_hub_or_random_warns_and_changes_nothing(unet: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     before = {key: value.clone() for key, value in unet.state_dict().items()}
     assert _load(unet, "hub-or-random", _UNET) == "random (hub unreachable)"
     assert [record.levelname for record in caplog.records].count("WARNING") == 1

@@ -121,7 +121,7 @@ def test_the_provenance_tells_runtimes_apart(exported_once: tuple[NetBundle, Exp
     assert quantised
 
 
-def test_the_record_holds_what_was_measured(exported_once: tuple[NetBundle, ExportRecord]) -> None:
+def test_the_record_contains_the_measurements(exported_once: tuple[NetBundle, ExportRecord]) -> None:
     bundle, record = exported_once
     assert read_record(bundle) == record
     assert set(record.runtimes) <= set(RUNTIMES)
@@ -307,7 +307,7 @@ def test_a_scene_is_mapped_on_an_exported_runtime(
     assert "onnxruntime" in one.item.read_text()
 
 
-def test_the_command_line_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_line_reports_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path), "--chips", "0"]) == 2
     assert "0 chips in batches of 8; expected 1 or more" in capsys.readouterr().err
     assert main(["export", "--bundle", str(tmp_path), "--input", str(tmp_path)]) == 2

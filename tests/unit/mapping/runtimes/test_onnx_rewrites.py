@@ -143,9 +143,7 @@ def test_an_interpolation_of_few_classes_becomes_two_products(
 
 
 @pytest.mark.parametrize(("factor", "after", "found"), [(2.0, 8, PRODUCTS), (2.1, 8, ["Resize"])])
-def test_a_factor_that_does_not_lead_to_whole_pixels_is_another_interpolation(
-    factor: float, after: int, found: list[str]
-) -> None:
+def test_an_interpolation_by_a_fractional_factor_stays(factor: float, after: int, found: list[str]) -> None:
     empty, factors = np.empty(0, np.float32), np.asarray([1, 1, factor, factor], np.float32)
     assert operations("Resize", (2, 4, 4), empty, factors, after=(2, after, after), mode="linear") == found
 

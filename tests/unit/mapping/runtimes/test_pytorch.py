@@ -65,7 +65,7 @@ def test_a_worker_has_one_core_and_no_other_thread_loses_one(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:77"])
-def test_an_unknown_device_is_one_line(tmp_path: Path, device: str) -> None:
+def test_an_unknown_device_raises_an_error(tmp_path: Path, device: str) -> None:
     with pytest.raises(ConfigError, match="no device"):
         TorchPredictor(conv(tmp_path), device=device)
 

@@ -54,7 +54,7 @@ def int8_shapes(path: Path) -> list[tuple[int, ...]]:
 
 
 def input_types(path: Path, operation: str) -> set[int]:
-    """Types of the integers that the operations' first inputs are made of."""
+    """Integer types of the first inputs of an operation."""
     graph = onnx.load(path).graph
     constants = {tensor.name: tensor.data_type for tensor in graph.initializer}
     dequantised = {node.output[0]: node.input[2] for node in graph.node if node.op_type == "DequantizeLinear"}
@@ -88,7 +88,7 @@ def test_a_product_of_the_images_patches_stays_as_it_is(tmp_path: Path) -> None:
     assert int8_shapes(tmp_path / "int8.onnx") == [(8, 8), (8, 8, 3, 3), (8, 24)]
 
 
-def test_inputs_are_quantised_over_the_range_that_they_were_seen_with(tmp_path: Path, model: Path) -> None:
+def test_inputs_are_quantised_over_their_calibrated_range(tmp_path: Path, model: Path) -> None:
     quantise_model(model, tmp_path / "narrow.onnx", [0.1 * batch for batch in BATCHES])
     quantise_model(model, tmp_path / "wide.onnx", [100 * batch for batch in BATCHES])
     expected = run(model, BATCHES[0])
@@ -96,7 +96,7 @@ def test_inputs_are_quantised_over_the_range_that_they_were_seen_with(tmp_path: 
         assert np.abs(run(tmp_path / f"{name}.onnx", BATCHES[0]) - expected).max() > 0.1 * np.ptp(expected)
 
 
-def test_weights_beside_the_model_stay_beside_it(tmp_path: Path, model: Path) -> None:
+def test_external_weights_stay_external(tmp_path: Path, model: Path) -> None:
     onnx.save_model(
         onnx.load(model), tmp_path / "model.onnx", save_as_external_data=True, location="model.onnx.data",
         size_threshold=0,
