@@ -14,12 +14,12 @@ import shapely
 from rasterio.features import geometry_mask
 from rio_cogeo.cogeo import cog_validate
 
+import terraseg
 from terraseg.acquire.imagery.provenance import FINGERPRINT
 from terraseg.contracts.footprints import known_extent, read_footprints
 from terraseg.contracts.scene import open_scene
 from terraseg.core.bands import BANDS, band_indices
 from terraseg.errors import CatalogueError
-from terraseg.sample import brandenburg
 from terraseg.sample.brandenburg import SHA256, download_sample
 from terraseg.sample.catalogue import ASSETS, CLOUD_RULE, read_landuse, write_catalogue
 
@@ -124,7 +124,7 @@ def test_what_an_older_version_made_is_replaced_even_after_an_interruption(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(brandenburg, "download", interrupt)
+        patch.setattr(terraseg, "download", interrupt)
         with pytest.raises(KeyboardInterrupt):
             download_sample(scene.parent, footprints.parent)
     download_sample(scene.parent, footprints.parent)
