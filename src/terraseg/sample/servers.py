@@ -19,6 +19,7 @@ from typing import Any, Self
 from xml.sax.saxutils import quoteattr
 
 import geopandas as gpd
+import pandas as pd
 import shapely
 from aiohttp import web
 
@@ -40,6 +41,10 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
     "gte": lambda value, bound: value is not None and value >= bound,
     "in": lambda value, bound: value in bound,
 }
+
+
+_STATEMENT = re.compile(r'(way|relation)\["([^"]+)"(?:~"([^"]*)")?\](?:\["type"="multipolygon"\])?\(([^)]*)\);')
+"""Kind, key, pattern of the value (may be empty), and the box or ``pivot`` of an Overpass statement."""
 
 
 @dataclass
@@ -263,7 +268,10 @@ class StacServer(LocalServer):
 
 
 class OverpassServer(LocalServer):
-    """An Overpass API for polygons; it answers `nwr[key](box)` queries in OSM XML.
+    """An Overpass API for polygons. It answers, in OSM XML, a union of `way` and `relation` statements with one tag.
+
+    As on the real server, a box selects what has a point of its outline in the box, and `is_in` with `pivot` selects
+    the closed ways and the named multipolygons around a point.
 
     Args:
         footprints: polygons in EPSG:4326 with their ids as index; every other column is an OpenStreetMap key.
@@ -282,18 +290,34 @@ class OverpassServer(LocalServer):
         if self.faults.questions:
             return web.Response(status=self.faults.questions.pop(0))
         query = str((await request.post())["data"])
-        box = re.search(r"\((-?[\d.]+),(-?[\d.]+),(-?[\d.]+),(-?[\d.]+)\)", query)
-        if box is None:
-            return web.Response(status=400, text="no bounding box in the query")
-        south, west, north, east = map(float, box.groups())
-        chosen = self._footprints[self._footprints.intersects(shapely.box(west, south, east, north))]
-        wanted = False
-        for key, values in re.findall(r'way\["([^"]+)"(?:~"\^\(([^"]*)\)\$")?\]', query):
-            if key in chosen:
-                wanted |= chosen[key].isin(values.split("|")) if values else chosen[key].notna()
-        chosen = chosen[wanted] if wanted is not False else chosen.iloc[:0]
+        statements = _STATEMENT.findall(query)
+        if not statements:
+            return web.Response(status=400, text="no way or relation statement in the query")
+        wanted = pd.Series(data=False, index=self._footprints.index)
+        for kind, key, values, where in statements:
+            wanted |= self._tagged(key, values) & self._is(kind) & self._at(where, query)
         remark = f"<remark>{self.faults.remark}</remark>" if self.faults.remark else ""
+        chosen = self._footprints[wanted]
         return web.Response(text=_osm_xml(chosen, self._timestamp, remark), content_type="application/osm3s+xml")
+
+    def _column(self, key: str) -> pd.Series:
+        frame = self._footprints
+        return frame[key] if key in frame else pd.Series(None, index=frame.index, dtype=object)
+
+    def _tagged(self, key: str, values: str) -> pd.Series:
+        column = self._column(key)
+        return column.map(lambda value: isinstance(value, str) and bool(re.search(values, value)))
+
+    def _is(self, kind: str) -> pd.Series:
+        return self._footprints.geometry.map(lambda shape: (len(_rings(shape)) == 1) == (kind == "way"))
+
+    def _at(self, where: str, query: str) -> pd.Series:
+        if not where.startswith("pivot"):
+            south, west, north, east = map(float, where.split(","))
+            return self._footprints.boundary.intersects(shapely.box(west, south, east, north))
+        latitude, longitude = map(float, re.findall(r"is_in\(([^,]+),([^)]+)\)", query)[0])
+        around = self._footprints.contains(shapely.Point(longitude, latitude))
+        return around & (self._is("way") | self._column("name").notna())
 
 
 @contextmanager
@@ -373,6 +397,13 @@ def _time(text: str) -> dt.datetime:
     return time if time.tzinfo else time.replace(tzinfo=dt.UTC)
 
 
+def _rings(shape: shapely.Geometry) -> list[tuple[shapely.LinearRing, str]]:
+    """Rings of a polygon with their roles: with one ring it is a way, with several a multipolygon relation."""
+    polygons = shapely.get_parts(shape)
+    rings = [(polygon.exterior, "outer") for polygon in polygons]
+    return rings + [(ring, "inner") for polygon in polygons for ring in polygon.interiors]
+
+
 def _osm_xml(footprints: gpd.GeoDataFrame, timestamp: dt.date, remark: str) -> str:
     """Polygons as OSM XML: nodes, then ways, then multipolygon relations for polygons with several rings."""
     nodes: dict[tuple[float, float], int] = {}
@@ -393,9 +424,7 @@ def _osm_xml(footprints: gpd.GeoDataFrame, timestamp: dt.date, remark: str) -> s
             for key in keys
             if row[key] == row[key] and row[key]
         )
-        polygons = shapely.get_parts(row[footprints.geometry.name])
-        rings = [(polygon.exterior, "outer") for polygon in polygons]
-        rings += [(ring, "inner") for polygon in polygons for ring in polygon.interiors]
+        rings = _rings(row[footprints.geometry.name])
         if len(rings) == 1:
             way(number, rings[0][0], tags)
             continue

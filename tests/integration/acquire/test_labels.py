@@ -126,6 +126,30 @@ def test_other_tags_make_other_classes(aoi: Path, buildings: gpd.GeoDataFrame, t
     assert source.class_name == "settlement"
 
 
+def test_overpass_gives_the_polygons_that_enclose_the_area(aoi: Path, tmp_path: Path) -> None:
+    middle = gpd.read_file(aoi).geometry.iloc[0].centroid
+    west, south = shapely.Point(middle.x - 0.3, middle.y), shapely.Point(middle.x, middle.y - 0.3)
+    ring, hole = middle.buffer(0.1), south.buffer(0.02)
+    polygons = {
+        "way/1": ring,
+        "relation/2": middle.buffer(0.4).difference(hole),
+        "relation/3": shapely.box(-3, 30, 8, 42).difference(hole),  # reaches far beyond the line to the east
+        "way/4": west.buffer(0.1),  # beside the area
+        "relation/5": middle.buffer(0.2).difference(ring),  # the area lies in its hole
+        "way/6": middle.buffer(0.15),  # another class
+    }
+    frame = gpd.GeoDataFrame(geometry=list(polygons.values()), crs=4326, index=[int(key[-1]) for key in polygons])
+    frame = frame.assign(landuse="residential", name=None)
+    frame.loc[3, "name"] = "a wide one"
+    frame.loc[6, "landuse"] = "forest"
+    with overpass_server(frame, timestamp=_DATE) as server:
+        config = _overpass(server, tmp_path).model_copy(
+            update={"class_name": "settlement", "tags": {"landuse": ("residential",)}}
+        )
+        found, _ = read_footprints(labels(aoi=aoi, output=tmp_path / "osm", config=config))
+    assert set(found["id"]) == {"way/1", "relation/2", "relation/3"}
+
+
 def test_an_area_without_footprints_is_an_error(aoi: Path, buildings: gpd.GeoDataFrame, tmp_path: Path) -> None:
     with (
         overpass_server(buildings.iloc[25:], timestamp=_DATE) as server,

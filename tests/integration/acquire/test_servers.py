@@ -1,5 +1,6 @@
 """The local servers answer as the real ones do."""
 
+import datetime as dt
 import json
 import os
 import re
@@ -7,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import geopandas as gpd
 import pytest
 import requests
+import shapely
 
-from terraseg.sample.servers import StacServer, stac_server
+from terraseg.sample.servers import StacServer, overpass_server, stac_server
 
 
 def _item(number: int) -> dict[str, Any]:
@@ -136,3 +139,27 @@ def test_a_proxy_of_the_environment_is_bypassed(tmp_path: Path, monkeypatch: pyt
     with stac_server(tmp_path) as server:
         assert requests.get(f"{server.url}/", timeout=5).json()["id"] == "local"
     assert os.environ["no_proxy"] == "example.org,127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("statement", "ids"),
+    [
+        ('way["landuse"](0.4,0.4,0.6,0.6);', []),
+        ('way["landuse"](0.4,0.4,0.6,1.6);', [1]),
+        ('way["landuse"~"^(forest)$"](0.4,0.4,0.6,1.6);', []),
+        ('relation["landuse"]["type"="multipolygon"](0.5,0.6,0.5,9);', [2, 3]),
+        ('way["landuse"](pivot.a);', [1]),
+        ('relation["landuse"]["type"="multipolygon"](pivot.a);', [3]),
+    ],
+)
+def test_overpass_selects_by_outlines_and_finds_named_areas_around_a_point(statement: str, ids: list[int]) -> None:
+    hole = shapely.box(-1, -1, -0.5, -0.5)
+    polygons = [shapely.box(0, 0, 1, 1), shapely.box(-2, -2, 2, 2) - hole, shapely.box(-3, -3, 3, 3) - hole]
+    frame = gpd.GeoDataFrame(
+        {"landuse": "residential", "name": [None, None, "a"]}, geometry=polygons, crs=4326, index=[1, 2, 3]
+    )
+    query = f"[out:xml];is_in(0.5,0.5)->.a;({statement});(._;>;);out body;"
+    with overpass_server(frame, timestamp=dt.date(2024, 5, 17)) as server:
+        answer = requests.post(f"{server.url}/interpreter", data={"data": query}, timeout=5).text
+    found = [int(number) for number in re.findall(r'<(?:way|relation) id="(\d+)"', answer)]
+    assert [number for number in found if number < 10] == ids

@@ -26,12 +26,21 @@ _log = logging.getLogger(__name__)
 _CELL = 0.25
 """Side of a query's box in degrees: the server can answer even a dense city of this size within its time limit."""
 
+_RAY = 1.0
+"""Length in degrees of the line east of a box that finds the polygons around it."""
+
+_THIN = 1e-6
+"""Width of that line in degrees: one step of the coordinates in a query."""
+
 _RETRY_STATUS = (429, 500, 502, 503, 504)
 _Tags = Mapping[str, Literal[True] | tuple[str, ...]]
 
 
 def fetch_osm(source: OverpassSource, *, area: shapely.Geometry, tags: _Tags) -> tuple[list[Path], str]:
     """Fetch ways and multipolygons with one of the tags, in boxes that cover the area.
+
+    Polygons that enclose a whole box are found as well; only an unnamed multipolygon that also reaches more than 1
+    degree beyond the east edge of the box is missed.
 
     Args:
         area: polygon in EPSG:4326, queried in boxes of at most 0.25 degrees.
@@ -70,13 +79,28 @@ def _boxes(area: shapely.Geometry) -> list[tuple[float, float, float, float]]:
 
 
 def _query(box: tuple[float, float, float, float], tags: _Tags, timeout: float) -> str:
-    west, south, east, north = (f"{value:.6f}" for value in box)
-    where = f"({south},{west},{north},{east})"
+    """All that has a point of its outline in the box, and all that encloses the box.
+
+    Overpass selects by outlines, so a box query misses the polygons around the box. ``is_in`` finds them, except for
+    multipolygons without a name (https://dev.overpass-api.de/blog/way_based_areas.html). For those, a line leads from
+    the box to the east: the outline of every polygon around the box crosses it.
+    """
+    west, south, east, north = box
+    middle = (south + north) / 2
+    inside = _where(west, south, east, north)
+    ray = _where(east, middle, min(east + _RAY, 180.0), middle + _THIN)
     parts = []
     for key, values in tags.items():
         choice = f'["{key}"]' if values is True else f'["{key}"~"^({"|".join(map(re.escape, values))})$"]'
-        parts += [f"way{choice}{where};", f'relation{choice}["type"="multipolygon"]{where};']
-    return f"[out:xml][timeout:{round(timeout)}];({''.join(parts)});(._;>;);out body;"
+        relation = f'relation{choice}["type"="multipolygon"]'
+        parts += [f"way{choice}{inside};", f"way{choice}(pivot.around);"]
+        parts += [f"{relation}{where};" for where in (inside, ray, "(pivot.around)")]
+    point = f"is_in({middle:.6f},{(west + east) / 2:.6f})->.around"
+    return f"[out:xml][timeout:{round(timeout)}];{point};({''.join(parts)});(._;>;);out body;"
+
+
+def _where(west: float, south: float, east: float, north: float) -> str:
+    return f"({south:.6f},{west:.6f},{north:.6f},{east:.6f})"
 
 
 def _ask(source: OverpassSource, query: str) -> bytes:
