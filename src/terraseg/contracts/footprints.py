@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import shapely
 from pydantic import Field, ValidationError
 
-from terraseg.core.files import atomic_path
+from terraseg.core.files import atomic_path, files_in
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import LabelError
 
@@ -96,7 +96,7 @@ def footprint_files(paths: str | Path | Sequence[str | Path]) -> list[Path]:
         LabelError: there are none.
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
-    files = [file for path in given for file in (sorted(path.glob("[!.]*.parquet")) if path.is_dir() else [path])]
+    files = [file for path in given for file in (files_in(path, (".parquet",)) if path.is_dir() else [path])]
     if not files:
         raise LabelError(
             f"no footprints (*.parquet) in {', '.join(map(str, given))}",

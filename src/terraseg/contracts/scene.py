@@ -22,7 +22,7 @@ from rasterio.crs import CRS
 from rasterio.io import DatasetWriter
 
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
-from terraseg.core.files import write_json
+from terraseg.core.files import GEOTIFF, files_in, write_json
 from terraseg.core.raster import cog_writer
 from terraseg.errors import SceneError
 
@@ -247,12 +247,15 @@ def find_scenes(path: str | Path) -> list[Scene]:
     """Open the scenes of a folder, sorted by name, or the one scene of a file.
 
     Raises:
-        SceneError: there are none, or they differ in bands or pixel size.
+        SceneError: there are none, two have one name, or they differ in bands or pixel size.
     """
     path = Path(path)
-    files = sorted(path.glob("[!.]*.tif")) if path.is_dir() else [path]
+    files = files_in(path, GEOTIFF) if path.is_dir() else [path]
     if not files:
-        raise SceneError(f"no scene (*.tif) in {path}", fix="run the download first, or correct --input")
+        raise SceneError(f"no scene (*.tif, *.tiff) in {path}", fix="run the download first, or correct --input")
+    for before, after in pairwise(sorted(files, key=lambda file: file.stem)):
+        if before.stem == after.stem:
+            raise SceneError(f"{path} has both {before.name} and {after.name}", fix="rename or remove one of them")
     scenes = [open_scene(file) for file in files]
     for scene in scenes[1:]:
         _check_alike(scene, scenes[0])

@@ -213,6 +213,15 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+GEOTIFF = (".tif", ".tiff")
+"""Suffixes of GeoTIFFs, in upper or lower case."""
+
+
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """Files of a folder with one of the suffixes, sorted by name. Case does not matter; hidden files are left out."""
+    return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
+
+
 def read_yaml(path: Path) -> Any:  # noqa: ANN401
     """The content of a YAML file.
 

@@ -13,10 +13,10 @@ from affine import Affine
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
+from terraseg.core.files import GEOTIFF, files_in
 from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.prepare.config import FolderOptions
 
-_SUFFIXES = (".tif", ".tiff")
 _FOREIGN_NODATA = -9999
 _APART = 0.1
 """Largest offset between a mask and its image, in pixels."""
@@ -216,8 +216,8 @@ def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOpt
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
     """GeoTIFFs of a folder by their names without suffixes."""
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("[!.]*")):
-        if path.suffix.lower() in _SUFFIXES and path.stem.endswith(suffix):
+    for path in files_in(folder, GEOTIFF):
+        if path.stem.endswith(suffix):
             other = files.setdefault(path.stem.removesuffix(suffix), path)
             if other != path:
                 raise DatasetError(f"{folder} has both {other.name} and {path.name}", fix="remove one of them")

@@ -69,7 +69,7 @@ def _read(path: Path, column: str) -> gpd.GeoDataFrame:
     if not path.is_file():
         raise SplitError(f"no polygons at {path}", fix="correct prepare.split.path")
     try:
-        table = gpd.read_parquet(path) if path.suffix == ".parquet" else gpd.read_file(path)
+        table = gpd.read_parquet(path) if path.suffix.lower() == ".parquet" else gpd.read_file(path)
     except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
         raise SplitError(f"{path} can't be read as polygons ({error})", fix="correct prepare.split.path") from error
     if table.crs is None:

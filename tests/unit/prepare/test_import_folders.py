@@ -324,3 +324,11 @@ def test_a_real_chip_of_sen1floods11(tmp_path, shared_data):
     held = json.loads((tmp_path / "set/audit.json").read_text())
     assert all(pair["least_distance_m"] >= 640 - 1e-3 for pair in held["between"].values())
     assert open_dataset(tmp_path / "set").info.crs == ("EPSG:4326",)
+
+
+def test_files_of_any_geotiff_suffix_are_imported(tmp_path):
+    root = _benchmark(tmp_path / "given")
+    for split, suffix in zip(SPLITS, (".TIF", ".tiff", ".TIFF"), strict=True):
+        path = root / split / "input" / f"{split}0.tif"
+        path.rename(path.with_suffix(suffix))
+    assert len(_imported(root, tmp_path / "set", **_SAID).tiles) == 6

@@ -62,7 +62,11 @@ def _files(location: str) -> list[str]:
     if location.startswith(("http://", "https://")):
         return [location]
     path = Path(location)
-    files = sorted(map(str, path.rglob("*.parquet"))) if path.is_dir() else [location]
+    files = (
+        sorted(str(file) for file in path.rglob("*") if file.suffix.lower() == ".parquet")
+        if path.is_dir()
+        else [location]
+    )
     if not files or not Path(files[0]).is_file():
         raise LabelError(f"no GeoParquet at {location}", fix="correct the location of the source")
     return files

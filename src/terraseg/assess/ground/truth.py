@@ -240,7 +240,7 @@ class PolygonTruth(Truth):
 
 
 def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonTruth:
-    if path.is_dir() or path.suffix == ".parquet":
+    if path.is_dir() or path.suffix.lower() == ".parquet":
         frame, sources = find_footprints(path)
         attribution: str | None = " · ".join(dict.fromkeys(source.attribution for source in sources))
         extent, found = known_extent(sources), sources[0].class_name

@@ -26,7 +26,7 @@ from rasterio.errors import RasterioIOError
 
 from terraseg.contracts.scene import ATTRIBUTION, NODATA, Place, Scene, find_scenes, group_places, open_scene
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
-from terraseg.core.files import output_error, write_json
+from terraseg.core.files import GEOTIFF, files_in, output_error, write_json
 from terraseg.core.offsets import boa_offset, dark_histogram, dark_values, offset_contradiction
 from terraseg.errors import CatalogueError, SceneError
 from terraseg.mapping.inputs.remote import gdal_name, get_json, is_url, url_of, without_secrets
@@ -240,9 +240,10 @@ def _of_item(name: str, folder: Path) -> Scene:
     assets = item.get("assets") or {}
     if not isinstance(assets, dict) or not all(isinstance(asset, dict) for asset in assets.values()):
         raise SceneError(f"{where} has invalid assets", expected="a STAC item with an object for each asset")
-    beside = Path(name).with_suffix(".tif")
-    if not assets and not is_url(name) and beside.is_file():  # the item of a scene lists no file
-        return open_scene(beside)
+    if not assets and not is_url(name):  # the item of a scene lists no file
+        beside = [file for file in files_in(Path(name).parent, GEOTIFF) if file.stem == Path(name).stem]
+        if beside:
+            return open_scene(beside[0])
     files = _bands_of_assets(assets, base=name, where=where)
     declared = all(_declares_unit(file.name, where) for file in files)
     offset = 0 if declared else _offset(item, assets, where)

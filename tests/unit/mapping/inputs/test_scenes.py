@@ -355,3 +355,11 @@ def test_a_manifest_may_name_inputs_of_every_kind(tmp_path: Path, monkeypatch: p
     names = [product.root.name for product in find_products(tmp_path / "out")]
     assert names == ["S2A_31SEA_0", "a", "b"]
     assert item.is_file()
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".TIF", ".tiff"])
+def test_the_item_of_a_scene_finds_it_whatever_its_suffix(tmp_path, suffix):
+    path = make_scene(tmp_path).path
+    path.rename(path.with_suffix(suffix))
+    with open_inputs(path.with_suffix(".json")) as (scene,):
+        assert scene.path == path.with_suffix(suffix)
