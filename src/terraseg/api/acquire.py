@@ -39,6 +39,7 @@ def download(
     """
     from terraseg.acquire.aoi import read_aoi
     from terraseg.acquire.imagery.catalogues import search
+    from terraseg.acquire.imagery.choice import choose_scenes
     from terraseg.acquire.imagery.composite import write_composite
 
     settings = config if isinstance(config, AcquireConfig) else load_data_config(config).acquire
@@ -51,8 +52,9 @@ def download(
     for name, sources in found.items():
         stem = area.name if len(found) == 1 else f"{area.name}_{name}"
         path = Path(output) / f"{stem}.tif"
-        scenes.append(write_composite(path, geobox=area.geobox, scenes=sources, config=settings, scheduler=scheduler))
-        _log.info("wrote %s from %d scenes", path, len(sources))
+        chosen = choose_scenes(sources, geobox=area.geobox, config=settings)
+        scenes.append(write_composite(path, geobox=area.geobox, scenes=chosen, config=settings, scheduler=scheduler))
+        _log.info("wrote %s from %d scenes", path, len(chosen))
     return scenes
 
 

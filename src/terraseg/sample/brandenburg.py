@@ -17,6 +17,7 @@ import terraseg
 from terraseg.contracts.footprints import read_footprints, write_footprints
 from terraseg.contracts.scene import open_scene
 from terraseg.core.files import write_json
+from terraseg.core.processing import Processing
 from terraseg.errors import TerrasegError
 from terraseg.sample.catalogue import (
     ASSETS,
@@ -118,9 +119,10 @@ def _complete(item: dict[str, Any]) -> None:
     """Correct the item: the download assumes that every scene is level 2A with its own SCL."""
     properties = item["properties"]
     item["links"] = []  # they point to the local server, which has stopped
+    del item["assets"]["observations"]  # of one date: it is where the scene has data
     del properties["created"]  # so that the same data has the same hash
     properties["terraseg:sources"][0]["level"] = "L1C"
-    properties |= {
+    properties |= Processing(level="L1C", offset="removed").as_properties | {
         "terraseg:catalogue": "local, made from the wheel",
         "terraseg:unit": "top-of-atmosphere reflectance x 10000 (level 1C)",
         "terraseg:offset_rule": _OFFSET_RULE,

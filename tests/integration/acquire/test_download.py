@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import CATALOGUES
 from terraseg.api.acquire import download
-from terraseg.contracts.scene import open_scene
+from terraseg.contracts.scene import find_scenes, open_scene
 from terraseg.core.bands import band_indices
 from terraseg.errors import CatalogueError, ConfigError, OutputError, SceneError
 from terraseg.sample.city.make import City, make_city
@@ -248,27 +248,106 @@ def test_pages_of_one_item_are_all_read(site: Site, tmp_path: Path) -> None:
     assert server.requests.count("POST /search") == 5
 
 
+def _cut(path: Path, target: Path, suffix: str, columns: tuple[int, int], **properties: Any) -> None:
+    """A copy of an item with some of its columns and other properties."""
+    item = json.loads(path.read_text(encoding="utf-8"))
+    left, right = columns
+    home = target / (item["id"] + suffix)
+    home.mkdir(parents=True)
+    item["id"] += suffix
+    item["properties"].update(properties)
+    for raster in path.parent.glob("*.tif"):
+        with rasterio.open(raster) as source:
+            factor = round(source.res[0] / 10)
+            window = Window(left // factor, 0, (right - left) // factor, source.height)
+            profile = {**source.profile, "width": window.width, "transform": source.window_transform(window)}
+            with rasterio.open(home / raster.name, "w", **{**profile, "driver": "GTiff"}) as cut:
+                cut.write(source.read(window=window))
+    for asset in item["assets"].values():
+        for key in ("proj:shape", "proj:transform"):
+            asset.pop(key, None)
+    (home / "item.json").write_text(json.dumps(item), encoding="utf-8")
+
+
 def _cut_in_two(folder: Path, start: str, target: Path) -> Path:
     """A copy of the catalogue in which one scene is two tiles that overlap, as Sentinel-2 passes are cut."""
     for path in folder.glob("S2A*/*.json"):
-        item = json.loads(path.read_text(encoding="utf-8"))
-        halves = [("", 0, SIZE)] if not item["id"].startswith(start) else [("_west", 0, 120), ("_east", 80, SIZE)]
-        for suffix, left, right in halves:
-            home = target / (item["id"] + suffix)
-            home.mkdir(parents=True)
-            half = {**item, "id": item["id"] + suffix, "properties": {**item["properties"], "grid:code": suffix}}
-            for raster in path.parent.glob("*.tif"):
-                with rasterio.open(raster) as source:
-                    factor = round(source.res[0] / 10)
-                    window = Window(left // factor, 0, (right - left) // factor, source.height)
-                    profile = {**source.profile, "width": window.width, "transform": source.window_transform(window)}
-                    with rasterio.open(home / raster.name, "w", **{**profile, "driver": "GTiff"}) as cut:
-                        cut.write(source.read(window=window))
-            for asset in half["assets"].values():
-                for key in ("proj:shape", "proj:transform"):
-                    asset.pop(key, None)
-            (home / "item.json").write_text(json.dumps(half), encoding="utf-8")
+        if path.stem.startswith(start):
+            _cut(path, target, "_west", (0, 120), **{"grid:code": "_west"})
+            _cut(path, target, "_east", (80, SIZE), **{"grid:code": "_east"})
+        else:
+            _cut(path, target, "", (0, SIZE), **{"grid:code": ""})
     return target
+
+
+def test_slivers_of_another_orbit_do_not_displace_whole_scenes(site: Site, tmp_path: Path) -> None:
+    folder = _lie(site.folder, "none", {}, tmp_path / "slivers")
+    for number, path in enumerate(site.folder.glob("S2A*/*.json")):
+        day = {"datetime": f"2023-08-0{number + 1}T10:46:21Z", "eo:cloud_cover": 0}
+        _cut(path, folder, "_sliver", (0, 6), **day)
+    with stac_server(folder) as server:
+        config = site.config(catalogue={"name": "earth-search", "url": server.url}, scenes_per_tile=4)
+        (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=config)
+    properties = open_scene(path).item["properties"]
+    assert not [source["id"] for source in properties["terraseg:sources"] if "sliver" in source["id"]]
+    assert properties["terraseg:nodata_share"] < 0.2
+    clear = [source["clear_cover"] for source in properties["terraseg:sources"]]
+    assert clear == sorted(clear, reverse=True)
+    assert 0.4 < clear[-1] <= clear[0] < 0.9
+
+
+def test_a_scene_of_unknown_cloud_cover_is_ranked_by_what_it_shows(
+    site: Site, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start = "S2A_31SEA_20220710"
+    folder = _lie(site.folder, start, {"eo:cloud_cover": None}, tmp_path / "unknown")
+    with stac_server(folder) as server:
+        config = site.config(catalogue={"name": "earth-search", "url": server.url}, max_cloud_cover=40)
+        with caplog.at_level(logging.WARNING):
+            (path,) = download(aoi=site.aoi, output=tmp_path / "clear", config=config)
+        sources = open_scene(path).item["properties"]["terraseg:sources"]
+        (unknown,) = [source for source in sources if source["id"].startswith(start)]
+        assert unknown["cloud_cover"] is None
+        assert unknown["clear_cover"] > 0.4
+        assert "1 of 5 scenes have no eo:cloud_cover" in caplog.text
+        scl = next(folder.glob(f"{start}*/SCL.tif"))
+        with rasterio.open(scl) as source:
+            profile, values = source.profile, source.read()
+        scl.unlink()  # a hard link
+        with rasterio.open(scl, "w", **{**profile, "driver": "GTiff"}) as target:
+            target.write(np.full_like(values, 9))
+    with stac_server(folder) as server:  # at another address, because GDAL still caches the old classification
+        config = site.config(catalogue={"name": "earth-search", "url": server.url}, scenes_per_tile=4)
+        (path,) = download(aoi=site.aoi, output=tmp_path / "cloudy", config=config)
+    sources = open_scene(path).item["properties"]["terraseg:sources"]
+    assert len(sources) == 4
+    assert not [source for source in sources if source["id"].startswith(start)]
+
+
+def test_an_item_that_lacks_metadata_can_be_excluded(site: Site, tmp_path: Path) -> None:
+    start = "S2A_31SEA_20220710"
+    changes = {"s2:processing_baseline": None, "s2:product_uri": None}
+    folder = _lie(site.folder, start, changes, tmp_path / "poor")
+    with stac_server(folder) as server:
+        catalogue = {"name": "earth-search", "url": server.url}
+        with pytest.raises(CatalogueError, match=start):
+            download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=catalogue))
+        config = site.config(catalogue=catalogue, exclude=[f"{start}_0_L2A"])
+        (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=config)
+    assert len(open_scene(path).item["properties"]["terraseg:sources"]) == 4
+
+
+def test_the_item_and_a_raster_count_the_clear_observations(site: Site, tmp_path: Path) -> None:
+    (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(mask={"dilation": 0}))
+    item = pystac.Item.from_file(path.with_suffix(".json"))
+    with rasterio.open(item.assets["observations"].get_absolute_href()) as source:
+        counts = source.read(1)
+    hidden = np.sum([(sky.opacity > 0) | sky.shadow for sky in site.city.skies], axis=0)[: SIZE // 2, : SIZE // 2]
+    assert np.array_equal(counts, (5 - hidden).repeat(2, axis=0).repeat(2, axis=1))
+    assert np.array_equal(counts == 0, _pixels(path)[0] == 0)
+    shares = {times: pytest.approx((counts == int(times)).mean(), abs=1e-6) for times in map(str, np.unique(counts))}
+    assert item.properties["terraseg:observations"] == shares
+    assert [scene.path for scene in find_scenes(path.parent)] == [path]
 
 
 @pytest.mark.parametrize("classes", [[0, 1, 3, 8, 9, 10, 11], []])
@@ -323,7 +402,10 @@ def test_cdse_is_read_over_s3_with_keys_from_the_environment(
         monkeypatch.setitem(CATALOGUES, "cdse", local)
         monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a key")
         monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret")
-        config = site.config(catalogue={"name": "cdse"}, bands=["B02"], exclude=["S2A_31SEA_20230715_0_L2A"])
+        limit = 8 if denied else 3  # below 4 the choice reads the classification too
+        config = site.config(
+            catalogue={"name": "cdse"}, bands=["B02"], exclude=["S2A_31SEA_20230715_0_L2A"], scenes_per_tile=limit
+        )
         server.faults.denied = denied
         if denied:
             with pytest.raises(CatalogueError, match="check the credentials"):

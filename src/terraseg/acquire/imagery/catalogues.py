@@ -2,9 +2,9 @@
 
 import datetime as dt
 import logging
+import math
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +18,7 @@ from urllib3 import Retry
 from terraseg.acquire.config import AcquireConfig, CatalogueConfig, Period
 from terraseg.core.bands import BANDS
 from terraseg.core.offsets import boa_offset, processing_baseline
+from terraseg.core.processing import Processing, processing_level
 from terraseg.errors import CatalogueError, ConfigError
 
 _log = logging.getLogger(__name__)
@@ -78,24 +79,28 @@ class SourceScene:
         time: time of acquisition, UTC.
         tile: MGRS tile, such as ``31SEA``; empty if unknown.
         platform: satellite.
-        cloud_cover: of the whole scene, in percent.
+        cloud_cover: of the whole scene, in percent; None if unknown.
         baseline: processing baseline; None if unknown.
         offset: DN to add.
         footprint: footprint of the pixels, EPSG:4326.
         hrefs: band name (including ``SCL``) -> address.
         link: address of the item.
+        clear_cover: share of the area of interest that it shows without clouds; None if not measured.
+        processing: its level, and whether its metadata confirm that no offset is left after ``offset`` is added.
     """
 
     id: str
     time: dt.datetime
     tile: str
     platform: str
-    cloud_cover: float
+    cloud_cover: float | None
     baseline: str | None
     offset: int
     footprint: shapely.Geometry
     hrefs: Mapping[str, str]
     link: str | None
+    clear_cover: float | None = None
+    processing: Processing = field(default_factory=Processing)
 
     @property
     def pass_key(self) -> tuple[str, str]:
@@ -128,13 +133,13 @@ def catalogue(config: CatalogueConfig) -> Catalogue:
 
 
 def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> list[SourceScene]:
-    """Find the scenes to composite: the least cloudy ones of each tile, each in its newest processing.
+    """Find the scenes of an area, each in its newest processing. A scene of unknown cloud cover is kept.
 
     Args:
         area: polygon in EPSG:4326.
 
     Returns:
-        Scenes from the least to the most cloudy.
+        Scenes from the least to the most cloudy; those of unknown cloud cover come last.
 
     Raises:
         CatalogueError: no answer after the retries, no scene, or an item that lacks required metadata.
@@ -149,24 +154,23 @@ def search(config: AcquireConfig, *, area: shapely.Geometry, period: Period) -> 
         )
     items = _query(chosen, config, area, period)
     wanted = {name: chosen.assets[name] for name in names}
-    scenes = [source_scene(item, assets=wanted, offset=config.catalogue.offset) for item in items]
-    # Not every API applies the cloud cover and area filters, so both are checked here too.
-    kept = [
-        scene
-        for scene in scenes
-        if scene.id not in config.exclude
-        and scene.cloud_cover <= config.max_cloud_cover
-        and scene.footprint.intersects(area)
+    # Filtered before the metadata are checked, so that `exclude` helps against an item without them.
+    scenes = [
+        source_scene(item, assets=wanted, offset=config.catalogue.offset)
+        for item in items
+        if item.id not in config.exclude and (_cloud_cover(item) or 0.0) <= config.max_cloud_cover
     ]
-    chosen_scenes = _least_cloudy(_newest_processing(kept), config.scenes_per_tile)
-    _log.info("found %d scenes; %d go into the composite", len(scenes), len(chosen_scenes))
-    if not chosen_scenes:
+    # Not every API applies the area filter.
+    kept = [scene for scene in scenes if scene.footprint.intersects(area)]
+    if not kept:
         raise CatalogueError(
             f"no scene of {chosen.url} from {period.start} to {period.end} with at most {config.max_cloud_cover:g} % "
-            f"clouds covers the area ({len(scenes)} found before filtering)",
+            f"clouds covers the area ({len(items)} found before filtering)",
             fix="widen acquire.periods or raise acquire.max_cloud_cover",
         )
-    return chosen_scenes
+    if unknown_cover := sum(scene.cloud_cover is None for scene in kept):
+        _log.warning("%d of %d scenes have no eo:cloud_cover; it counts as unknown", unknown_cover, len(kept))
+    return sorted(_newest_processing(kept), key=_cloudiness)
 
 
 def source_scene(item: pystac.Item, *, assets: Mapping[str, str], offset: str | int = "rule") -> SourceScene:
@@ -194,13 +198,25 @@ def source_scene(item: pystac.Item, *, assets: Mapping[str, str], offset: str | 
         time=item.datetime,
         tile=_tile(item),
         platform=str(properties.get("platform", "")).lower(),
-        cloud_cover=float(properties.get("eo:cloud_cover", 0.0)),
+        cloud_cover=_cloud_cover(item),
         baseline=processing_baseline(item.id, properties),
         offset=boa_offset(item.id, properties) if isinstance(offset, str) else offset,
         footprint=shapely.make_valid(shapely.geometry.shape(item.geometry)),
         hrefs={name: item.assets[key].get_absolute_href() or item.assets[key].href for name, key in assets.items()},
         link=item.get_self_href(),
+        processing=Processing(
+            level=processing_level(item.id, properties, collection=item.collection_id),
+            offset="removed" if isinstance(offset, str) or _confirms(item, offset) else None,
+        ),
     )
+
+
+def _confirms(item: pystac.Item, offset: int) -> bool:
+    """Whether the rule for an item gives the offset that the config sets."""
+    try:
+        return boa_offset(item.id, item.properties) == offset
+    except CatalogueError:
+        return False
 
 
 def _query(chosen: Catalogue, config: AcquireConfig, area: shapely.Geometry, period: Period) -> list[pystac.Item]:
@@ -215,12 +231,10 @@ def _query(chosen: Catalogue, config: AcquireConfig, area: shapely.Geometry, per
     reader = StacApiIO(max_retries=retry, timeout=config.timeout)
     try:
         client = Client.open(chosen.url, stac_io=reader)
-        cloud = {"eo:cloud_cover": {"lte": config.max_cloud_cover}} if client.conforms_to("QUERY") else None
         results = client.search(
             collections=[chosen.collection],
             intersects=shapely.geometry.mapping(area),
             datetime=f"{period.start}/{period.end}",
-            query=cloud,
             limit=100,
             method="POST",
         )
@@ -242,6 +256,15 @@ def _short(reason: str) -> str:
     return " ".join(reason.split())[:200]
 
 
+def _cloud_cover(item: pystac.Item) -> float | None:
+    stated = item.properties.get("eo:cloud_cover")
+    return None if stated is None else float(stated)
+
+
+def _cloudiness(scene: SourceScene) -> tuple[float, dt.datetime, str]:
+    return math.inf if scene.cloud_cover is None else scene.cloud_cover, scene.time, scene.id
+
+
 def _tile(item: pystac.Item) -> str:
     properties = item.properties
     stated = str(properties.get("grid:code") or properties.get("s2:mgrs_tile") or "").removeprefix("MGRS-")
@@ -255,12 +278,3 @@ def _newest_processing(scenes: Iterable[SourceScene]) -> list[SourceScene]:
     for scene in sorted(scenes, key=lambda scene: (scene.baseline or "", scene.id)):
         newest[(scene.platform, scene.time.isoformat(timespec="minutes"), scene.tile or scene.id)] = scene
     return list(newest.values())
-
-
-def _least_cloudy(scenes: Iterable[SourceScene], limit: int) -> list[SourceScene]:
-    ranked = sorted(scenes, key=lambda scene: (scene.cloud_cover, scene.time, scene.id))
-    by_tile: dict[str, list[SourceScene]] = defaultdict(list)
-    for scene in ranked:
-        by_tile[scene.tile].append(scene)
-    kept = {scene.id for tile in by_tile.values() for scene in tile[:limit]}
-    return [scene for scene in ranked if scene.id in kept]

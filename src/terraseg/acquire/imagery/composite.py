@@ -15,16 +15,25 @@ from rich.progress import track
 
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import SourceScene, catalogue
-from terraseg.acquire.imagery.composite_block import BlockResult, BlockTask, compute_block
-from terraseg.acquire.imagery.provenance import FINGERPRINT, describe_sources, scene_item
-from terraseg.contracts.scene import NODATA, open_scene, scene_writer
+from terraseg.acquire.imagery.composite_block import Access, BlockResult, BlockTask, compute_block
+from terraseg.acquire.imagery.provenance import (
+    FINGERPRINT,
+    describe_observations,
+    describe_sources,
+    observations_path,
+    scene_item,
+)
+from terraseg.contracts.scene import open_scene, scene_writer
 from terraseg.core.files import atomic_path, fingerprint, output_error
 from terraseg.core.offsets import HISTOGRAM_BINS, dark_values, offset_contradiction
-from terraseg.core.raster import GDAL_CACHE
+from terraseg.core.raster import GDAL_CACHE, CogOptions, cog_writer
 from terraseg.core.tasks import run_tasks
 from terraseg.errors import OutputError, SceneError
 
 _log = logging.getLogger(__name__)
+
+_BLOCK_FORMAT = 2
+"""Changes with what a finished block holds, so that blocks of an older version are computed again."""
 
 _WRITING = {"GDAL_CACHEMAX": GDAL_CACHE // 2}
 _READING = {
@@ -42,13 +51,13 @@ def write_composite(
     config: AcquireConfig,
     scheduler: str | None = None,
 ) -> Path:
-    """Composite ``scenes`` on ``geobox`` into the scene ``path`` and its provenance.
+    """Composite ``scenes`` on ``geobox`` into the scene ``path``, its provenance and its number of observations.
 
     Finished blocks are kept in a hidden folder next to ``path`` until the scene is complete, so that a killed run can
     resume. An existing scene is kept if it was made from the same scenes with the same settings.
 
     Args:
-        scenes: from the least to the most cloudy, as `terraseg.acquire.imagery.catalogues.search` returns them.
+        scenes: from the least to the most cloudy, as `terraseg.acquire.imagery.choice.choose_scenes` returns them.
         scheduler: address of a Dask scheduler; by default this machine computes the blocks.
 
     Raises:
@@ -65,24 +74,28 @@ def write_composite(
         raise OutputError(
             f"{path} was made from other scenes or with other settings", fix="delete it, or choose another --output"
         )
-    folder = _block_folder(path, f"{key[:16]}-{config.block}")
+    folder = _block_folder(path, f"{key[:16]}-{config.block}-{_BLOCK_FORMAT}")
     tasks = _tasks(geobox, scenes, config)
     item = scene_item(path, geobox=geobox, scenes=scenes, config=config, fingerprint=key)
     histograms = np.zeros((len(scenes), len(config.bands), HISTOGRAM_BINS), np.int64)
-    empty = 0
+    observed = np.zeros(256, np.int64)
+    counts: CogOptions = {"geobox": geobox, "dtype": "uint8", "nodata": None, "bands": ["observations"]}
     with (
         rasterio.Env(**_WRITING),
         scene_writer(path, geobox=geobox, bands=config.bands, item=item) as target,
+        cog_writer(observations_path(path), **counts) as count_target,
     ):
         results = _results(folder, tasks, workers=config.workers, scheduler=scheduler)
         for result in track(results, description=path.stem, total=len(tasks)):
             row, column = tasks[result.index].offset
             height, width = result.pixels.shape[1:]
-            target.write(result.pixels, window=Window(column, row, width, height))
+            window = Window(column, row, width, height)
+            target.write(result.pixels, window=window)
+            count_target.write(result.observations, 1, window=window)
             histograms += result.histograms
-            empty += int((result.pixels[0] == NODATA).sum())
+            observed += np.bincount(result.observations.ravel(), minlength=len(observed))
         describe_sources(item, scenes, config.bands, _checked_dark(histograms, scenes, config))
-        item["properties"]["terraseg:nodata_share"] = round(empty / (geobox.shape[0] * geobox.shape[1]), 6)
+        describe_observations(item, observed)
     shutil.rmtree(folder)
     return path
 
@@ -109,7 +122,12 @@ def _block_folder(path: Path, key: str) -> Path:
     return folder
 
 
-def _tasks(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig) -> list[BlockTask]:
+def access(config: AcquireConfig) -> Access:
+    """How to read the pixels of the catalogue of a config.
+
+    Raises:
+        CatalogueError: the environment lacks credentials.
+    """
     chosen = catalogue(config.catalogue)
     stall = str(max(1, round(config.timeout)))
     gdal: dict[str, str | int] = {
@@ -121,6 +139,11 @@ def _tasks(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig)
         "GDAL_HTTP_LOW_SPEED_LIMIT": "1024",
         **chosen.gdal,
     }
+    return Access(signing=chosen.signing, gdal=gdal, retries=config.retries, backoff=config.backoff)
+
+
+def _tasks(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig) -> list[BlockTask]:
+    reading = access(config)
     height, width = geobox.shape
     corners = itertools.product(range(0, height, config.block), range(0, width, config.block))
     return [
@@ -134,10 +157,7 @@ def _tasks(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig)
             dilation=config.mask.dilation,
             median=config.composite == "median",
             resampling=config.resampling,
-            signing=chosen.signing,
-            gdal=gdal,
-            retries=config.retries,
-            backoff=config.backoff,
+            access=reading,
         )
         for index, (top, left) in enumerate(corners)
     ]
@@ -157,10 +177,10 @@ def _results(folder: Path, tasks: Sequence[BlockTask], *, workers: int, schedule
         _log.info("resuming: %d of %d blocks are finished", len(left), len(tasks))
     for task in left:
         with np.load(_block_file(folder, task.index)) as arrays:
-            yield BlockResult(task.index, arrays["pixels"], arrays["histograms"])
+            yield BlockResult(task.index, arrays["pixels"], arrays["observations"], arrays["histograms"])
     for result in run_tasks(compute_block, todo, workers=workers, scheduler=scheduler):
         with atomic_path(_block_file(folder, result.index)) as temporary:
-            np.savez(temporary, pixels=result.pixels, histograms=result.histograms)
+            np.savez(temporary, pixels=result.pixels, observations=result.observations, histograms=result.histograms)
         yield result
 
 

@@ -1,11 +1,15 @@
-"""Compute one block of a composite: a pure function of its task, so any thread, process or cluster can run it."""
+"""Compute one block of a composite: a pure function of its task, so any thread, process or cluster can run it.
+
+`clear_views` reads only where the scenes show the ground, to choose among them.
+"""
 
 import logging
 import math
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import bottleneck
 import numpy as np
@@ -38,6 +42,24 @@ _FORGETTING = {"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/"}
 _NOT_WORTH_A_RETRY = ("response code: 401", "response code: 403", "AccessDenied", "InvalidAccessKeyId", "Signature")
 
 _Mask = npt.NDArray[np.bool_]
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True)
+class Access:
+    """How to read the pixels of a catalogue.
+
+    Attributes:
+        signing: service that signs the addresses.
+        gdal: GDAL options for reading.
+        retries: number of retries of everything that is read together.
+        backoff: seconds before the first retry.
+    """
+
+    signing: str | None
+    gdal: Mapping[str, str | int]
+    retries: int
+    backoff: float
 
 
 @dataclass(frozen=True)
@@ -54,10 +76,7 @@ class BlockTask:
         dilation: growth of the mask, in 20 m pixels of SCL.
         median: True for the median, False for the least cloudy observation.
         resampling: resampling of the bands coarser than 10 m.
-        signing: service that signs the addresses.
-        gdal: GDAL options for reading.
-        retries: number of retries of the whole block.
-        backoff: seconds before the first retry, doubled with each further one.
+        access: how to read the pixels.
     """
 
     index: int
@@ -69,10 +88,7 @@ class BlockTask:
     dilation: int
     median: bool
     resampling: str
-    signing: str | None
-    gdal: Mapping[str, str | int]
-    retries: int
-    backoff: float
+    access: Access
 
 
 @dataclass(frozen=True)
@@ -82,11 +98,13 @@ class BlockResult:
     Attributes:
         index: number of the block.
         pixels: uint16 (band, row, column); reflectance = DN x 1e-4; 0 without an observation, else at least 1.
+        observations: uint8 (row, column): number of clear observations; the tiles of one pass are one observation.
         histograms: int64 (scene, band, bin): dark pixels of each scene, to check its offset.
     """
 
     index: int
     pixels: npt.NDArray[np.uint16]
+    observations: npt.NDArray[np.uint8]
     histograms: npt.NDArray[np.int64]
 
 
@@ -96,47 +114,73 @@ def compute_block(task: BlockTask) -> BlockResult:
     Raises:
         CatalogueError: the pixels can't be read after the retries, or access is denied.
     """
+    return _retried(f"block {task.index}", task.access, lambda: _compute(task))
+
+
+def clear_views(
+    scenes: Sequence[SourceScene], *, geobox: GeoBox, masked_classes: Sequence[int], access: Access, threads: int
+) -> _Mask:
+    """Where each scene shows the ground, by its classification: (scene, row, column).
+
+    Args:
+        geobox: usually of much larger pixels than the classification, so that only its overviews are read.
+        masked_classes: SCL classes that don't show the ground.
+        threads: number of scenes to read at a time.
+
+    Raises:
+        CatalogueError: the classification can't be read after the retries, or access is denied.
+    """
+    unclear = np.isin(np.arange(_SCL_SIZE), [0, *masked_classes])
+    (scl,) = _retried(
+        "the scene classification", access, lambda: _load(scenes, ("SCL",), geobox, "nearest", access, threads)
+    )
+    return np.asarray(~unclear[scl])
+
+
+def _retried(what: str, access: Access, read: Callable[[], _Answer]) -> _Answer:
     attempt = 0
     while True:
         try:
-            options = {**task.gdal, **(_FORGETTING if attempt else {})}
+            options = {**access.gdal, **(_FORGETTING if attempt else {})}
             with rasterio.Env(rasterio.session.DummySession(), **options):
-                return _compute(task)
+                return read()
         except (RasterioError, OSError, requests.RequestException) as error:
             reason = " ".join(f"{error} {error.__cause__ or ''}".split())
             if any(sign in reason for sign in _NOT_WORTH_A_RETRY):
                 raise CatalogueError(
                     f"access to the pixels is denied ({reason})", fix="check the credentials of the catalogue"
                 ) from error
-            if attempt == task.retries:
+            if attempt == access.retries:
                 raise CatalogueError(
-                    f"block {task.index} can't be read after {attempt + 1} attempts ({reason})",
+                    f"{what} can't be read after {attempt + 1} attempts ({reason})",
                     fix="run the same command again later to resume, or leave the item out with acquire.exclude",
                 ) from error
-            pause = task.backoff * 2**attempt
-            _log.warning("block %d: %s; trying again in %g s", task.index, reason, pause)
+            pause = access.backoff * 2**attempt
+            _log.warning("%s: %s; trying again in %g s", what, reason, pause)
             time.sleep(pause)
             attempt += 1
 
 
 def _compute(task: BlockTask) -> BlockResult:
     pixels = np.zeros((len(task.bands), *task.geobox.shape), np.uint16)
+    observations = np.zeros(task.geobox.shape, np.uint8)
     histograms = np.zeros((len(task.scenes), len(task.bands), HISTOGRAM_BINS), np.int64)
     near = _near(task)
     clear, seen = _classified(task, near)
     # Scenes under clouds and tiles that only repeat another tile of their pass are not read.
     chosen = [place for place, new in enumerate(_once_a_pass(task, near, clear, seen)) if new.any()]
     if not chosen:
-        return BlockResult(task.index, pixels, histograms)
+        return BlockResult(task.index, pixels, observations, histograms)
     near, clear = [near[place] for place in chosen], clear[chosen]
-    stacks = _load(task, near, task.bands, task.geobox)
+    stacks = _load([task.scenes[position] for position in near], task.bands, task.geobox, task.resampling, task.access)
     observed = stacks[0] > 0
     for stack in stacks[1:]:
         observed &= stack > 0
     use = _once_a_pass(task, near, clear & observed, observed)
     offsets = np.array([task.scenes[position].offset for position in near], np.float32)[:, None, None]
     thin = (slice(None), slice(None, None, _THINNING), slice(None, None, _THINNING))
-    unused, empty = ~use, ~use.any(axis=0)
+    observations = use.sum(axis=0).clip(max=np.iinfo(np.uint8).max).astype(np.uint8)
+    unused, empty = ~use, observations == 0
     for band, stack in enumerate(stacks):
         values = stack + offsets
         for position, dark, used in zip(near, values[thin], use[thin], strict=True):
@@ -149,7 +193,7 @@ def _compute(task: BlockTask) -> BlockResult:
         # Dark pixels may have a negative reflectance, but DN 0 is nodata, so 1 is the lowest value.
         pixels[band] = np.clip(reduced, 1, _DN_MAX)
     pixels[:, empty] = 0
-    return BlockResult(task.index, pixels, histograms)
+    return BlockResult(task.index, pixels, observations, histograms)
 
 
 def _near(task: BlockTask) -> list[int]:
@@ -173,12 +217,16 @@ def _once_a_pass(task: BlockTask, near: Sequence[int], shown: _Mask, seen: _Mask
 
 
 def _load(
-    task: BlockTask, positions: Sequence[int], bands: Sequence[str], geobox: GeoBox
+    scenes: Sequence[SourceScene],
+    bands: Sequence[str],
+    geobox: GeoBox,
+    resampling: str,
+    access: Access,
+    threads: int | None = None,
 ) -> list[npt.NDArray[np.uint16]]:
-    """One stack (scene, row, column) per band, with scenes in the order of ``positions``."""
+    """One stack (scene, row, column) per band, with scenes in the given order."""
     items = []
-    for position in positions:
-        scene = task.scenes[position]
+    for scene in scenes:
         item = pystac.Item(
             id=scene.id,
             geometry=scene.footprint.__geo_interface__,
@@ -194,13 +242,14 @@ def _load(
         bands=list(bands),
         geobox=geobox,
         groupby=_place,
-        resampling={"*": task.resampling, "SCL": "nearest"},
+        resampling={"*": resampling, "SCL": "nearest"},
         dtype="uint16",
         nodata=0,
-        patch_url=planetary_computer.sign if task.signing == "planetary-computer" else None,
+        patch_url=planetary_computer.sign if access.signing == "planetary-computer" else None,
+        pool=threads,
     )
     # An offset added to the wrong scene would only show in the values.
-    expected = [np.datetime64(task.scenes[position].time.replace(tzinfo=None), "ns") for position in positions]
+    expected = [np.datetime64(scene.time.replace(tzinfo=None), "ns") for scene in scenes]
     if cube.time.values.astype("datetime64[ns]").tolist() != [time.astype(int) for time in expected]:
         raise SceneError("odc-stac returned the scenes of a block in another order", fix="install the locked version")
     return [cube[name].values for name in bands]
@@ -218,7 +267,7 @@ def _classified(task: BlockTask, positions: Sequence[int]) -> tuple[_Mask, _Mask
         return np.ones(shape, bool), np.zeros(shape, bool)
     # Read with a margin, so that the mask of a cloud in the neighbouring block grows into this one.
     box = _scl_box(task.geobox, task.dilation)
-    (scl,) = _load(task, positions, ("SCL",), box)
+    (scl,) = _load([task.scenes[position] for position in positions], ("SCL",), box, "nearest", task.access)
     masked = np.isin(np.arange(_SCL_SIZE), task.masked_classes)
     growing = masked & ~np.isin(np.arange(_SCL_SIZE), _NODATA_CLASSES)
     clouds = growing[scl]

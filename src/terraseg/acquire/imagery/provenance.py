@@ -15,11 +15,21 @@ from terraseg.acquire.config import AcquireConfig, MaskConfig
 from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
+from terraseg.core.processing import Processing, processing_in_common
 
 FINGERPRINT = "terraseg:fingerprint"
 """Property with the SHA-256 of everything that determines the pixels."""
 
 _PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+
+
+OBSERVATIONS = "observations"
+"""Key of the asset with the number of clear observations of each pixel."""
+
+
+def observations_path(path: Path) -> Path:
+    """Where the number of clear observations of a scene lies: in a subfolder, so that it is not taken for a scene."""
+    return path.parent / OBSERVATIONS / path.name
 
 
 def scene_item(
@@ -54,7 +64,7 @@ def scene_item(
             "terraseg:catalogue": config.catalogue.name,
             "terraseg:mask_rule": _mask_rule(config.mask),
             "terraseg:composite_rule": config.composite,
-            "terraseg:resampling_rule": f"{config.resampling} (SCL: nearest)",
+            **_processing(scenes, config).as_properties,
             "terraseg:attribution": f"contains modified Copernicus Sentinel data {', '.join(map(str, years))}",
             FINGERPRINT: fingerprint,
         },
@@ -71,9 +81,32 @@ def scene_item(
                 "bands": [{"name": name} for name in config.bands],
                 "raster:scale": REFLECTANCE_SCALE,
                 "nodata": NODATA,
-            }
+            },
+            OBSERVATIONS: {
+                "href": f"./{OBSERVATIONS}/{path.name}",
+                "type": "image/tiff; application=geotiff; profile=cloud-optimized",
+                "title": "number of clear observations of each pixel",
+                "roles": ["metadata"],
+            },
         },
     }
+
+
+def _processing(scenes: Sequence[SourceScene], config: AcquireConfig) -> Processing:
+    shared = processing_in_common(scene.processing for scene in scenes)
+    return shared.model_copy(update={"resampling": config.resampling})
+
+
+def describe_observations(item: dict[str, Any], counts: npt.NDArray[np.int64]) -> None:
+    """Add how often the ground was observed to the properties of an item.
+
+    Args:
+        item: the STAC item, changed in place.
+        counts: number of pixels with 0, 1, 2 ... clear observations.
+    """
+    shares = (counts / counts.sum()).round(6).tolist()
+    item["properties"]["terraseg:nodata_share"] = shares[0]
+    item["properties"]["terraseg:observations"] = {str(times): share for times, share in enumerate(shares) if share}
 
 
 def describe_sources(
@@ -94,6 +127,7 @@ def describe_sources(
             "datetime": _iso(scene.time),
             "tile": scene.tile,
             "cloud_cover": scene.cloud_cover,
+            "clear_cover": None if scene.clear_cover is None else round(scene.clear_cover, 4),
             "processing_baseline": scene.baseline,
             "offset": scene.offset,
             "dark_dn": None if values is None else dict(zip(bands, values.tolist(), strict=True)),

@@ -103,8 +103,7 @@ def test_a_reprocessed_scene_counts_once() -> None:
     assert {scene.id for scene in catalogues._newest_processing([new, old, other])} == {"scene2", "scene3"}
 
 
-def test_the_least_cloudy_scenes_of_each_tile_are_kept() -> None:
-    scenes = [_scene(i, day=i + 1, cloud=50 - 10 * i, tile="31SEA" if i % 2 else "31SDA") for i in range(5)]
-    kept = catalogues._least_cloudy(scenes, 2)
-    assert [scene.id for scene in kept] == ["scene4", "scene3", "scene2", "scene1"]
-    assert [scene.id for scene in catalogues._least_cloudy(scenes, 1)] == ["scene4", "scene3"]
+def test_a_missing_cloud_cover_is_unknown(shared_data: Path) -> None:
+    item = _item(shared_data, "pc_S2B")
+    del item.properties["eo:cloud_cover"]
+    assert source_scene(item, assets={"B02": "B02"}).cloud_cover is None
