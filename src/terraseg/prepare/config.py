@@ -127,9 +127,11 @@ class FolderOptions(Strict):
         image_suffix, mask_suffix: end of the file names to remove, so that an image and its mask have the same name.
         bands: band names in file order, if the files have no band descriptions.
         unit: unit of the image values, if the files have no tag UNIT; ``reflectance`` (0 to 1) becomes DN of 1e-4.
-        nodata: image value without an observation, if the files declare none.
-        label_nodata: mask value that means unknown, in addition to -1; nodata tags of masks are ignored.
+        nodata: image value without an observation, in addition to what the files declare or mask.
+        label_nodata: mask value that means unknown, in addition to -1, NaN and what a mask band or .msk file masks;
+            nodata tags of masks are ignored.
         classes: class names of the ids 0, 1, ...
+        class_values: mask values of the classes in their order, such as 0,255; by default 0, 1, ...
         attribution: credit line for everything made from the dataset.
         tile_size: side of a chip in pixels, by default the side of the images; larger images are cut.
         block_chips: side of a block, in chips.
@@ -146,6 +148,7 @@ class FolderOptions(Strict):
     nodata: float | None = None
     label_nodata: int = IGNORE
     classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2, max_length=128)  # int8
+    class_values: tuple[int, ...] | None = None
     attribution: str = "given images and masks"
     tile_size: int | None = Field(default=None, ge=8)
     block_chips: int = Field(default=4, ge=1)
@@ -153,6 +156,15 @@ class FolderOptions(Strict):
     gsd: float | None = Field(default=None, gt=0)
     seed: int = 0
     assume_independent: bool = False
+
+    @model_validator(mode="after")
+    def _one_value_per_class(self) -> "FolderOptions":
+        values = self.class_values
+        if values is not None and (len(values) != len(self.classes) or len(set(values)) != len(values)):
+            raise ValueError(f"class_values {values}: expected one for each of {', '.join(self.classes)}")
+        if values is not None and {IGNORE, self.label_nodata} & set(values):
+            raise ValueError(f"class_values {values} contain {IGNORE} or label_nodata, which mean unknown")
+        return self
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> "FolderOptions":

@@ -135,7 +135,7 @@ def write_chips(folder: Path, chips: Sequence[PlacedChip], *, size: int, options
         if not labelled.any():
             continue
         whole = header.shape == (size, size)
-        unchanged = whole and mask_is_sound(pair) and np.array_equal(mask, given)
+        unchanged = whole and mask_is_sound(pair, options) and np.array_equal(mask, given)
         _write_image(chip_path(folder, split, "images", chip.tile), chip, pixels, may_link=whole and header.sound)
         _write_mask(chip_path(folder, split, "masks", chip.tile), chip, labels, may_link=unchanged)
         new = ~seen[split][window]

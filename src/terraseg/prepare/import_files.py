@@ -1,5 +1,6 @@
 """Read images and masks to import: their pairs, their metadata, and their pixels in the dataset's unit and nodata."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
+from rasterio.enums import ColorInterp, MaskFlags
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
 from terraseg.contracts.scene import NODATA
@@ -18,8 +20,21 @@ from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.prepare.config import FolderOptions
 
 _FOREIGN_NODATA = -9999
+METRES_OF_DEGREE = 111_320.0
+"""Length of a degree of latitude, about."""
+
+_PERCENT = 100
 _APART = 0.1
 """Largest offset between a mask and its image, in pixels."""
+
+_SQUARE = 0.05
+"""Largest relative difference between the sides of a pixel, and between the cosine of its corners and 0."""
+
+_DN_FROM = 2
+"""Values with a median from here on are not reflectance of 0 to 1: clouds and glint reach about 1.5."""
+
+_PREVIEW, _FEWEST = 64, 16
+"""Side of the part of an image that is compared with its unit, and the fewest values that tell something."""
 
 _NAMED = 5
 """Most file names or ids in an error message."""
@@ -52,7 +67,7 @@ class Header:
         bands: ESA names.
         dtype: type in the dataset: the file's own 16-bit type, int16 for floats.
         scale: factor from the file's unit to DN of 1e-4 reflectance.
-        nodata: value without an observation.
+        nodata: value without an observation, in addition to what the file declares; NaN if there is none.
         sound: the file already has the dataset's format.
     """
 
@@ -98,9 +113,9 @@ def read_header(pair: Pair, options: FolderOptions) -> Header:
     """
     try:
         with rasterio.open(pair.image) as image, rasterio.open(pair.mask) as mask:
-            if mask.shape != image.shape or mask.count != 1:
+            if mask.shape != image.shape or len(_indexes(mask)) != 1:
                 raise LabelError(
-                    f"{pair.mask} has {mask.count} bands of {mask.height} x {mask.width} px",
+                    f"{pair.mask} has {len(_indexes(mask))} bands of {mask.height} x {mask.width} px",
                     expected=f"one band of {image.height} x {image.width} px, as {pair.image.name}",
                 )
             if image.crs and mask.crs and not (mask.crs == image.crs and _same_grid(image, mask)):
@@ -124,7 +139,8 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
     Raises:
         SceneError: bands, unit or type are unknown or not supported.
     """
-    names = _band_names(path, image.descriptions, options.bands)
+    indexes, masked = _indexes(image), _has_mask(image)
+    names = _band_names(path, [image.descriptions[index - 1] for index in indexes], options.bands)
     unit = _unit(path, image.tags().get("UNIT"), options.unit)
     dtype = _dtype(path, image.dtypes, unit)
     nodata = image.nodata if options.nodata is None else options.nodata
@@ -135,8 +151,9 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
         bands=names,
         dtype=dtype,
         scale=1 / REFLECTANCE_SCALE if unit == "reflectance" else 1.0,
-        nodata=NODATA if nodata is None else nodata,
+        nodata=nodata if nodata is not None else math.nan if masked else NODATA,
         sound=image.descriptions == names
+        and not masked
         and image.tags().get("UNIT") == UNIT
         and set(image.dtypes) == {dtype}
         and image.nodata == nodata == NODATA,
@@ -144,21 +161,19 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
 
 
 def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:
-    """Pixels (bands, rows, columns) in DN of 1e-4 reflectance. Nodata, NaN and infinite values become `NODATA`.
+    """Pixels (bands, rows, columns) in DN of 1e-4 reflectance. Masked pixels, nodata and NaN become `NODATA`.
 
     Raises:
-        SceneError: the file can't be read, or has the value -9999 without declaring it as nodata.
+        SceneError: the file can't be read, its values contradict its unit, or it has values that can only be nodata,
+            such as -9999 or the least of its type, without declaring them.
     """
-    pixels = _read(pair.image)
-    missing = (pixels == header.nodata) | ~np.isfinite(pixels)
-    if ((pixels == _FOREIGN_NODATA) & ~missing).any():
-        raise SceneError(
-            f"{pair.image} has the value {_FOREIGN_NODATA}, but its nodata is {header.nodata:g}",
-            fix=f"if this value means nodata, add --nodata={_FOREIGN_NODATA}",
-        )
+    pixels, missing = _read(pair.image)
+    missing |= (pixels == header.nodata) | ~np.isfinite(pixels)
+    _check_unit(pair.image, pixels, missing, header)
+    _check_extremes(pair.image, pixels, missing, header)
     if pixels.dtype != header.dtype:
         limits = np.iinfo(header.dtype)
-        scaled = np.round(np.nan_to_num(pixels) * header.scale)
+        scaled = np.round(np.where(missing, 0, pixels) * header.scale)
         pixels = np.clip(scaled, limits.min, limits.max).astype(header.dtype)
     if header.nodata != NODATA:
         pixels[(pixels == NODATA) & ~missing] = 1  # an observed 0 stays an observation, one DN brighter
@@ -167,39 +182,159 @@ def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:
 
 
 def read_mask(pair: Pair, options: FolderOptions) -> npt.NDArray[np.int8]:
-    """Class ids (rows, columns); unknown pixels are `IGNORE`.
+    """Class ids (rows, columns); unknown pixels are `IGNORE`: the given value, -1, NaN, and where the file is masked.
 
     Raises:
-        LabelError: values that are not the id of a class.
+        LabelError: values that are not of a class.
     """
-    values = _read(pair.mask)[0]
-    unknown = sorted(set(np.unique(values).tolist()) - {IGNORE, options.label_nodata, *range(len(options.classes))})
-    if unknown:
+    (values,), (masked,) = _read(pair.mask, nodata=False)
+    ids = options.class_values or range(len(options.classes))
+    unknown = masked | np.isnan(values) | (values == options.label_nodata) | (values == IGNORE)
+    found = np.unique(values[~unknown]).tolist()
+    if wrong := [f"{value:g}" for value in found if value not in ids]:
+        expected = ", ".join(map(str, ids)) if options.class_values else f"0 to {len(ids) - 1}"
         raise LabelError(
-            f"{pair.mask} has the label ids {unknown[:_NAMED]}",
-            expected=f"0 to {len(options.classes) - 1} ({', '.join(options.classes)}) or {options.label_nodata}",
-            fix="name all classes with --classes, or set the value of unknown pixels with --label-nodata",
+            f"{pair.mask} has the label ids [{', '.join(wrong[:_NAMED])}]",
+            expected=f"{expected} ({', '.join(options.classes)}) or {options.label_nodata}",
+            fix=_fix_of_ids(found, options),
         )
-    return np.where(values == options.label_nodata, IGNORE, values).astype(np.int8)
+    labels = np.full(values.shape, IGNORE, dtype=np.int8)
+    for number, value in enumerate(ids):
+        labels[(values == value) & ~unknown] = number
+    return labels
 
 
-def mask_is_sound(pair: Pair) -> bool:
-    """Whether a mask has the type and nodata of a dataset's masks."""
+def _fix_of_ids(found: Sequence[float], options: FolderOptions) -> str:
+    """What to do about values that are not of a class: the option with which this mask is read."""
+    for values in (sorted(found), sorted({0, *found})):
+        if len(values) == len(options.classes) and all(float(value).is_integer() for value in values):
+            listed = ",".join(f"{value:.0f}" for value in values)
+            return f"if these are the values of {', '.join(options.classes)}, add --class-values {listed}"
+    return (
+        "name all classes with --classes and their values with --class-values, "
+        "or set the value of unknown pixels with --label-nodata"
+    )
+
+
+def mask_is_sound(pair: Pair, options: FolderOptions) -> bool:
+    """Whether a mask has the type, values and nodata of a dataset's masks."""
+    if options.class_values or options.label_nodata != IGNORE:
+        return False
     with rasterio.open(pair.mask) as source:
-        return source.dtypes == ("int8",) and source.nodata in (None, IGNORE)
+        return source.dtypes == ("int8",) and source.nodata in (None, IGNORE) and not _has_mask(source)
 
 
-def _read(path: Path) -> npt.NDArray[Any]:
+def metres_of(path: Path, header: Header) -> float:
+    """Side of the pixels of an image with a CRS, in metres (north-south if the CRS is in degrees).
+
+    Raises:
+        SceneError: the pixels are not square, or the grid is in degrees and rotated.
+    """
+    crs, of = rasterio.CRS.from_string(header.crs), header.transform
+    width, height = math.hypot(of.a, of.d), math.hypot(of.b, of.e)
+    fix = "resample image and mask with `rio warp --dst-crs EPSG:326ZZ --res 10`, where ZZ is the UTM zone"
+    if not crs.is_geographic:
+        if abs(width / height - 1) > _SQUARE or abs(of.a * of.b + of.d * of.e) > _SQUARE * width * height:
+            found = f"{path} has pixels of {width:g} x {height:g} in {crs}" + " at an angle" * bool(of.b or of.d)
+            raise SceneError(found, expected="square pixels", fix=fix)
+        return float(height * crs.linear_units_factor[1])
+    if of.b or of.d:
+        raise SceneError(f"{path} has a rotated grid in {crs}", expected="a grid in metres", fix=fix)
+    rows, columns = header.shape
+    _, latitude = of @ (columns / 2, rows / 2)
+    if width < height * (1 - _SQUARE) or width * math.cos(math.radians(latitude)) > height * (1 + _SQUARE):
+        raise SceneError(
+            f"{path} has pixels of {width:g} x {height:g} degrees",
+            expected="pixels square in degrees or metres",
+            fix=fix,
+        )
+    return height * METRES_OF_DEGREE
+
+
+def _check_unit(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], header: Header) -> None:
+    """Check that the values are as large as the unit says."""
+    step = max(1, max(header.shape) // _PREVIEW)
+    part = np.s_[:, ::step, ::step]
+    known = pixels[part][~missing[part] & (pixels[part] > 0)]
+    if known.size < _FEWEST:
+        return
+    middle, is_reflectance = float(np.median(known)), header.scale != 1
+    if is_reflectance == (middle < _DN_FROM):
+        return
+    other = UNIT if is_reflectance else "reflectance"
+    declared = "reflectance (0 to 1)" if is_reflectance else f"{UNIT} (DN)"
+    convertible = middle > _PERCENT if is_reflectance else pixels.dtype.kind == "f"
+    raise SceneError(
+        f"{path} has values around {middle:.3g}, but its unit is {declared}",
+        expected="values from 0 to 1" if is_reflectance else "values from 0 to 10000",
+        fix=f"add --unit {other}; if the file has the tag UNIT, correct it with rio edit-info --tag UNIT={other}"
+        if convertible
+        else f"convert the values to {UNIT}: DN = reflectance x 10000",
+    )
+
+
+def _check_extremes(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], header: Header) -> None:
+    """Check for values that are not observations: -9999, the extremes of the type, and what would be clipped."""
+    limits = np.iinfo(header.dtype)
+    wrong = ((pixels >= limits.max / header.scale) | (pixels == _FOREIGN_NODATA)) & ~missing
+    if limits.min < 0:
+        wrong |= (pixels <= limits.min / header.scale) & ~missing
+    if not wrong.any():
+        return
+    values = [f"{value:.17g}" for value in np.unique(pixels[wrong]).tolist()]
+    shown = ", ".join(values[:_NAMED]) + ", ..." * (len(values) > _NAMED)
+    raise SceneError(
+        f"{path} has the value {shown}, but "
+        + ("declares no such nodata" if math.isnan(header.nodata) else f"its nodata is {header.nodata:g}"),
+        expected=f"reflectance below {limits.max * REFLECTANCE_SCALE:g}",
+        fix=f"if this value means nodata, add --nodata={values[0]}"
+        if len(values) == 1
+        else "set these pixels to one value in the files, and add --nodata=VALUE",
+    )
+
+
+def _read(path: Path, *, nodata: bool = True) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Pixels (bands, rows, columns) without alpha, and where GDAL masks them: by a mask, alpha or ``nodata``."""
     try:
         with rasterio.open(path) as source:
-            pixels: npt.NDArray[Any] = source.read()
+            indexes = _indexes(source)
+            pixels = source.read(indexes)
+            masked = np.zeros(pixels.shape, dtype=bool)
+            if nodata or _has_mask(source):
+                masked |= source.read_masks(indexes) == 0
+            for alpha in set(source.indexes) - set(indexes):  # GDAL takes it as a mask for some types only
+                masked |= source.read(alpha) == 0
     except rasterio.errors.RasterioError as error:
         raise SceneError(f"{path} can't be read ({error})", fix="replace the file") from error
-    return pixels
+    return pixels, masked
+
+
+def _indexes(source: rasterio.DatasetReader) -> list[int]:
+    """Numbers of the bands that are not alpha."""
+    kinds = zip(source.indexes, source.colorinterp, strict=True)
+    return [index for index, kind in kinds if kind != ColorInterp.alpha]
+
+
+def _has_mask(source: rasterio.DatasetReader) -> bool:
+    """Whether there is a mask band in the file or in a .msk next to it, or an alpha band."""
+    flags = [flag for of_band in source.mask_flag_enums for flag in of_band]
+    return MaskFlags.per_dataset in flags or ColorInterp.alpha in source.colorinterp
 
 
 def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOptions) -> list[Pair]:
-    found = [_files(images, options.image_suffix), _files(masks, options.mask_suffix)]
+    suffixes = (options.image_suffix, options.mask_suffix)
+    together = images.resolve() == masks.resolve()
+    if together and suffixes[0] == suffixes[1]:
+        raise DatasetError(
+            f"images and masks are both in {images}",
+            expected="names that tell them apart, such as t00.tif and t00_mask.tif",
+            fix="give the ends of the names, such as --mask-suffix _mask",
+        )
+    found = [_files(images, suffixes[0]), _files(masks, suffixes[1])]
+    if together:  # the longer suffix decides, because the shorter one may be an end of it
+        longer = max((0, 1), key=lambda kind: len(suffixes[kind]))
+        taken = set(found[longer].values())
+        found[1 - longer] = {name: path for name, path in found[1 - longer].items() if path not in taken}
     for folder, files, others in ((images, found[0], found[1]), (masks, found[1], found[0])):
         if not files:
             raise DatasetError(f"no GeoTIFF in {folder}", fix="correct the folder, or --image-suffix and --mask-suffix")

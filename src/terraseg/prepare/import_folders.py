@@ -10,7 +10,6 @@ from typing import Any
 import geopandas as gpd
 import numpy as np
 import pandas as pd
-import rasterio
 import shapely
 
 from terraseg.contracts.dataset import (
@@ -29,12 +28,10 @@ from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
 from terraseg.prepare.config import FolderOptions, SplitRule
 from terraseg.prepare.import_chips import Chip, PlacedChip, cut, footprints_of, write_chips
-from terraseg.prepare.import_files import Header, Pair, find_pairs, read_header
+from terraseg.prepare.import_files import Header, Pair, find_pairs, metres_of, read_header
 from terraseg.prepare.split_blocks import Rect, assign, neighbours
 
 _log = logging.getLogger(__name__)
-
-_METRES_OF_DEGREE = 111_320.0
 
 
 def import_folders(
@@ -75,6 +72,13 @@ def import_folders(
     ]
     if not chips:
         raise LabelError(f"none of the {len(pairs)} masks has a labelled pixel", fix="correct --label-nodata")
+    for names, lacking in ((options.classes[1:], 0), (options.classes[:1], 1)):
+        if all(chip.share == lacking for chip in chips):
+            raise LabelError(
+                f"none of the {len(pairs)} masks has a pixel of {' or '.join(names)}",
+                expected=f"pixels of {', '.join(options.classes)}",
+                fix="give the values of the classes in the masks with --class-values, or correct --label-nodata",
+            )
     footprints = footprints_of(chips, size=size)
     gap = 0.0 if pairs[0].split else size * gsd if options.gap_m is None else options.gap_m
     zones = tuple(sorted({header.crs for header in headers} - {""}))
@@ -164,17 +168,12 @@ def _gsd(pairs: Sequence[Pair], headers: Sequence[Header], options: FolderOption
     crs = {header.crs for header in headers}
     if len(crs) > 1:
         _log.warning("the images have %d CRS: %s", len(crs), ", ".join(sorted(crs)))
-    sides = np.array([_metres(header) for header in headers])
+    sides = np.array([metres_of(pair.image, header) for pair, header in zip(pairs, headers, strict=True)])
     gsd = float(np.round(np.median(sides), 2))
     if (np.abs(sides / gsd - 1) > 0.05).any():
         odd = pairs[int(np.abs(sides / gsd - 1).argmax())]
         raise SceneError(f"the pixel size of {odd.image} is not {gsd:g} m", expected="one pixel size for all images")
     return gsd
-
-
-def _metres(header: Header) -> float:
-    crs = rasterio.CRS.from_string(header.crs)
-    return float(abs(header.transform.e) * (_METRES_OF_DEGREE if crs.is_geographic else crs.linear_units_factor[1]))
 
 
 def _split(
@@ -256,9 +255,12 @@ def _audit(
 
 def _fingerprint(pairs: Sequence[Pair], options: FolderOptions) -> str:
     """Hex SHA-256 of the options and of each file's name, size and modification time."""
-    digest = hashlib.sha256(options.model_dump_json().encode())
+    later = {"class_values"} if options.class_values is None else None  # older datasets don't have this key
+    digest = hashlib.sha256(options.model_dump_json(exclude=later).encode())
     for pair in pairs:
         for path in (pair.image, pair.mask):
-            stat = path.stat()
-            digest.update(f"{pair.split} {pair.name} {path.name} {stat.st_size} {stat.st_mtime_ns}".encode())
+            for file in (path, path.with_name(f"{path.name}.msk")):  # GDAL's mask may be in a file of its own
+                if file == path or file.is_file():
+                    stat = file.stat()
+                    digest.update(f"{pair.split} {pair.name} {file.name} {stat.st_size} {stat.st_mtime_ns}".encode())
     return digest.hexdigest()

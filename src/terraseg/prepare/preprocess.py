@@ -25,6 +25,7 @@ from terraseg.contracts.footprints import FootprintSource, find_footprints, foot
 from terraseg.contracts.scene import NODATA, Scene, find_places
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.processing import check_same_processing, processing_of
 from terraseg.core.tasks import processors
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
@@ -63,7 +64,8 @@ def preprocess(
         config: see `PrepareConfig`.
 
     Raises:
-        SceneError: no scene, a missing band, or scenes that overlap on different grids.
+        SceneError: no scene, a missing band, scenes that overlap on different grids, or that differ in resampling,
+            level or offset state.
         LabelError: no footprint lies in the scenes.
         SplitError: the area is too small for the splits, or the audit found a leak.
         OutputError: the output folder holds other files, or the disk is full.
@@ -79,6 +81,7 @@ def preprocess(
         return done
     refuse_foreign(output)
     _refuse_overlap(found)
+    check_same_processing({scene.name: processing_of(scene.item["properties"]) for scene in found})
 
     class_name = sources[0].class_name
     classes = {0: "background", 1: class_name}

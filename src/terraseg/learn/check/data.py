@@ -4,6 +4,7 @@ Each function answers one question and returns its findings. Only `check_sample`
 starts by packing, which reads and verifies all of them.
 """
 
+import datetime as dt
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import geopandas as gpd
 import numpy as np
+import numpy.typing as npt
 import rasterio
 import shapely
 
@@ -22,6 +24,7 @@ from terraseg.core.separation import in_metres, separation
 from terraseg.learn.check.finding import Finding, attempt, error, warning
 from terraseg.learn.chips.pack import read_chip
 from terraseg.learn.chips.standardise import DATASET, standard_of
+from terraseg.learn.models.specs import SPECS, BackboneSpec
 
 _DATA, _MODEL = "data.init_args", "model.init_args"
 _PREPARE = "run the preparation again"
@@ -30,6 +33,12 @@ _SAMPLE = 4
 
 _RARE = 0.001
 """A class with a smaller share of the labelled pixels is reported as rare."""
+
+_JULY = (7,)
+"""Month of the backbones that are told one, by default."""
+
+_NOT_OBSERVED = {"int16": (-32768, -9999, 32767), "uint16": (65535,)}
+"""Values of each type that no ground has, but that mean nodata in many files."""
 
 _OFFSET = 1000
 """If all ground is brighter than this many DN, the offset of processing baseline 04.00 was probably not removed."""
@@ -72,6 +81,7 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | Non
         positive_class=model.get("positive_class", 1),
         class_weights=model.get("class_weights"),
     )
+    findings += check_pretraining(dataset, model)
     findings += [] if whole else check_sample(dataset)
     return dataset, None if chips is None else len(chips), findings
 
@@ -104,6 +114,15 @@ def check_statistics(dataset: ChipDataset) -> list[Finding]:
             found = f"{name}: mean {held.mean:.3g}, std {held.std:.3g}"
             findings.append(
                 error(where, found, expected="DN of 1e-4 reflectance", fix="convert reflectance from 0-1 to DN")
+            )
+        elif levels and (min(levels) <= max(_NOT_OBSERVED["int16"][:2]) or max(levels) in (32767, 65535)):
+            findings.append(
+                error(
+                    where,
+                    f"{name}: values from {min(levels):.0f} to {max(levels):.0f} DN",
+                    expected="0 to 10000",
+                    fix="declare the value without an observation as nodata, such as --nodata=-9999, and " + _PREPARE,
+                )
             )
         elif not -1000 < held.mean < 20_000 or (levels and not min(levels) <= held.mean <= max(levels)):
             findings.append(
@@ -256,6 +275,68 @@ def check_classes(
     return findings
 
 
+def check_pretraining(dataset: ChipDataset, model: Mapping[str, Any]) -> list[Finding]:
+    """Level and months of the dataset are those that the backbone was pretrained on and is told.
+
+    Args:
+        dataset: the dataset.
+        model: ``model.init_args``.
+    """
+    arguments, findings = model.get("model_args") or {}, []
+    spec = SPECS.get(str(arguments.get("backbone")))
+    if spec is None:
+        return []
+    level, levels = dataset.info.processing.level, _levels(spec, arguments)
+    if level and levels and level not in levels and model.get("weights") != "random":
+        findings.append(
+            warning(
+                f"{_MODEL}.model_args.backbone",
+                f"{spec.name} was pretrained on {' and '.join(levels)}, the dataset is {level}",
+                expected="one level",
+                fix=f"prepare scenes of level {' or '.join(levels)}, or mention it next to each score",
+            )
+        )
+    declared = arguments.get("backbone_months", _JULY)
+    if spec.months and isinstance(declared, Sequence):
+        for frame, (month, real) in enumerate(zip(declared, _months(dataset), strict=False), start=1):
+            if real and month not in real:
+                found = f"date {frame} is declared as month {month}, the scenes are of month {_listed(real)}"
+                fix = f"write {sorted(real)[0]}; the model is told this month in every map too"
+                findings.append(warning(f"{_MODEL}.model_args.backbone_months", found, fix=fix))
+    return findings
+
+
+def _levels(spec: BackboneSpec, arguments: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Levels of the pretraining; of several only that of the chosen modality, such as S2L2A."""
+    chosen = tuple(str(name).removeprefix("S2") for name in arguments.get("backbone_modalities") or ())
+    return tuple(level for level in spec.levels or () if not chosen or level in chosen) or spec.levels
+
+
+def _months(dataset: ChipDataset) -> list[set[int]]:
+    """The calendar months of the scenes of each date; empty if unknown."""
+    info = dataset.info
+    if info.frames > 1:
+        days = zip(*info.frame_dates.values(), strict=True)
+        return [{dt.date.fromisoformat(day).month for day in each} for each in days]
+    scenes = info.provenance.get("scenes")
+    return [{month for each in scenes.values() for month in _months_of(each)} if isinstance(scenes, dict) else set()]
+
+
+def _months_of(properties: Mapping[str, Any]) -> set[int]:
+    """The months of a scene's item; of a composite all from its first day to its last."""
+    times = [properties.get(key) for key in ("start_datetime", "datetime", "end_datetime")]
+    days = [dt.datetime.fromisoformat(str(time)) for time in times if time]
+    if not days:
+        return set()
+    first, last = days[0], days[-1]
+    months = 12 * (last.year - first.year) + last.month - first.month
+    return {(first.month - 1 + k) % 12 + 1 for k in range(months + 1)}
+
+
+def _listed(months: set[int]) -> str:
+    return ", ".join(map(str, sorted(months)))
+
+
 def check_sample(dataset: ChipDataset) -> list[Finding]:
     """A few chips of each split are unchanged since the preparation, and their files agree with the dataset."""
     findings = []
@@ -264,9 +345,24 @@ def check_sample(dataset: ChipDataset) -> list[Finding]:
         for position in np.unique(np.linspace(0, len(rows) - 1, min(_SAMPLE, len(rows))).astype(int)):
             tile, checksum = rows["tile"][position], int(rows["checksum"][position])
             read = partial(read_chip, dataset, split, tile, checksum=checksum)
-            _, faults = attempt(f"{_DATA}.root", read)
+            chip, faults = attempt(f"{_DATA}.root", read)
             findings += faults or _check_headers(dataset, split, tile, place=rows["scene"][position])
+            if chip is not None:
+                findings += _check_values(chip[0], f"chip {tile} of {split}")
     return findings
+
+
+def _check_values(image: npt.NDArray[Any], where: str) -> list[Finding]:
+    held = [value for value in _NOT_OBSERVED.get(str(image.dtype), ()) if (image == value).any()]
+    return [
+        error(
+            f"{_DATA}.root",
+            f"{where} has the value {value}, which no ground has",
+            expected="DN of 1e-4 reflectance",
+            fix=f"declare it as nodata, such as --nodata={value}, and {_PREPARE}",
+        )
+        for value in held
+    ]
 
 
 def _check_headers(dataset: ChipDataset, split: Split, tile: str, *, place: str) -> list[Finding]:
