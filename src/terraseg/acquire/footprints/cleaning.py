@@ -9,6 +9,8 @@ import numpy.typing as npt
 import pandas as pd
 import shapely
 
+from terraseg.core.polygons import polygons_in_collections
+
 _log = logging.getLogger(__name__)
 
 _NOT_THERE = ("no", "demolished", "razed", "removed", "destroyed", "proposed", "planned")
@@ -18,7 +20,6 @@ _GONE = r'"(?:demolished|razed|removed|destroyed):building"=>"(?!no")'
 """Keys of buildings that are gone (https://wiki.openstreetmap.org/wiki/Lifecycle_prefix), as GDAL writes them."""
 
 _PART = r'"building:part"=>"(?!no")'
-_POLYGONAL = ("Polygon", "MultiPolygon")
 _POLYGON_TYPES = (shapely.GeometryType.POLYGON, shapely.GeometryType.MULTIPOLYGON)
 _GRID = 1e-7  # degrees: OpenStreetMap's own resolution, about 1 cm
 _CHUNK = 10_000
@@ -65,21 +66,18 @@ def _tagged(frame: gpd.GeoDataFrame, pattern: str) -> _Flags:
 
 
 def _repair(frame: gpd.GeoDataFrame) -> gpd.GeoDataFrame:
-    """Repair invalid polygons. Only the polygons of what ``make_valid`` gives are kept."""
+    """Repair invalid polygons, and keep only the polygons of collections, such as ``make_valid`` may give."""
     geometries = frame.geometry.to_numpy()
     invalid = ~shapely.is_valid(geometries) & ~shapely.is_missing(geometries)
-    if not invalid.any():
+    mended = geometries
+    if invalid.any():
+        _log.info("repaired %d invalid polygons", int(invalid.sum()))
+        mended = geometries.copy()
+        mended[invalid] = shapely.make_valid(geometries[invalid])
+    mended = polygons_in_collections(mended)
+    if mended is geometries:
         return frame
-    _log.info("repaired %d invalid polygons", int(invalid.sum()))
-    mended = geometries.copy()
-    mended[invalid] = [_polygons_of(shapely.make_valid(geometry)) for geometry in geometries[invalid]]
     return frame.set_geometry(gpd.GeoSeries(mended, index=frame.index, crs=frame.crs))
-
-
-def _polygons_of(geometry: shapely.Geometry) -> shapely.Geometry:
-    if geometry.geom_type in _POLYGONAL:
-        return geometry
-    return shapely.union_all([part for part in shapely.get_parts(geometry) if part.geom_type in _POLYGONAL])
 
 
 def _without_area(frame: gpd.GeoDataFrame) -> _Flags:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import shapely
 from pyproj import CRS
 
+from terraseg.core.polygons import Geometries
 from terraseg.errors import LabelError
 
 PROVIDERS: dict[str, dict[str, str]] = {
@@ -55,7 +56,7 @@ def read_geoparquet(location: str, *, area: shapely.Geometry, min_confidence: fl
         return gpd.GeoDataFrame({"id": []}, geometry=[], crs=4326)
     table = pa.concat_tables(parts)
     ids = table["id"].to_pandas()
-    return gpd.GeoDataFrame({"id": ids}, geometry=shapely.from_wkb(table["geometry"].to_numpy()), crs=4326)
+    return gpd.GeoDataFrame({"id": ids}, geometry=_shapes(table["geometry"]), crs=4326)
 
 
 def _files(location: str) -> list[str]:
@@ -86,12 +87,19 @@ def _read_file(location: str, area: shapely.Geometry, min_confidence: float) -> 
                 table = pa.Table.from_batches([batch])
                 if min_confidence and "confidence" in columns:
                     table = table.filter(pc.fill_null(pc.greater_equal(table["confidence"], min_confidence), True))
-                shapes = shapely.from_wkb(table[geometry].to_numpy())
-                table = table.filter(pa.array(shapely.intersects(area, shapes)))
+                shapes = _shapes(table[geometry])
+                broken = shapely.is_missing(shapes) & table[geometry].is_valid().to_numpy()
+                table = table.filter(pa.array(shapely.intersects(area, shapes) | broken))
                 ids = table[identity].cast(pa.string()) if identity else pa.nulls(len(table), pa.string())
                 yield pa.table({"id": ids, "geometry": table[geometry].cast(pa.binary())})
     except (OSError, pa.ArrowException) as error:
         raise LabelError(f"{location} can't be read as GeoParquet ({error})", fix="check the location") from error
+
+
+def _shapes(column: pa.ChunkedArray) -> Geometries:
+    """Geometries of WKB; None if the rings are broken, which the cleaning counts."""
+    shapes: Geometries = shapely.from_wkb(column.to_numpy(), on_invalid="ignore")
+    return shapes
 
 
 def _geo(file: pq.ParquetFile, location: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from terraseg.errors import LabelError
 _log = logging.getLogger(__name__)
 _OSM_LAYER = "multipolygons"  # GDAL's layer of closed ways and multipolygon relations
 _OSM_SCRATCH_MB = 8
+_EXACT_FLOATS = 2.0**53
 _Tags = Mapping[str, Literal[True] | tuple[str, ...]]
 
 
@@ -85,6 +86,7 @@ def read_source(
     else:
         frame = read_geoparquet(source.location, area=area, min_confidence=source.min_confidence)
         about = {**PROVIDERS[source.provider], "extract_date": source.extract_date.isoformat()}
+    frame["id"] = _without_blanks(frame["id"])
     frame["source"] = about["source"]
     return frame, FootprintSource(class_name=class_name, extent=area.wkt, **about)
 
@@ -130,9 +132,31 @@ def _read_vector(source: VectorSource, area: shapely.Geometry) -> gpd.GeoDataFra
     if source.id_column and source.id_column not in available:
         raise LabelError(f"{source.path} has no column {source.id_column}", expected="one of " + ", ".join(available))
     wanted = [name for name in (source.id_column, "building") if name and name in available]
-    frame = _read(source.path, area, crs, layer=source.layer, columns=wanted, where=source.where)
-    frame["id"] = frame[source.id_column].astype("string") if source.id_column else None
+    # Through Arrow, and as objects: pandas would make floats of whole numbers with a gap, exact up to 2^53 only.
+    exact = {"use_arrow": True, "arrow_to_pandas_kwargs": {"integer_object_nulls": True}}
+    frame = _read(source.path, area, crs, layer=source.layer, columns=wanted, where=source.where, **exact)
+    frame["id"] = _exact(frame[source.id_column], source) if source.id_column else None
     return frame
+
+
+def _exact(ids: "pd.Series[Any]", source: VectorSource) -> "pd.Series[Any]":
+    """Ids as text. Whole numbers stored as floats get no decimals; those that floats can't tell apart are dropped."""
+    if ids.dtype.kind != "f":
+        return ids.astype("string")
+    rounded = ids.abs() >= _EXACT_FLOATS
+    if rounded.any():
+        _log.warning(
+            "%d ids of %s in %s are floats from 2^53 on, which are rounded; they are not used",
+            int(rounded.sum()), source.id_column, source.path,
+        )  # fmt: skip
+    whole = ids.map(lambda number: f"{number:.0f}" if float(number).is_integer() else str(number), na_action="ignore")
+    return whole.astype("string").mask(rounded)
+
+
+def _without_blanks(ids: "pd.Series[Any]") -> "pd.Series[Any]":
+    """Ids, None where there is nothing but spaces."""
+    texts = ids.astype("string")
+    return texts.mask(texts.str.strip() == "")
 
 
 def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
@@ -153,11 +177,15 @@ def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
 
 
 def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401
-    """Features that intersect the area, in EPSG:4326; ``crs`` is that of the file, ``options`` are for pyogrio."""
+    """Features that intersect the area, in EPSG:4326; ``crs`` is that of the file, ``options`` are for pyogrio.
+
+    The geometry is None if its rings are broken, as an extract has them where it cuts ways; the cleaning counts those.
+    """
     box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
     try:
-        frame = pyogrio.read_dataframe(path, bbox=tuple(box), **options).to_crs(4326)
+        frame = pyogrio.read_dataframe(path, bbox=tuple(box), on_invalid="ignore", **options).to_crs(4326)
     except (DataSourceError, DataLayerError, FeatureError, ValueError) as error:
         raise LabelError(f"{path} can't be read ({error})") from error
     shapely.prepare(area)
-    return frame[frame.geometry.notna() & shapely.intersects(area, frame.geometry.to_numpy())].reset_index(drop=True)
+    broken = frame.geometry.isna()  # features without geometry are not in the box
+    return frame[broken | shapely.intersects(area, frame.geometry.to_numpy())].reset_index(drop=True)

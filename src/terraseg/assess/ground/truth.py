@@ -26,6 +26,7 @@ from terraseg.assess.ground.pairs import COUNTED, Labels, Patch, Scores, Truth, 
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
+from terraseg.core.polygons import POLYGONAL, polygons_in_collections
 from terraseg.core.tasks import read_ahead
 from terraseg.errors import DatasetError, LabelError, SceneError
 
@@ -253,15 +254,18 @@ def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonT
                 f"{path} can't be read as vector data ({error})", fix="give a vector file, or footprints from terraseg"
             ) from error
         attribution, found = None, path.stem
-        extent, within = shapely.box(*frame.total_bounds), "the bounding box of the polygons"
-    frame = frame[frame.geom_type.isin(["Polygon", "MultiPolygon"])]
+        extent, within = None, "the bounding box of the polygons"
+    frame = frame.set_geometry(
+        gpd.GeoSeries(polygons_in_collections(frame.geometry.to_numpy()), frame.index, frame.crs)
+    )
+    frame = frame[frame.geom_type.isin(POLYGONAL)]
     if frame.empty or frame.crs is None:
         raise LabelError(f"{path} has no polygons with a CRS", fix="give polygons with a CRS as --ground-truth")
     # GEOS can't intersect a ring that crosses itself; a repair may leave lines, which are dropped.
     sound = shapely.make_valid(frame.geometry.to_numpy(), method="structure", keep_collapsed=False)
     return PolygonTruth(
         polygons=gpd.GeoSeries(sound, crs=frame.crs),
-        extent=extent,
+        extent=shapely.box(*frame.total_bounds) if extent is None else extent,
         cell=cell,
         class_name=class_name or found,
         label_rule=f"pixel centre in a polygon of {path.name}, within {within}",

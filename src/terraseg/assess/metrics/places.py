@@ -15,6 +15,7 @@ import shapely
 from terraseg.assess.metrics.bootstrap import Part, intervals
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate
+from terraseg.core.polygons import POLYGONAL, polygons_in_collections
 from terraseg.errors import LabelError
 
 Members: TypeAlias = dict[str, list[int]]
@@ -97,7 +98,8 @@ def _read(path: Path, field: str) -> gpd.GeoDataFrame:
         raise LabelError(
             f"{path} can't be read as vector data ({error})", fix="name a vector file with --by"
         ) from error
-    places = places[places.geom_type.isin(["Polygon", "MultiPolygon"])]
+    places = places.set_geometry(gpd.GeoSeries(polygons_in_collections(places.geometry.to_numpy()), crs=places.crs))
+    places = places[places.geom_type.isin(POLYGONAL)]
     if places.empty or places.crs is None:
         raise LabelError(f"{path} has no polygons with a CRS", fix="name a file of polygons with a CRS with --by")
     if field not in places.columns:

@@ -77,3 +77,14 @@ def test_each_valid_polygon_is_kept_once_and_the_rest_is_counted(
     assert len(clean) + sum(dropped.values()) == len(raw)
     wkb = shapely.to_wkb(shapely.normalize(clean.geometry.to_numpy()))
     assert len(set(wkb)) == len(wkb)
+
+
+def test_polygons_in_collections_are_kept() -> None:
+    collection = shapely.GeometryCollection([_SQUARE, shapely.Point(1, 1)])
+    bow_tie = shapely.transform(shapely.Polygon([(0, 0), (2, 2), (2, 0), (0, 2)]), lambda points: points + 10)
+    clean, dropped = clean_footprints(
+        _frame({"geometry": collection}, {"geometry": shapely.GeometryCollection([bow_tie, shapely.Point(0, 0)])})
+    )
+    assert not dropped
+    assert list(clean.area) == pytest.approx([4, 2])
+    assert set(clean.geom_type) <= {"Polygon", "MultiPolygon"}

@@ -1,0 +1,36 @@
+"""Polygons of geometries of any kind."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+
+POLYGONAL = ("Polygon", "MultiPolygon")
+
+Geometries = npt.NDArray[Any]
+"""An array of shapely geometries; None where there is none."""
+
+
+def polygons_in_collections(geometries: Geometries) -> Geometries:
+    """Replace each GeometryCollection by the union of its polygons, nested ones too.
+
+    Collections without polygons, and geometries of other kinds, stay as they are.
+    """
+    collections = np.flatnonzero(shapely.get_type_id(geometries) == shapely.GeometryType.GEOMETRYCOLLECTION)
+    if not len(collections):
+        return geometries
+    taken = geometries.copy()
+    for index in collections:
+        parts = list(_polygons(geometries[index]))
+        taken[index] = shapely.union_all(parts) if parts else geometries[index]
+    return taken
+
+
+def _polygons(geometry: shapely.Geometry) -> Iterator[shapely.Geometry]:
+    for part in shapely.get_parts(geometry):
+        if part.geom_type == "GeometryCollection":
+            yield from _polygons(part)
+        elif part.geom_type in POLYGONAL:
+            yield part
