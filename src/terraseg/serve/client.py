@@ -82,8 +82,8 @@ class Client:
             masks: folder of the masks.
             name: name of the dataset, by default that of the folder.
             options: as for `terraseg data import`: ``classes``, ``bands``, ``unit``, ``tile_size``, ``image_suffix``,
-                ``mask_suffix``, ``nodata``, ``label_nodata``, ``class_values``, ``attribution``, ``block_chips``, ``gap_m``, ``gsd``,
-                ``seed``, ``assume_independent``.
+                ``mask_suffix``, ``nodata``, ``label_nodata``, ``class_values``, ``attribution``, ``block_chips``,
+                ``gap_m``, ``gsd``, ``seed``, ``assume_independent``.
 
         Raises:
             DatasetError: the folder has no GeoTIFF.
