@@ -5,8 +5,8 @@ Some catalogues have already removed it and say so; for some items this is wrong
 """
 
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,37 @@ import numpy.typing as npt
 from terraseg.core.bands import BASELINE_OFFSET
 from terraseg.errors import CatalogueError
 
+SHIFTED_BASELINE = "04.00"
+"""First processing baseline with the offset in its DN."""
+
 HISTOGRAM_STEP = 50
 """Bin width of the histogram of dark pixels, in DN."""
 
 HISTOGRAM_START = -1000
-"""Lowest DN of the histogram; 60 bins reach up to 2000 DN, and the outer bins take all values beyond."""
+"""Lowest DN of the histogram; 120 bins reach up to 5000 DN, and the outer bins take all values beyond."""
 
-HISTOGRAM_BINS = 60
+HISTOGRAM_BINS = 120
 
 _DARK_SHARE = 0.001
 _TOO_BRIGHT = 800
 _TOO_DARK = -400
 _FEWEST_PIXELS = 1000
+_DARK = 200  # if the offset was removed twice, no band of the land is darker than 1200 DN
+_SAME = 250  # DN of difference between the dark pixels of two scenes of one place
+_FEWEST_BANDS = 3  # with fewer, any land may look shifted
+
+
+class OffsetCheck(NamedTuple):
+    """What the pixels show about the offset of a scene.
+
+    Attributes:
+        evidence: what confirms it: its own ``dark pixels``, or ``other scenes`` of the same place that were corrected
+            in another way; ``none`` if it could not be checked.
+        contradiction: why the pixels contradict it; None if they don't.
+    """
+
+    evidence: Literal["dark pixels", "other scenes", "none"]
+    contradiction: str | None
 
 
 def processing_baseline(item_id: str, properties: Mapping[str, Any]) -> str | None:
@@ -54,7 +73,7 @@ def boa_offset(item_id: str, properties: Mapping[str, Any]) -> int:
             expected="the property s2:processing_baseline or processing:version",
             fix="set acquire.catalogue.offset for this catalogue",
         )
-    return BASELINE_OFFSET if baseline >= "04.00" else 0
+    return BASELINE_OFFSET if baseline >= SHIFTED_BASELINE else 0
 
 
 def dark_histogram(values: npt.NDArray[np.int32]) -> npt.NDArray[np.int64]:
@@ -81,12 +100,41 @@ def dark_values(histograms: npt.NDArray[np.int64]) -> npt.NDArray[np.int64] | No
     return values
 
 
-def offset_contradiction(dark: npt.NDArray[np.int64]) -> str | None:
-    """Why the dark pixels, (bands,) DN, contradict the offset; None if they agree.
+def check_offsets(
+    dark: Sequence[npt.NDArray[np.int64] | None], *, places: Sequence[str], corrections: Sequence[Hashable]
+) -> list[OffsetCheck]:
+    """Check the offset of each scene by its own dark pixels and by those of the other scenes of its place.
 
     Nearly every scene has shadow or water below a reflectance of 0.08 in some band; if the offset is still in the DN,
     no band has. If it was removed twice, the dark pixels of most bands lie far below zero, which no atmosphere causes.
+    On bright land neither shows: there, only scenes that were corrected in another way can confirm or contradict the
+    offset. A wrong one shifts all bands by the same 1000 DN; land, haze and shadow never do.
+
+    Args:
+        dark: (bands,) DN of the dark pixels of each scene, as `dark_values` gives them.
+        places: of each scene; only scenes of the same place (such as a tile) are compared.
+        corrections: of each scene, how its offset was removed; equal ones can't confirm each other.
     """
+    checks = []
+    for scene, values in enumerate(dark):
+        others = [other for other in range(len(dark)) if other != scene and places[other] == places[scene]]
+        shifts = {
+            other: values - shown for other in others if values is not None and (shown := dark[other]) is not None
+        }
+        if values is None:
+            checks.append(OffsetCheck("none", None))
+        elif len(values) >= _FEWEST_BANDS and any(
+            np.abs(shift).max() <= _SAME and corrections[other] != corrections[scene] for other, shift in shifts.items()
+        ):
+            checks.append(OffsetCheck("other scenes", None))
+        else:
+            evidence: Literal["dark pixels", "none"] = "dark pixels" if values.min() <= _DARK else "none"
+            checks.append(OffsetCheck(evidence, _dark_contradiction(values) or _shift_contradiction(shifts)))
+    return checks
+
+
+def _dark_contradiction(dark: npt.NDArray[np.int64]) -> str | None:
+    """Why the dark pixels, (bands,) DN, contradict the offset; None if they don't."""
     if dark.min() >= _TOO_BRIGHT:
         return (
             f"its darkest pixels have DN {dark.min()} or more in every band, as if {BASELINE_OFFSET} were still to add"
@@ -94,3 +142,20 @@ def offset_contradiction(dark: npt.NDArray[np.int64]) -> str | None:
     if np.median(dark) <= _TOO_DARK:
         return f"its darkest pixels have DN {int(np.median(dark))}, as if {BASELINE_OFFSET} had been added twice"
     return None
+
+
+def _shift_contradiction(shifts: Mapping[int, npt.NDArray[np.int64]]) -> str | None:
+    """Why the other scenes contradict the offset, by how much brighter (bands,) this one is than each of them."""
+    if not shifts:
+        return None
+    shift = np.median(np.stack(list(shifts.values())), axis=0)
+    if (
+        len(shift) < _FEWEST_BANDS
+        or np.abs(np.abs(shift) - abs(BASELINE_OFFSET)).max() > _SAME
+        or np.ptp(shift) > _SAME
+    ):
+        return None
+    return (
+        f"in every band its darkest pixels lie about {abs(int(np.median(shift)))} DN "
+        f"{'above' if shift[0] > 0 else 'below'} those of the other scenes of its place"
+    )

@@ -240,6 +240,25 @@ def test_a_wrong_flag_is_detected(
     assert not any("data" in request for request in server.requests[reads:]), "finished blocks were read again"
 
 
+def test_a_wrong_flag_is_detected_on_bright_land(site: Site, tmp_path: Path) -> None:
+    folder = _lie(site.folder, "S2A_31SEA_20230715", {"earthsearch:boa_offset_applied": False}, tmp_path / "desert")
+    for path in folder.glob("*/B*.tif"):
+        with rasterio.open(path) as source:
+            profile, values = source.profile, source.read()
+        path.unlink()  # a hard link
+        with rasterio.open(path, "w", **{**profile, "driver": "GTiff"}) as target:
+            target.write(values + np.uint16(1300))
+    with stac_server(folder) as server:
+        catalogue = {"name": "earth-search", "url": server.url}
+        with pytest.raises(SceneError, match="S2A_31SEA_20230715") as caught:
+            download(aoi=site.aoi, output=tmp_path / "raw", config=site.config(catalogue=catalogue))
+        assert "S2A_31SEA_2022" not in str(caught.value)
+        config = site.config(catalogue=catalogue, exclude=["S2A_31SEA_20230715_0_L2A"])
+        (path,) = download(aoi=site.aoi, output=tmp_path / "right", config=config)
+    sources = open_scene(path).item["properties"]["terraseg:sources"]
+    assert [source["offset_check"] for source in sources] == ["other scenes"] * 4
+
+
 def test_pages_of_one_item_are_all_read(site: Site, tmp_path: Path) -> None:
     with stac_server(site.folder, page_size=1) as server:
         catalogue = {"name": "earth-search", "url": server.url}

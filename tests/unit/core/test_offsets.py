@@ -9,9 +9,9 @@ import pytest
 
 from terraseg.core.offsets import (
     boa_offset,
+    check_offsets,
     dark_histogram,
     dark_values,
-    offset_contradiction,
     processing_baseline,
 )
 from terraseg.errors import CatalogueError
@@ -62,20 +62,45 @@ def test_an_item_of_unknown_unit_is_an_error() -> None:
         boa_offset("S2A_31SEA_20160101_0_L2A", {"s2:processing_baseline": "unknown"})
 
 
-def _dark(shift: int) -> np.ndarray[Any, np.dtype[np.int64]] | None:
-    rng = np.random.default_rng(0)
-    bands = [rng.gamma(4, 200, 20000).astype(np.int32) + floor + shift for floor in (50, 150, 0)]
-    return dark_values(np.stack([dark_histogram(band) for band in bands]))
+def _dark(shift: int, *, floors: tuple[int, ...] = (50, 150, 0), seed: int = 0) -> np.ndarray[Any, np.dtype[np.int64]]:
+    rng = np.random.default_rng(seed)
+    bands = [rng.gamma(4, 200, 20000).astype(np.int32) + floor + shift for floor in floors]
+    values = dark_values(np.stack([dark_histogram(band) for band in bands]))
+    assert values is not None
+    return values
 
 
 def test_dark_pixels_agree_only_with_the_right_offset() -> None:
-    right, kept, twice = _dark(0), _dark(1000), _dark(-1000)
-    assert right is not None
-    assert kept is not None
-    assert twice is not None
-    assert offset_contradiction(right) is None
-    assert "still to add" in str(offset_contradiction(kept))
-    assert "added twice" in str(offset_contradiction(twice))
+    right, kept, twice = (check_offsets([_dark(shift)], places=[""], corrections=[0])[0] for shift in (0, 1000, -1000))
+    assert right == ("dark pixels", None)
+    assert "still to add" in str(kept.contradiction)
+    assert "added twice" in str(twice.contradiction)
+
+
+_DESERT = (1250, 1700, 2350)
+
+
+def test_bright_land_alone_can_not_be_checked() -> None:
+    for scenes in (1, 3):
+        dark = [_dark(-1000, floors=_DESERT, seed=seed) for seed in range(scenes)]
+        checks = check_offsets(dark, places=["31SEA"] * scenes, corrections=[0] * scenes)
+        assert checks == [("none", None)] * scenes
+
+
+def test_scenes_of_another_correction_show_a_wrong_offset_on_bright_land() -> None:
+    dark = [_dark(shift, floors=_DESERT, seed=seed) for seed, shift in enumerate((0, 0, -1000))]
+    old, other, twice = check_offsets(dark, places=["31SEA"] * 3, corrections=["old", "new", "new"])
+    assert (old, other) == (("other scenes", None), ("other scenes", None))
+    assert "below" in str(twice.contradiction)
+    elsewhere = check_offsets(dark, places=["31SEA", "31SEA", "31SFA"], corrections=["old", "new", "new"])
+    assert elsewhere[2] == ("none", None)
+
+
+def test_other_land_is_not_a_wrong_offset() -> None:
+    dark = [_dark(0, floors=_DESERT), _dark(0)]
+    desert, sea = check_offsets(dark, places=["31SEA"] * 2, corrections=["old", "new"])
+    assert "above those" not in str(desert.contradiction)
+    assert sea == ("dark pixels", None)
 
 
 def test_too_few_clear_pixels_give_no_dark_values() -> None:
@@ -83,6 +108,6 @@ def test_too_few_clear_pixels_give_no_dark_values() -> None:
 
 
 def test_values_beyond_the_histogram_go_to_its_outer_bins() -> None:
-    counts = dark_histogram(np.array([-30000, -1000, 1999, 30000], np.int32))
+    counts = dark_histogram(np.array([-30000, -1000, 4999, 30000], np.int32))
     assert counts[0] == 2
     assert counts[-1] == 2

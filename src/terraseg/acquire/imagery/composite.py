@@ -25,14 +25,14 @@ from terraseg.acquire.imagery.provenance import (
 )
 from terraseg.contracts.scene import open_scene, scene_writer
 from terraseg.core.files import atomic_path, fingerprint, output_error
-from terraseg.core.offsets import HISTOGRAM_BINS, dark_values, offset_contradiction
+from terraseg.core.offsets import HISTOGRAM_BINS, SHIFTED_BASELINE, OffsetCheck, check_offsets, dark_values
 from terraseg.core.raster import GDAL_CACHE, CogOptions, cog_writer
 from terraseg.core.tasks import run_tasks
 from terraseg.errors import OutputError, SceneError
 
 _log = logging.getLogger(__name__)
 
-_BLOCK_FORMAT = 2
+_BLOCK_FORMAT = 3
 """Changes with what a finished block holds, so that blocks of an older version are computed again."""
 
 _WRITING = {"GDAL_CACHEMAX": GDAL_CACHE // 2}
@@ -94,7 +94,7 @@ def write_composite(
             count_target.write(result.observations, 1, window=window)
             histograms += result.histograms
             observed += np.bincount(result.observations.ravel(), minlength=len(observed))
-        describe_sources(item, scenes, config.bands, _checked_dark(histograms, scenes, config))
+        describe_sources(item, scenes, config.bands, *_checked_dark(histograms, scenes, config))
         describe_observations(item, observed)
     shutil.rmtree(folder)
     return path
@@ -186,21 +186,32 @@ def _results(folder: Path, tasks: Sequence[BlockTask], *, workers: int, schedule
 
 def _checked_dark(
     histograms: npt.NDArray[np.int64], scenes: Sequence[SourceScene], config: AcquireConfig
-) -> list[npt.NDArray[np.int64] | None]:
-    """For each scene the DN of its dark pixels per band over the whole area, checked against its offset."""
+) -> tuple[list[npt.NDArray[np.int64] | None], list[OffsetCheck]]:
+    """For each scene the DN of its dark pixels per band over the whole area, and what they show about its offset."""
     dark = [dark_values(histogram) for histogram in histograms]
+    checks = check_offsets(
+        dark,
+        places=[scene.tile for scene in scenes],
+        corrections=[(scene.offset, (scene.baseline or "") >= SHIFTED_BASELINE) for scene in scenes],
+    )
     contradictions = [
-        f"{scene.id} (baseline {scene.baseline}, offset {scene.offset}): {contradiction}"
-        for scene, values in zip(scenes, dark, strict=True)
-        if values is not None and (contradiction := offset_contradiction(values))
+        f"{scene.id} (baseline {scene.baseline}, offset {scene.offset}): {check.contradiction}"
+        for scene, check in zip(scenes, checks, strict=True)
+        if check.contradiction
     ]
     if contradictions and config.offset_check == "raise":
         raise SceneError(
             "; ".join(contradictions),
-            expected="dark pixels near 0",
-            fix="leave the scenes out with acquire.exclude; if all land is bright, as in a desert, set "
+            expected="dark pixels near 0, or as dark as in the other scenes",
+            fix="leave the wrong scenes out with acquire.exclude; if all land is bright, as in a desert, set "
             "acquire.offset_check: warn",
         )
     for contradiction in contradictions:
         _log.warning("%s", contradiction)
-    return dark
+    if unchecked := [scene.id for scene, check in zip(scenes, checks, strict=True) if check == ("none", None)]:
+        _log.warning(
+            "the offset of %s could not be checked: too few clear pixels, or bright land and no scene of the same tile "
+            "that was corrected in another way",
+            ", ".join(unchecked),
+        )
+    return dark, checks

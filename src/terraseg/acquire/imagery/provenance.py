@@ -15,6 +15,7 @@ from terraseg.acquire.config import AcquireConfig, MaskConfig
 from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
+from terraseg.core.offsets import OffsetCheck
 from terraseg.core.processing import Processing, processing_in_common
 
 FINGERPRINT = "terraseg:fingerprint"
@@ -114,12 +115,14 @@ def describe_sources(
     scenes: Sequence[SourceScene],
     bands: Sequence[str],
     dark: Sequence[npt.NDArray[np.int64] | None],
+    checks: Sequence[OffsetCheck],
 ) -> None:
     """Add the source scenes to the properties of an item.
 
     Args:
         item: the STAC item, changed in place.
         dark: for each scene the DN of its darkest pixels per band, after the offset; None if too few were clear.
+        checks: for each scene what the pixels show about its offset.
     """
     item["properties"]["terraseg:sources"] = [
         {
@@ -130,9 +133,10 @@ def describe_sources(
             "clear_cover": None if scene.clear_cover is None else round(scene.clear_cover, 4),
             "processing_baseline": scene.baseline,
             "offset": scene.offset,
+            "offset_check": "contradicted" if check.contradiction else check.evidence,
             "dark_dn": None if values is None else dict(zip(bands, values.tolist(), strict=True)),
         }
-        for scene, values in zip(scenes, dark, strict=True)
+        for scene, values, check in zip(scenes, dark, checks, strict=True)
     ]
 
 
