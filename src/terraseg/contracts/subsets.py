@@ -50,7 +50,9 @@ def chosen_chips(
             dataset.tiles, fold=fold, folds=folds, seed=rule["seed"], gap_m=rule["gap_m"], gsd=info.gsd, zones=info.crs
         )
         rows = parts[0 if split == "train" else 1]
-    return label_fraction(rows, fraction=fraction, seed=seed, tile_size=info.tile_size) if split == "train" else rows
+    if split != "train":
+        return rows
+    return label_fraction(rows, fraction=fraction, seed=seed, tile_size=info.tile_size, gsd=info.gsd)
 
 
 def fold_chips(
@@ -91,17 +93,21 @@ def fold_chips(
     return train.reset_index(drop=True), val.reset_index(drop=True)
 
 
-def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_size: int) -> gpd.GeoDataFrame:
+def label_fraction(
+    train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_size: int, gsd: float
+) -> gpd.GeoDataFrame:
     """Choose train chips that cover a share of the train area, stratified by class fraction.
 
     Chips are taken in an order that depends only on the seed, with each stratum spread evenly over it, until they cover
     the share of the area, but at least one. So a smaller fraction is part of a larger one. Chips that lie completely in
-    the area covered are taken too, so overlapping chips add no more labels than requested.
+    the area covered are taken too, so overlapping chips add no more labels than requested. Several dates show the same
+    ground: it counts once, and all its dates are taken.
 
     Args:
         train: rows of tiles.parquet.
         fraction: share of the area, greater than 0 and at most 1.
         tile_size: side of a chip, in pixels.
+        gsd: pixel size in metres.
 
     Returns:
         The chosen rows, in the order of ``train``.
@@ -109,16 +115,18 @@ def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_
     if fraction == 1:
         return train
     order = _stratified_order(train["class_fraction"].to_numpy(), seed=seed)
-    ground = {
-        scene: np.zeros((rows["row"].max() + tile_size, rows["column"].max() + tile_size), dtype=bool)
-        for scene, rows in train.groupby("scene")
-    }
-    windows = [
-        ground[scene][row : row + tile_size, column : column + tile_size]
-        for scene, row, column in zip(train["scene"], train["row"], train["column"], strict=True)
-    ]
-    for window in windows:
-        window[...] = True
+    unit, corner = ground_units(train, gsd=gsd), ground_pixels(train, gsd=gsd)
+    ground: dict[int, npt.NDArray[np.bool_]] = {}
+    first: dict[int, npt.NDArray[np.intp]] = {}
+    for number in range(int(unit.max()) + 1):
+        own = corner[unit == number]
+        first[number] = own.min(axis=0)
+        ground[number] = np.zeros(np.ptp(own, axis=0) + tile_size, dtype=bool)
+    windows = []
+    for number, place in zip(unit.tolist(), corner, strict=True):
+        row, column = place - first[number]
+        windows.append(ground[number][row : row + tile_size, column : column + tile_size])
+        windows[-1][...] = True
     wanted = fraction * sum(int(shown.sum()) for shown in ground.values())
     for shown in ground.values():
         shown[...] = False
@@ -131,9 +139,36 @@ def label_fraction(train: gpd.GeoDataFrame, *, fraction: float, seed: int, tile_
     return train[[bool(window.all()) for window in windows]].reset_index(drop=True)
 
 
+def ground_units(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp]:
+    """(chips,) number of the ground of each chip: its block together with the blocks that overlap it.
+
+    Blocks of several dates, or of overlapping scenes, are the same ground. A block without coordinates is its own.
+    """
+    names, block = np.unique(chips["block"].to_numpy(dtype=str), return_inverse=True)
+    shapes = chips.geometry.to_numpy()
+    first, second = shapely.STRtree(shapes).query(shapely.buffer(shapes, -gsd / 2), predicate="intersects")
+    links = coo_array((np.ones(len(first), dtype=bool), (block[first], block[second])), shape=(len(names), len(names)))
+    _, unit = connected_components(links, directed=False)
+    return np.asarray(unit[block], dtype=np.intp)
+
+
+def ground_pixels(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp]:
+    """(chips, 2) row and column of each chip's upper left corner on one grid of ground, the same for all scenes.
+
+    Chips without coordinates keep their place in their image.
+    """
+    left, _, _, top = shapely.bounds(chips.geometry.to_numpy()).T
+    placed = np.isfinite(left)
+    corner = chips[["row", "column"]].to_numpy(dtype=np.intp, copy=True)
+    if placed.any():
+        offset = np.stack([np.nanmax(top) - top, left - np.nanmin(left)], axis=1) / gsd
+        corner[placed] = np.rint(offset[placed]).astype(np.intp)
+    return corner
+
+
 def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float) -> npt.NDArray[np.intp]:
     """(chips,) fold of each chip. Blocks are grouped by density; each group gives one block to each fold."""
-    unit = _ground_units(chips, gsd=gsd)
+    unit = ground_units(chips, gsd=gsd)
     count = int(unit.max()) + 1
     if count < folds:
         raise SplitError(
@@ -151,16 +186,6 @@ def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float
         group = order[start : start + folds]
         fold[group] = random.permutation(folds)[: len(group)]
     return np.asarray(fold[unit])
-
-
-def _ground_units(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp]:
-    """(chips,) number of the ground of each chip: its block together with the blocks that overlap it."""
-    names, block = np.unique(chips["block"].to_numpy(dtype=str), return_inverse=True)
-    shapes = chips.geometry.to_numpy()
-    first, second = shapely.STRtree(shapes).query(shapely.buffer(shapes, -gsd / 2), predicate="intersects")
-    links = coo_array((np.ones(len(first), dtype=bool), (block[first], block[second])), shape=(len(names), len(names)))
-    _, unit = connected_components(links, directed=False)
-    return np.asarray(unit[block], dtype=np.intp)
 
 
 def _without_repetition(chips: gpd.GeoDataFrame) -> gpd.GeoDataFrame:

@@ -93,7 +93,7 @@ def test_fractions_are_nested_and_show_their_share_of_the_ground(stride):
     whole = (_shown(train) > 0).sum()
     before: set[str] = set()
     for fraction in (0.01, 0.05, 0.1, 0.25, 0.5, 1.0):
-        part = label_fraction(train, fraction=fraction, seed=7, tile_size=SIZE)
+        part = label_fraction(train, fraction=fraction, seed=7, tile_size=SIZE, gsd=GSD)
         share = (_shown(part) > 0).sum() / whole
         assert fraction <= share < fraction + SIZE**2 / whole + 1e-9
         assert before <= set(part["tile"])
@@ -104,9 +104,27 @@ def test_fractions_are_nested_and_show_their_share_of_the_ground(stride):
 def test_fractions_are_stratified_and_depend_on_the_seed():
     train = _tiles(blocks=8)
     means = [
-        label_fraction(train, fraction=0.1, seed=seed, tile_size=SIZE)["class_fraction"].mean() for seed in range(8)
+        label_fraction(train, fraction=0.1, seed=seed, tile_size=SIZE, gsd=GSD)["class_fraction"].mean()
+        for seed in range(8)
     ]
     assert np.abs(np.array(means) - train["class_fraction"].mean()).max() < 0.02
     assert len(set(means)) == 8
-    again = label_fraction(train, fraction=0.1, seed=0, tile_size=SIZE)["class_fraction"].mean()
+    again = label_fraction(train, fraction=0.1, seed=0, tile_size=SIZE, gsd=GSD)["class_fraction"].mean()
     assert again == means[0]
+
+
+def test_four_dates_of_one_ground_are_labelled_together():
+    one, four = _tiles(), _tiles(scenes=("a", "b", "c", "d"))
+    part = label_fraction(four, fraction=0.25, seed=0, tile_size=SIZE, gsd=GSD)
+    ground = (_shown(part) > 0).sum() / (_shown(one) > 0).sum()
+    assert ground == pytest.approx(0.25, abs=0.01)
+    places = {scene: set(zip(rows["row"], rows["column"], strict=True)) for scene, rows in part.groupby("scene")}
+    assert len(places) == 4
+    assert all(shown == places["a"] for shown in places.values())
+
+
+def test_a_fraction_of_images_without_coordinates_is_a_share_of_their_pixels():
+    train = _tiles()
+    train = train.assign(scene=train["block"]).set_geometry(gpd.GeoSeries([None] * len(train), crs=train.crs))
+    part = label_fraction(train, fraction=0.25, seed=0, tile_size=SIZE, gsd=GSD)
+    assert len(part) == pytest.approx(len(train) / 4, abs=1)
