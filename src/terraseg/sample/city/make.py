@@ -23,6 +23,7 @@ from terraseg.contracts.footprints import FootprintSource, write_footprints
 from terraseg.contracts.scene import scene_writer
 from terraseg.core.bands import BASELINE_OFFSET, REFLECTANCE_SCALE, UNIT
 from terraseg.core.files import write_json
+from terraseg.core.processing import Processing
 from terraseg.core.raster import cog_writer
 from terraseg.sample.city.imagery import CITY_BANDS, Float, Sky, Strip, classify, draw_sky, strips, under_sky
 from terraseg.sample.city.items import Acquisition, band_grid, collection, earth_search_item
@@ -120,6 +121,7 @@ def make_city_scene(folder: Path, *, size: int = 256, seed: int = 0, noise: floa
             "terraseg:sources": [{"id": f"synthetic city, seed {seed}", "datetime": f"{_DAY}T10:46:21Z", "offset": 0}],
             "terraseg:mask_rule": "none",
             "terraseg:composite_rule": "single scene",
+            **Processing(resampling="nearest", level="L2A", offset="removed").as_properties,
             "terraseg:attribution": "synthetic",
         },
     )
