@@ -5,6 +5,7 @@ Only this module knows how scenes are stored. Read them with `open_scene`, write
 
 import datetime as dt
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyproj
 import rasterio
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.crs import CRS
+from rasterio.enums import MaskFlags
 from rasterio.io import DatasetWriter
 
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
@@ -35,6 +38,15 @@ ATTRIBUTION = "terraseg:attribution"
 _PREVIEW = 256
 """Side in pixels of the preview that is read when the values are not as declared."""
 
+_DN_FROM = 2
+"""Values with a median from here on are DN, not reflectance."""
+
+_FOREIGN_NODATA = -9999
+_ROUNDING = 1e-6
+"""Largest rounding error of a grid, in pixels."""
+
+_RESAMPLE = "resample it with rio warp IN OUT --dst-crs EPSG:326ZZ --res 10, where ZZ is the UTM zone"
+_THEN = "then copy band names, UNIT and item to OUT"
 _SCALE_TOLERANCE = 0.05
 """Largest relative difference between a pixel's size on the ground and in its CRS; in UTM it is at most 0.5 %."""
 
@@ -119,6 +131,7 @@ def open_scene(path: str | Path) -> Scene:
         with rasterio.open(path) as source:
             crs, transform, shape = source.crs, source.transform, source.shape
             dtypes, nodata, names, tags = set(source.dtypes), source.nodata, source.descriptions, source.tags()
+            masked = any(MaskFlags.per_dataset in flags for flags in source.mask_flag_enums)
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(f"{path} can't be read as a raster ({error})", fix="download it again") from error
     geobox = _geobox(path, crs, transform, shape)
@@ -126,14 +139,19 @@ def open_scene(path: str | Path) -> Scene:
         raise SceneError(
             f"{path} has type {', '.join(sorted(dtypes))} and nodata {nodata}, {_describe_values(path)}",
             expected=f"uint16 DN x {REFLECTANCE_SCALE} = reflectance, with nodata {NODATA}",
-            fix="convert it with gdal_translate -ot UInt16 -a_nodata 0; for reflectance from 0 to 1 add "
-            "-scale 0 1 0 10000",
+            fix=_conversion(path, dtypes, nodata),
+        )
+    if masked:
+        raise SceneError(
+            f"{path} has a mask band, which later steps would not read",
+            expected=f"nodata {NODATA} where it masks",
+            fix=f'convert it with rio calc "(read 1)" IN OUT --masked --profile nodata=0, {_THEN}',
         )
     if tags.get("UNIT") != UNIT:
         raise SceneError(
             f"{path} has unit {tags.get('UNIT', 'undeclared')}, {_describe_values(path)}",
             expected=f"the tag UNIT={UNIT} (reflectance = DN x {REFLECTANCE_SCALE}, baseline offset removed)",
-            fix="download it with terraseg, or convert the values and set the tag",
+            fix=f"download it with terraseg, or convert the values and add it with rio edit-info --tag UNIT={UNIT}",
         )
     bands = _band_names(names, path)
     item = _provenance(path)
@@ -145,17 +163,58 @@ def _geobox(path: Path, crs: CRS | None, transform: Affine, shape: tuple[int, in
     """The pixel grid of a raster: north up, in metres, true to scale."""
     if crs is None:
         raise SceneError(f"{path} has no CRS", expected="a UTM zone", fix="assign it with rio edit-info --crs")
-    if not crs.is_projected or transform.b or transform.d or transform.a != -transform.e:
-        raise SceneError(f"{path} is not on a north-up metric grid of square pixels ({crs})", expected="a UTM grid")
-    geobox = GeoBox(shape, transform, str(crs))
+    width, height = math.hypot(transform.a, transform.d), math.hypot(transform.b, transform.e)
+    rounded = _without_rounding(transform)
+    if not crs.is_projected or rounded is None:
+        unit = "degrees" if crs.is_geographic else crs.linear_units
+        turned = "" if not transform.b and not transform.d else ", rotated"
+        raise SceneError(
+            f"{path} is not on a north-up metric grid of square pixels ({crs}, {width:g} x {height:g} {unit}{turned})",
+            expected="a UTM grid",
+            fix=_RESAMPLE,
+        )
+    geobox = GeoBox(shape, rounded, str(crs))
     if not is_true_to_scale(geobox):
         width, height = pixel_on_ground(geobox)
         raise SceneError(
             f"{path} has pixels of {transform.a:g} in {crs}, which are {width:.3g} x {height:.3g} m on the ground",
             expected="a CRS in metres that is true to scale, such as the local UTM zone",
-            fix="resample it with gdalwarp -t_srs EPSG:326ZZ -tr 10 10, where ZZ is the UTM zone",
+            fix=_RESAMPLE,
         )
     return geobox
+
+
+def _without_rounding(transform: Affine) -> Affine | None:
+    """The transform without rounding errors, so that equal grids are equal; None if it is not north up and square."""
+    side = abs(transform.a)
+    least = _ROUNDING * side
+    if transform.a <= 0 or max(abs(transform.b), abs(transform.d), abs(transform.a + transform.e)) > least:
+        return None
+    if abs(round(side, 3) - side) <= least:
+        side = round(side, 3)
+    corner = (round(edge, 3) if abs(round(edge, 3) - edge) <= least else edge for edge in (transform.c, transform.f))
+    left, top = corner
+    return Affine(side, 0, left, 0, -side, top)
+
+
+def _conversion(path: Path, dtypes: set[str], nodata: float | None) -> str:
+    """How to make DN of 1 to 65535, with 0 for nodata only: values below 0 are observations."""
+    if dtypes == {"uint16"} and nodata is None:
+        return f"declare it with rio edit-info --nodata {NODATA}"
+    look = _preview(path)
+    seen = np.zeros(1) if look is None else look[np.isfinite(look)]
+    values, known = "(read 1)", f"(!= (read 1) {nodata or 0:.17g})"
+    marked = look is not None and (seen.size < look.size or seen.min(initial=0) <= _FOREIGN_NODATA)
+    if (nodata is None and marked) or math.isnan(nodata or 0):
+        known = f"(> (read 1) {_FOREIGN_NODATA})"
+    if any(dtype.startswith("float") for dtype in dtypes):
+        bright = seen[seen > 0]
+        scale = 10_000 if bright.size and np.median(bright) < _DN_FROM else 1
+        values = f"(+ 0.5 (* {scale} (read 1)))"
+    return (
+        f'convert it with rio calc "(where {known} (clip {values} 1 65535) 0)" IN OUT --dtype uint16 --not-masked '
+        f"--profile nodata=0, {_THEN}"
+    )
 
 
 def _provenance(path: Path) -> dict[str, Any]:
@@ -177,7 +236,11 @@ def _provenance(path: Path) -> dict[str, Any]:
 def _band_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
     """ESA names of the bands; each may occur once only."""
     if not all(names):
-        raise SceneError(f"{path} has bands without a description", expected="Sentinel-2 names such as B02")
+        raise SceneError(
+            f"{path} has bands without a description",
+            expected="Sentinel-2 names such as B02",
+            fix="name them with rio edit-info --bidx 1 --description B02 and so on",
+        )
     try:
         bands = tuple(band(name).name for name in names)
     except SceneError as error:
@@ -189,18 +252,25 @@ def _band_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
 
 def _describe_values(path: Path) -> str:
     """What a raster's values look like, from a preview, for an error message."""
-    try:
-        with rasterio.open(path) as source:
-            shape = min(source.height, _PREVIEW), min(source.width, _PREVIEW)
-            values = source.read(1, out_shape=shape).astype(np.float64)
-    except rasterio.errors.RasterioIOError:
+    values = _preview(path)
+    if values is None:
         return "and its values can't be read"
     known = values[np.isfinite(values) & (values > 0)]
     if known.size == 0:
         return "and no value above 0"
     middle = float(np.median(known))
-    kind = "reflectance from 0 to 1" if middle < 2 else "8 bit" if known.max() < 256 else "DN x 1e-4"
+    kind = "reflectance from 0 to 1" if middle < _DN_FROM else "8 bit" if known.max() < 256 else "DN x 1e-4"
     return f"and values around {middle:.3g}, like {kind}"
+
+
+def _preview(path: Path) -> npt.NDArray[np.float64] | None:
+    try:
+        with rasterio.open(path) as source:
+            shape = min(source.height, _PREVIEW), min(source.width, _PREVIEW)
+            values: npt.NDArray[np.float64] = source.read(1, out_shape=shape).astype(np.float64)
+    except rasterio.errors.RasterioIOError:
+        return None
+    return values
 
 
 def pixel_on_ground(geobox: GeoBox) -> tuple[float, float]:
