@@ -206,12 +206,14 @@ class BuiltUpRaster(Strict):
         path: any raster that GDAL reads, in any CRS.
         above: pixels with a greater value are built-up.
         classes: pixels with one of these values are built-up.
+        full_share: share of built-up land that complete labels cover; by default that of the best-mapped cells.
     """
 
     kind: Literal["raster"]
     path: Path
     above: float | None = None
     classes: tuple[int, ...] = ()
+    full_share: float | None = Field(None, gt=0, le=1)
 
     @model_validator(mode="after")
     def _one_rule(self) -> Self:
@@ -226,7 +228,8 @@ class CompletenessConfig(Strict):
     Attributes:
         reference: a second source of footprints, or a built-up raster.
         cell: side of a cell in metres, a multiple of 10.
-        reach: built-up land counts as covered if a label lies within this distance in metres.
+        reach: labels count if they lie within this distance of the reference's footprints, in metres; not used with a
+            raster.
     """
 
     reference: Annotated[VectorSource | GeoParquetSource | BuiltUpRaster, Field(discriminator="kind")]

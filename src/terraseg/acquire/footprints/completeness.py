@@ -1,8 +1,11 @@
-"""The share of built-up land that the labels cover, per cell: where it is low, the source map is incomplete."""
+"""How complete the labels are, per cell: their area compared with that of a reference.
+
+Areas are compared, and not places near a label, because in a dense town every place is near one: half of its buildings
+would count as all of them.
+"""
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import geopandas as gpd
@@ -26,14 +29,23 @@ _log = logging.getLogger(__name__)
 COMPLETENESS_FOLDER = "completeness"
 """Folder next to the footprints, with one file per AOI, named like the footprints."""
 
+_FINER = 5
+"""Side of a 10 m pixel in pixels of the grid on which areas are measured."""
+
+_BEST = 0.9
+"""Quantile of the built-up land, by the share under labels, above which it counts as completely mapped."""
+
 _Mask = npt.NDArray[np.bool_]
+_Areas = npt.NDArray[np.float64]
 
 
 def write_completeness(path: Path, *, area: AOI, footprints: gpd.GeoDataFrame, config: CompletenessConfig) -> None:
-    """Write GeoParquet: geometry (cell, EPSG:4326), built_up_area_m2 (float64), covered_share (float64, 0 to 1).
+    """Write GeoParquet with one row per cell that intersects the AOI; only its part inside the AOI is measured.
 
-    Only cells that intersect the AOI are listed, and only their part inside the AOI is measured. The share of a cell
-    without built-up land is 1. Labels and reference are compared on the 10 m grid, one strip of cells at a time.
+    Columns: geometry (EPSG:4326), built_up_area_m2 (of the reference), label_area_m2 (of the labels on it), and
+    covered_share (float64, 0 to 1): the area of the labels as a share of the area of the reference. Built-up land of a
+    raster is more than buildings, so there a share of 1 is that of the best-mapped cells (`_full_share`). The share of
+    a cell without built-up land is 1. Areas are measured on a grid of 2 m, one strip of cells at a time.
 
     Args:
         footprints: the labels, EPSG:4326.
@@ -42,42 +54,67 @@ def write_completeness(path: Path, *, area: AOI, footprints: gpd.GeoDataFrame, c
         LabelError: the reference can't be read, has no footprint in the AOI, or does not cover the AOI.
     """
     crs = area.geobox.crs
-    labels = gpd.GeoSeries(footprints.geometry.to_numpy(), crs=4326).to_crs(str(crs)).buffer(config.reach, quad_segs=2)
-    built_up = _built_up_reader(area, config)
+    labels = gpd.GeoSeries(footprints.geometry.to_numpy(), crs=4326).to_crs(str(crs))
+    reference = _reference(area, config)
     land = gpd.GeoSeries([area.geometry], crs=4326).to_crs(str(crs))
     step = config.cell // GSD
     height, width = area.geobox.shape
-    cells, built_areas, shares = [], [], []
+    cells: list[shapely.Geometry] = []
+    areas: list[tuple[int, int]] = []
     for top in range(0, height, step):
         strip = area.geobox[top : min(top + step, height), :]
-        inside = _burn(land, strip)
-        built = built_up(strip) & inside
-        covered = built & _burn(labels, strip)
+        fine = strip.zoom_out(1 / _FINER)
+        inside = _burn(land, fine)
+        built, near = (mask & inside for mask in reference(fine))
+        mapped = _burn(labels, fine) & near
         for left in range(0, width, step):
-            columns = slice(left, min(left + step, width))
-            if not inside[:, columns].any():
-                continue
-            total = int(built[:, columns].sum())
-            cells.append(strip[:, columns].extent.to_crs("EPSG:4326").geom)
-            built_areas.append(float(total * GSD * GSD))
-            shares.append(float(covered[:, columns].sum() / total) if total else 1.0)
-    table = gpd.GeoDataFrame({"built_up_area_m2": built_areas, "covered_share": shares}, geometry=cells, crs=4326)
+            columns = slice(left * _FINER, min(left + step, width) * _FINER)
+            if inside[:, columns].any():
+                cells.append(strip[:, left : min(left + step, width)].extent.to_crs("EPSG:4326").geom)
+                areas.append((int(built[:, columns].sum()), int(mapped[:, columns].sum())))
+    built_up, labelled = np.array(areas).T * (GSD / _FINER) ** 2
+    ratio = np.divide(labelled, built_up, out=np.ones_like(built_up), where=built_up > 0)
+    full = _full_share(ratio, built_up, config)
+    shares = np.where(built_up > 0, np.minimum(ratio / full, 1.0), 1.0)
+    table = gpd.GeoDataFrame(
+        {"built_up_area_m2": built_up, "label_area_m2": labelled, "covered_share": shares}, geometry=cells, crs=4326
+    )
     with atomic_path(path) as temporary:
         table.to_parquet(temporary, index=False)
-    weights = np.asarray(built_areas)
-    overall = float(np.average(shares, weights=weights)) if weights.any() else 1.0
+    overall = float(np.average(shares, weights=built_up)) if built_up.any() else 1.0
     _log.info("the labels cover %.0f %% of the built-up land; %d cells in %s", 100 * overall, len(table), path)
 
 
-def _built_up_reader(area: AOI, config: CompletenessConfig) -> Callable[[GeoBox], _Mask]:
-    """A function that finds the built-up pixels of a strip."""
+def _full_share(ratio: _Areas, built_up: _Areas, config: CompletenessConfig) -> float:
+    """The area of complete labels as a share of the reference's: 1 for footprints.
+
+    For a raster it is ``full_share``, or that of the best-mapped tenth of the built-up land that has labels. This can't
+    show labels that are equally incomplete everywhere.
+    """
+    if not isinstance(config.reference, BuiltUpRaster):
+        return 1.0
+    if config.reference.full_share is not None:
+        return config.reference.full_share
+    with_labels = (built_up > 0) & (ratio > 0)
+    if not with_labels.any():
+        return 1.0
+    full = float(np.quantile(ratio[with_labels], _BEST, weights=built_up[with_labels], method="inverted_cdf"))
+    _log.info("labels cover %.0f %% of the built-up land in the best-mapped cells; this counts as complete", 100 * full)
+    return full
+
+
+def _reference(area: AOI, config: CompletenessConfig) -> Callable[[GeoBox], tuple[_Mask, _Mask]]:
+    """A function that finds, for a grid, the built-up pixels and the pixels where labels count."""
     if isinstance(config.reference, BuiltUpRaster):
-        return partial(_built_up, config.reference)
+        raster = config.reference
+        return lambda grid: (_built_up(raster, grid),) * 2
     raw, _ = read_source(config.reference, area=area.geometry, tags={}, class_name="building")
     clean, _ = clean_footprints(raw)
     if clean.empty:
         raise LabelError("the reference has no footprint in the AOI", fix="choose another completeness.reference")
-    return partial(_burn, gpd.GeoSeries(clean.geometry.to_numpy(), crs=4326).to_crs(str(area.geobox.crs)))
+    shapes = gpd.GeoSeries(clean.geometry.to_numpy(), crs=4326).to_crs(str(area.geobox.crs))
+    wide = shapes.buffer(config.reach, quad_segs=2)
+    return lambda grid: (_burn(shapes, grid), _burn(wide, grid))
 
 
 def _burn(shapes: gpd.GeoSeries, geobox: GeoBox) -> _Mask:
