@@ -5,18 +5,19 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import geopandas as gpd
 import pyogrio
 import shapely
 from odc.geo.geobox import GeoBox
 from pyogrio.errors import DataLayerError, DataSourceError
 from pyproj import Transformer
 
+from terraseg.core.polygons import POLYGONAL, layers_of, polygons_in_collections
 from terraseg.errors import AOIError
 
 GSD = 10
 """Pixel size in metres. The corners of Sentinel-2 tiles are multiples of it in every UTM zone."""
 
-_POLYGONAL = {"Polygon", "MultiPolygon"}
 _SLACK = 0.1  # metres: rounded degrees must not add a row or column to an AOI drawn along pixel edges
 _UTM_LATITUDES = (-80.0, 84.0)
 _log = logging.getLogger(__name__)
@@ -53,23 +54,35 @@ def read_aoi(path: str | Path) -> AOI:
     if not path.is_file():
         raise AOIError(f"no area of interest at {path}", fix="correct --aoi")
     try:
-        layers = pyogrio.list_layers(path)[:, 0]
+        layers = layers_of(path)
         if len(layers) > 1:
-            raise AOIError(f"{path} has {len(layers)} layers ({', '.join(layers)})", expected="a file of one layer")
-        frame = pyogrio.read_dataframe(path, columns=[])
+            raise AOIError(
+                f"{path} has {len(layers)} layers ({', '.join(layers)})",
+                expected="a file of one layer",
+                fix="write one of them to its own file, such as with QGIS's Save Features As",
+            )
+        frame = pyogrio.read_dataframe(path, layer=layers[0] if layers else None, columns=[])
     except (DataSourceError, DataLayerError, shapely.errors.ShapelyError) as error:
         raise AOIError(f"{path} can't be read as a vector file ({error})", expected="GeoJSON or GeoPackage") from error
     if not len(frame):
         raise AOIError(f"{path} has no feature", expected="at least one polygon")
-    kinds = sorted({str(kind) for kind in frame.geom_type} - _POLYGONAL)
+    shapes = polygons_in_collections(frame.geometry.to_numpy())
+    if void := [number for number, shape in enumerate(shapes, start=1) if shape is None or shape.is_empty]:
+        raise AOIError(
+            f"{path}: {len(void)} of {len(shapes)} features have no or an empty geometry, such as feature {void[0]}",
+            expected="a polygon in each",
+            fix="delete these features, or draw their polygons",
+        )
+    kinds = sorted({shape.geom_type for shape in shapes} - set(POLYGONAL))
     if kinds:
-        raise AOIError(f"{path} contains {', '.join(kinds)}", expected="polygons only")
-    for geometry in frame.geometry:
-        if geometry.is_empty or not geometry.is_valid:
+        raise AOIError(f"{path} contains {', '.join(kinds)}", expected="polygons only", fix="delete the other features")
+    for geometry in shapes:
+        if not geometry.is_valid:
             raise AOIError(
                 f"{path} contains an invalid polygon ({shapely.is_valid_reason(geometry)})",
                 fix="repair it with `ogr2ogr -makevalid`",
             )
+    frame = frame.set_geometry(gpd.GeoSeries(shapes, crs=frame.crs))
     if frame.crs is not None and frame.crs.to_epsg() != 4326:
         frame = frame.to_crs(4326)
     geometry = shapely.force_2d(frame.geometry.union_all())
@@ -91,6 +104,17 @@ def utm_zone(longitude: float, latitude: float) -> int:
 
 def _geobox(geometry: shapely.Geometry, name: str) -> GeoBox:
     west, south, east, north = geometry.bounds
+    if -90 <= south <= north <= 90 and -360 <= west <= east <= 360 and (west < -180 or east > 180):
+        crosses = west < -180 < east or west < 180 < east
+        raise AOIError(
+            f"{name} extends from longitude {west:g} to {east:g}" + ", across the antimeridian" * crosses,
+            expected="longitudes from -180 to 180",
+            fix="make one AOI on each side of it: to 180, and from -180"
+            if crosses
+            else "add 360 to its longitudes"
+            if west < -180
+            else "subtract 360 from its longitudes",
+        )
     if west < -180 or east > 180 or south < -90 or north > 90:
         raise AOIError(
             f"{name} extends from {west:g}, {south:g} to {east:g}, {north:g}",

@@ -1,10 +1,12 @@
-"""Polygons of geometries of any kind."""
+"""Polygons of geometries of any kind, and the layers that hold them."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyogrio
 import shapely
 
 POLYGONAL = ("Polygon", "MultiPolygon")
@@ -26,6 +28,17 @@ def polygons_in_collections(geometries: Geometries) -> Geometries:
         parts = list(_polygons(geometries[index]))
         taken[index] = shapely.union_all(parts) if parts else geometries[index]
     return taken
+
+
+def layers_of(path: Path) -> list[str]:
+    """Names of a vector file's layers. Tables without geometry, such as QGIS's ``layer_styles``, are none.
+
+    Raises:
+        pyogrio.errors.DataSourceError: GDAL can't read the file.
+    """
+    layers = pyogrio.list_layers(path)
+    with_geometry = [str(name) for name, kind in layers if kind is not None]
+    return with_geometry or [str(name) for name, _ in layers]
 
 
 def _polygons(geometry: shapely.Geometry) -> Iterator[shapely.Geometry]:

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import geopandas as gpd
+import pandas as pd
+import pyogrio
 import pytest
 import shapely
 from hypothesis import HealthCheck, given, settings
@@ -77,6 +79,11 @@ def test_an_aoi_over_two_zones_is_kept_in_one(tmp_path: Path) -> None:
     ("geometry", "says"),
     [
         (shapely.Point(3, 36), "Point"),
+        (shapely.Polygon(), "1 of 1 features have no or an empty geometry"),
+        (shapely.box(179.9, -17, 180.1, -16), "179.9 to 180.1, across the antimeridian.*one AOI on each side"),
+        (shapely.box(-180.1, -17, -179.9, -16), "-180.1 to -179.9, across the antimeridian"),
+        (shapely.box(183, -17, 184, -16), "183 to 184; expected longitudes.*subtract 360"),
+        (shapely.box(-184, -17, -183, -16), "add 360"),
         (shapely.Polygon([(0, 0), (1, 1), (1, 0), (0, 1)]), "invalid polygon"),
         (shapely.box(500000, 4000000, 501000, 4001000), "degrees"),
         (shapely.MultiPolygon([shapely.box(179, 0, 180, 1), shapely.box(-180, 0, -179, 1)]), "antimeridian"),
@@ -112,3 +119,28 @@ def test_the_algiers_aoi_is_within_the_wilaya(shared_data: Path) -> None:
     assert aoi.geobox.crs.epsg == 32631
     area = gpd.GeoSeries([aoi.geometry], crs=4326).to_crs(32631).area.iloc[0]
     assert 3e6 < area < 100e6
+
+
+def test_a_feature_without_geometry_is_named(tmp_path: Path) -> None:
+    path = _geojson(tmp_path / "aoi.geojson", shapely.box(3, 36, 3.1, 36.1))
+    content = json.loads(path.read_text())
+    content["features"].append({"type": "Feature", "properties": {}, "geometry": None})
+    path.write_text(json.dumps(content))
+    with pytest.raises(AOIError, match="1 of 2 features have no or an empty geometry, such as feature 2.*delete"):
+        read_aoi(path)
+
+
+def test_polygons_in_collections_are_kept(tmp_path: Path) -> None:
+    box = shapely.box(3, 36, 3.1, 36.1)
+    path = _geojson(tmp_path / "aoi.geojson", shapely.GeometryCollection([box, box.centroid]))
+    assert read_aoi(path).geometry.equals(box)
+
+
+def test_the_styles_of_qgis_are_no_layer_and_two_layers_are_an_error(tmp_path: Path) -> None:
+    path, box = tmp_path / "aoi.gpkg", shapely.box(3, 36, 3.1, 36.1)
+    pyogrio.write_dataframe(pd.DataFrame({"styleName": ["a"], "styleQML": ["<qgis/>"]}), path, layer="layer_styles")
+    pyogrio.write_dataframe(gpd.GeoDataFrame({"a": [1]}, geometry=[box], crs=4326), path, layer="aoi", append=True)
+    assert read_aoi(path).geometry.equals(box)
+    pyogrio.write_dataframe(gpd.GeoDataFrame({"a": [1]}, geometry=[box], crs=4326), path, layer="other", append=True)
+    with pytest.raises(AOIError, match=r"2 layers \(aoi, other\)"):
+        read_aoi(path)

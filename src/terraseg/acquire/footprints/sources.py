@@ -23,6 +23,7 @@ from terraseg.acquire.footprints.cleaning import clean_footprints
 from terraseg.acquire.footprints.geoparquet import PROVIDERS, read_geoparquet
 from terraseg.acquire.footprints.overpass import fetch_osm
 from terraseg.contracts.footprints import DENSE, FootprintSource, write_footprints
+from terraseg.core.polygons import layers_of
 from terraseg.errors import LabelError
 
 _log = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ def _about_osm(date: str) -> dict[str, str]:
 
 def _read_osm(path: Path, area: shapely.Geometry, tags: _Tags) -> gpd.GeoDataFrame:
     """Polygons with one of the tags from .osm.pbf or .osm. Ids look like ``way/1`` and ``relation/1``."""
-    fields, crs = _describe(path, _OSM_LAYER)
+    fields, crs, _ = _describe(path, _OSM_LAYER)
     available = set(fields)
     if unknown := [key for key in tags if key not in available]:
         raise LabelError(
@@ -128,13 +129,13 @@ def _condition(key: str, values: Literal[True] | tuple[str, ...]) -> str:
 
 
 def _read_vector(source: VectorSource, area: shapely.Geometry) -> gpd.GeoDataFrame:
-    available, crs = _describe(source.path, source.layer)
+    available, crs, layer = _describe(source.path, source.layer)
     if source.id_column and source.id_column not in available:
         raise LabelError(f"{source.path} has no column {source.id_column}", expected="one of " + ", ".join(available))
     wanted = [name for name in (source.id_column, "building") if name and name in available]
     # Through Arrow, and as objects: pandas would make floats of whole numbers with a gap, exact up to 2^53 only.
     exact = {"use_arrow": True, "arrow_to_pandas_kwargs": {"integer_object_nulls": True}}
-    frame = _read(source.path, area, crs, layer=source.layer, columns=wanted, where=source.where, **exact)
+    frame = _read(source.path, area, crs, layer=layer, columns=wanted, where=source.where, **exact)
     frame["id"] = _exact(frame[source.id_column], source) if source.id_column else None
     return frame
 
@@ -159,21 +160,23 @@ def _without_blanks(ids: "pd.Series[Any]") -> "pd.Series[Any]":
     return texts.mask(texts.str.strip() == "")
 
 
-def _describe(path: Path, layer: str | None) -> tuple[list[str], str]:
-    """Columns and CRS of a layer."""
+def _describe(path: Path, layer: str | None) -> tuple[list[str], str, str | None]:
+    """Columns, CRS and name of a layer, by default the only one."""
     if not path.is_file():
         raise LabelError(f"no file at {path}", fix="correct labels.source.path")
     try:
-        if layer is None and len(layers := pyogrio.list_layers(path)[:, 0]) > 1:
+        layers = layers_of(path)
+        if layer is None and len(layers) > 1:
             raise LabelError(
                 f"{path} has {len(layers)} layers ({', '.join(layers)})", fix="set labels.source.layer to one of them"
             )
+        layer = layer or (layers[0] if layers else None)
         found = pyogrio.read_info(path, layer=layer)
     except (DataSourceError, DataLayerError) as error:
         raise LabelError(f"{path} can't be read as a vector file ({error})") from error
     if found["crs"] is None:
         raise LabelError(f"{path} has no CRS", fix="assign it with `ogr2ogr -a_srs`")
-    return [str(name) for name in found["fields"]], str(found["crs"])
+    return [str(name) for name in found["fields"]], str(found["crs"]), layer
 
 
 def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401

@@ -127,3 +127,12 @@ def test_polygons_in_collections_are_labels(tmp_path):
     frame, dropped = _labels(path, tmp_path, id_column="key")
     assert not dropped
     assert list(frame.area) == [1] * 5
+
+
+def test_the_styles_of_qgis_are_no_layer(tmp_path):
+    path = tmp_path / "own.gpkg"
+    pyogrio.write_dataframe(pd.DataFrame({"styleName": ["a"]}), path, layer="layer_styles")
+    table = gpd.GeoDataFrame({"key": list("abc")}, geometry=_squares(3), crs=4326)
+    pyogrio.write_dataframe(table, path, layer="buildings", append=True)
+    frame, _ = _labels(path, tmp_path, id_column="key")
+    assert set(frame["id"]) == {"a", "b", "c"}
