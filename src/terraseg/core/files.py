@@ -222,16 +222,42 @@ def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
     return sorted(path for path in folder.glob("[!.]*") if path.suffix.lower() in suffixes)
 
 
-def read_yaml(path: Path) -> Any:  # noqa: ANN401
+def read_yaml(path: Path, *, allow_doubled: bool = False) -> Any:  # noqa: ANN401
     """The content of a YAML file.
 
+    Args:
+        allow_doubled: accept keys that occur twice in one section; the last one counts.
+
     Raises:
-        ConfigError: the file is not text, not YAML, or has an invalid date.
+        ConfigError: the file is not text, not YAML, has an invalid date or a doubled key.
     """
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not a YAML file ({error})") from error
+    if not allow_doubled and (doubled := doubled_keys(path)):
+        named = ", ".join(f"{key} (line {line})" for key, line in doubled)
+        raise ConfigError(f"{path} has keys twice in one section: {named}", expected="each key once")
+    return content
+
+
+def doubled_keys(path: Path) -> list[tuple[str, int]]:
+    """Keys that occur again in one section of a valid YAML file, as a dotted path, with the line of the last one."""
+
+    def search(node: yaml.Node | None, parents: tuple[str, ...]) -> Iterator[tuple[str, int]]:
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                name = str(key.value)
+                if name in seen:
+                    yield ".".join((*parents, name)), key.start_mark.line + 1
+                seen.add(name)
+                yield from search(value, (*parents, name))
+        elif isinstance(node, yaml.SequenceNode):
+            for index, value in enumerate(node.value):
+                yield from search(value, (*parents, str(index)))
+
+    return list(search(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), ()))
 
 
 def sha256_of_file(path: str | os.PathLike[str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any, TypeGuard
 import yaml
 
 from terraseg.contracts.dataset import IGNORE
-from terraseg.core.files import read_yaml
+from terraseg.core.files import doubled_keys, read_yaml
 from terraseg.errors import ConfigError
 from terraseg.learn.check.finding import Finding, error, warning
 from terraseg.learn.models.specs import SPECS
@@ -31,6 +31,14 @@ _RESTARTS = {
 }
 """What happens after the end of each schedule."""
 
+_MONITORS = ("EarlyStopping", "ModelCheckpoint")
+_LOGGED, _SCORES = ("val", "train"), ("iou", "f1", "precision", "recall", "miou")
+_MONITORED = [f"val/{name}" for name in ("loss", *_SCORES)]
+"""What the task logs for a monitor; also ``val/iou_<class>``, and the same of train."""
+
+_POOLED = ("deeplabv3", "deeplabv3plus", "pan", "upernet", "upernetdecoder")
+"""Decoders that pool the image to one pixel and normalise that over the batch."""
+
 _LOGGERS = {"MLFlowLogger": "mlflow", "WandbLogger": "wandb"}
 """Packages that Lightning's loggers need and that terraseg does not install."""
 
@@ -44,13 +52,17 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config at {path}", fix="choose one of configs/")
-    config = read_yaml(path)
+    config = read_yaml(path, allow_doubled=True)
     tokens = yaml.scan(path.read_text(encoding="utf-8"))
     aliases = [token for token in tokens if isinstance(token, yaml.AliasToken)]
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("data", "model")):
         raise ConfigError(f"{path} is not an experiment", expected="the sections trainer, data and model")
     _check_form(config, where=path)
-    return config, [
+    doubled = [
+        error(key, f"occurs again in line {line}; only the last one counts", expected="each key once", fix="remove one")
+        for key, line in doubled_keys(path)
+    ]
+    return config, doubled + [
         warning(
             f"line {token.start_mark.line + 1}",
             f"the YAML alias *{token.value}",
@@ -121,6 +133,8 @@ def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Findin
         *check_sections(config),
         *check_limits(trainer),
         *check_loggers(trainer),
+        *check_monitors(config),
+        *check_norms(model, batch_size),
         *check_loss(model),
         *check_schedule(model.get("scheduler"), model.get("scheduler_hparams") or {}, epochs=epochs, steps=steps),
         *check_files(config),
@@ -169,6 +183,42 @@ def check_loggers(trainer: Mapping[str, Any]) -> list[Finding]:
             found = f"{name} needs the package {_LOGGERS[name]}, which is not installed"
             findings.append(error("trainer.logger", found, fix="pip install 'terraseg[tracking]', or leave it out"))
     return findings
+
+
+def check_monitors(config: Mapping[str, Any]) -> list[Finding]:
+    """What EarlyStopping and ModelCheckpoint monitor is logged, and their mode fits it."""
+    if str(config["model"].get("class_path", CLASSES["model"])) != CLASSES["model"]:
+        return []  # another task logs under other names
+    findings = []
+    for index, callback in enumerate((config.get("trainer") or {}).get("callbacks") or []):
+        kind, options = str(callback.get("class_path", "")).rpartition(".")[2], callback.get("init_args") or {}
+        monitor = options.get("monitor")
+        if kind not in _MONITORS or (monitor is None and kind == "ModelCheckpoint"):
+            continue
+        where = f"trainer.callbacks.{index}.{kind}"
+        split, _, name = str(monitor).partition("/")
+        is_score = split in _LOGGED and (name in _SCORES or name.startswith("iou_"))
+        if not is_score and not (split in _LOGGED and name == "loss"):
+            close = difflib.get_close_matches(str(monitor).lower().replace("_", "/"), _MONITORED, n=1, cutoff=0.5)
+            fix = f"did you mean {close[0]}?" if close else "choose one of them"
+            listed = ", ".join(_MONITORED)
+            findings.append(error(f"{where}.monitor", f"{monitor} is not logged", expected=f"one of {listed}", fix=fix))
+        elif (mode := options.get("mode", "min")) != (right := "max" if is_score else "min"):
+            better = "higher" if is_score else "lower"
+            found = f"{mode}{' (the default)' * ('mode' not in options)}, but {better} {monitor} is better"
+            findings.append(error(f"{where}.mode", found, expected=right, fix=f"write mode: {right}"))
+    return findings
+
+
+def check_norms(model: Mapping[str, Any], batch_size: object) -> list[Finding]:
+    """The decoder can train with the batch size: batch normalisation of a pooled image needs two chips."""
+    arguments = model.get("model_args") or {}
+    names = [str(arguments.get(key)) for key in ("decoder", "model")]
+    pooled = [name for name in names if name.removeprefix("smp_").lower() in _POOLED]
+    if batch_size != 1 or not pooled:
+        return []
+    found = f"1 with {pooled[0]}, which normalises the pooled image over the batch"
+    return [error("data.init_args.batch_size", found, expected="2 or more", fix="choose 2, or another decoder")]
 
 
 def check_loss(model: Mapping[str, Any]) -> list[Finding]:

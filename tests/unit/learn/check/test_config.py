@@ -8,6 +8,7 @@ import yaml
 
 from helpers.paths import CONFIGS
 from terraseg.cli import main
+from terraseg.core.files import read_yaml
 from terraseg.errors import ConfigError
 from terraseg.learn.check.config import check_config, check_schedule, read_config
 from terraseg.learn.check.finding import error, raise_errors, warning
@@ -187,3 +188,67 @@ def test_the_command_says_all_and_ends_with_2(tmp_path, capsys):
         "data.init_args.root", "trainer.limit_val_batches",
     ]  # fmt: skip
     assert said.err == f"terraseg: {tmp_path}/c.yaml has 2 errors; to fix it: see the lines above.\n"
+
+
+def _monitored(kind, **options):
+    writer = {"class_path": "terraseg.learn.callbacks.BundleWriter", "init_args": {"licence": "Apache-2.0"}}
+    return _config(trainer={"callbacks": [writer, {"class_path": kind, "init_args": options}]})
+
+
+@pytest.mark.parametrize("kind", ["EarlyStopping", "ModelCheckpoint", "lightning.pytorch.callbacks.EarlyStopping"])
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [
+        ({"monitor": "val/iou", "mode": "min"}, "mode: min, but higher val/iou is better; expected max"),
+        ({"monitor": "val/iou"}, "mode: min (the default), but higher val/iou"),
+        ({"monitor": "val/iou_building", "mode": "min"}, "mode: min, but higher"),
+        ({"monitor": "val/loss", "mode": "max"}, "mode: max, but lower val/loss is better; expected min"),
+        ({"monitor": "val_loss", "mode": "min"}, "did you mean val/loss?"),
+        ({"monitor": "val/IoU", "mode": "max"}, "did you mean val/iou?"),
+        ({"monitor": "val/dice", "mode": "max"}, "val/dice is not logged"),
+    ],
+)
+def test_a_monitor_that_is_not_logged_or_goes_the_other_way_is_found(kind, options, fact):
+    (line,) = _lines(_monitored(kind, **options))
+    assert line.startswith(f"error: trainer.callbacks.1.{kind.rpartition('.')[2]}")
+    assert fact in line
+
+
+@pytest.mark.parametrize(
+    "options", [{"monitor": "val/iou", "mode": "max"}, {"monitor": "val/loss"}, {"monitor": "train/f1", "mode": "max"}]
+)
+def test_a_monitor_that_is_logged_is_sound(options):
+    assert _lines(_monitored("EarlyStopping", **options)) == []
+
+
+def test_a_checkpoint_without_a_monitor_is_sound():
+    assert _lines(_monitored("ModelCheckpoint", filename="last")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ({"model": "DeepLabV3Plus"}, True), ({"decoder": "smp_DeepLabV3Plus"}, True),
+        ({"decoder": "UperNetDecoder"}, True), ({"model": "Unet"}, False), ({"decoder": "FCNDecoder"}, False),
+    ],
+)  # fmt: skip
+def test_a_decoder_that_pools_needs_two_chips(arguments, found):
+    lines = _lines(_config(model={"model_args": arguments}, data={"batch_size": 1}))
+    assert [line[:38] for line in lines] == ["error: data.init_args.batch_size: 1 wi"] * found
+    assert _lines(_config(model={"model_args": arguments}, data={"batch_size": 2})) == []
+
+
+def test_keys_that_occur_twice_are_found_each_with_its_line(tmp_path):
+    path = tmp_path / "experiment.yaml"
+    path.write_text(
+        "trainer:\n  callbacks:\n  - class_path: A\n    class_path: B\n"
+        "model:\n  init_args:\n    lr: 1.0e-3\n    lr: 1.0e-4\n"
+        "data: {init_args: {root: a, root: b}}\n"
+    )
+    _, findings = read_config(path)
+    assert [(finding.severity, finding.key) for finding in findings] == [
+        ("error", "trainer.callbacks.0.class_path"), ("error", "model.init_args.lr"), ("error", "data.init_args.root"),
+    ]  # fmt: skip
+    assert "line 8" in findings[1].found
+    with pytest.raises(ConfigError, match=r"model\.init_args\.lr \(line 8\)"):
+        read_yaml(path)
