@@ -63,10 +63,13 @@ class MaskConfig(Strict):
         classes: SCL classes to mask; if empty, the classification is not read.
         dilation: number of 20 m pixels by which the masked area grows in each direction (a square), to cover the rims
             of clouds and shadows. Nodata and defective pixels (0, 1) don't grow.
+        persistence: keep bright roofs that the classification calls cloud: what is cloud (8, 9) in at least this share
+            of the dates that are clear around it, and of at least 3, is a roof. By default such roofs are masked.
     """
 
     classes: tuple[int, ...] = (0, 1, 3, 8, 9, 10, 11)
     dilation: int = Field(3, ge=0, le=50)
+    persistence: float | None = Field(None, gt=0.5, le=1)
 
     @field_validator("classes")
     @classmethod

@@ -21,6 +21,7 @@ from terraseg.acquire.imagery.catalogues import CATALOGUES
 from terraseg.api.acquire import download
 from terraseg.contracts.scene import find_scenes, open_scene
 from terraseg.core.bands import band_indices
+from terraseg.core.processing import Processing, processing_of
 from terraseg.errors import CatalogueError, ConfigError, OutputError, SceneError
 from terraseg.sample.city.make import City, make_city
 from terraseg.sample.servers import StacServer, stac_server
@@ -112,6 +113,7 @@ def test_provenance_lists_sources_and_rules(site: Site, tmp_path: Path) -> None:
         "S2A_31SEA_20220720_0_L2A": ("04.00", -1000),
         "S2A_31SEA_20230715_0_L2A": ("05.09", 0),
     }
+    assert processing_of(properties) == Processing(resampling="nearest", level="L2A", offset="removed")
     assert properties["terraseg:composite_rule"] == "median"
     assert "3, 8, 9, 10, 11" in properties["terraseg:mask_rule"]
     assert properties["terraseg:nodata_share"] == pytest.approx((_pixels(path)[0] == 0).mean(), abs=1e-6)
@@ -141,6 +143,32 @@ def test_a_wider_mask_leaves_fewer_pixels(site: Site, tmp_path: Path) -> None:
         (path,) = download(aoi=site.aoi, output=tmp_path / str(dilation), config=config)
         shares.append(open_scene(path).item["properties"]["terraseg:nodata_share"])
     assert shares[0] < shares[1]
+
+
+def test_bright_roofs_called_cloud_can_be_kept(site: Site, tmp_path: Path) -> None:
+    folder = _lie(site.folder, "none", {}, tmp_path / "roofs")
+    for path in folder.glob("*/SCL.tif"):
+        with rasterio.open(path) as source:
+            profile, values = source.profile, source.read()
+        values[:, 40:44, 45:52] = 9  # over the border of two blocks
+        path.unlink()  # a hard link
+        with rasterio.open(path, "w", **{**profile, "driver": "GTiff"}) as target:
+            target.write(values)
+    roof = (slice(80, 88), slice(90, 104))
+    with stac_server(folder) as server:
+        catalogue = {"name": "earth-search", "url": server.url}
+        (masked,) = download(aoi=site.aoi, output=tmp_path / "masked", config=site.config(catalogue=catalogue))
+        kept = []
+        for block in (64, SIZE):
+            config = site.config(catalogue=catalogue, mask={"persistence": 0.75}, block=block)
+            kept += download(aoi=site.aoi, output=tmp_path / str(block), config=config)
+    assert (_pixels(masked)[0][roof] == 0).all()
+    pixels = _pixels(kept[0])
+    assert (pixels[0][roof] > 0).all()
+    assert np.array_equal(pixels, _pixels(kept[1]))
+    assert "persist" in open_scene(kept[0]).item["properties"]["terraseg:mask_rule"]
+    observed = pixels[0] > 0  # no cloud was kept as well
+    assert (np.abs(pixels.astype(np.float32) - site.truth(kept[0]))[:, observed].mean(axis=1) <= 10).all()
 
 
 def test_without_a_mask_the_classification_is_not_read(site: Site, tmp_path: Path) -> None:
@@ -235,8 +263,9 @@ def test_a_wrong_flag_is_detected(
         warn = site.config(catalogue=catalogue, offset_check="warn")
         reads = len(server.requests)
         with caplog.at_level(logging.WARNING):
-            download(aoi=site.aoi, output=tmp_path / "raw", config=warn)
+            (path,) = download(aoi=site.aoi, output=tmp_path / "raw", config=warn)
     assert says in caplog.text
+    assert processing_of(open_scene(path).item["properties"]).offset is None
     assert not any("data" in request for request in server.requests[reads:]), "finished blocks were read again"
 
 

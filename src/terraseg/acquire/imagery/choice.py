@@ -56,9 +56,9 @@ def choose_scenes(scenes: Sequence[SourceScene], *, geobox: GeoBox, config: Acqu
     if config.mask.classes:
         _log.info("measuring the clear cover of %d scenes", len(scenes))
         classes = config.mask.classes
-        views = clear_views(scenes, geobox=coarse, masked_classes=classes, access=access(config), threads=_THREADS)
-        scenes = [replace(scene, clear_cover=float(view.mean())) for scene, view in zip(scenes, views, strict=True)]
-        views = views.astype(np.float32)
+        clear = clear_views(scenes, geobox=coarse, masked_classes=classes, access=access(config), threads=_THREADS)
+        scenes = [replace(scene, clear_cover=float(view.mean())) for scene, view in zip(scenes, clear, strict=True)]
+        views = clear.astype(np.float32)
     else:
         views = np.stack([_footprint(scene, coarse) for scene in scenes])
     chosen = [tile[place] for tile in tiles.values() for place in _best(views[tile], config.scenes_per_tile)]
@@ -69,9 +69,9 @@ def choose_scenes(scenes: Sequence[SourceScene], *, geobox: GeoBox, config: Acqu
 
 def _footprint(scene: SourceScene, geobox: GeoBox) -> _Views:
     """Share of each pixel that a scene probably shows, by its footprint and its cloud cover."""
-    area = Geometry(scene.footprint, "EPSG:4326").to_crs(geobox.crs, resolution=0.1).geom
+    area = Geometry(scene.footprint, "EPSG:4326").to_crs(str(geobox.crs), resolution=0.1).geom
     inside = rasterio.features.rasterize([area], out_shape=geobox.shape, transform=geobox.affine, dtype="float32")
-    return inside * np.float32(0 if scene.cloud_cover is None else 1 - scene.cloud_cover / 100)
+    return np.asarray(inside * np.float32(0 if scene.cloud_cover is None else 1 - scene.cloud_cover / 100))
 
 
 def _best(views: _Views, limit: int) -> list[int]:

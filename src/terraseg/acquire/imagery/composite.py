@@ -102,7 +102,9 @@ def write_composite(
 
 def _identity(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig) -> object:
     """Everything that determines the pixels, as JSON."""
-    rules = config.model_dump(mode="json", include={"bands", "mask", "composite", "resampling"})
+    # Without the options that are not set, so that a new one does not make older scenes differ.
+    chosen = {"bands", "mask", "composite", "resampling"}
+    rules = config.model_dump(mode="json", include=chosen, exclude_none=True)
     if given := config.catalogue.assets:  # with other assets the same scenes give other pixels
         rules["assets"] = {name: given.get(name) for name in (*config.bands, "SCL")}
     grid = [str(geobox.crs), list(geobox.affine)[:6], list(geobox.shape)]
@@ -155,6 +157,7 @@ def _tasks(geobox: GeoBox, scenes: Sequence[SourceScene], config: AcquireConfig)
             bands=config.bands,
             masked_classes=config.mask.classes,
             dilation=config.mask.dilation,
+            persistence=config.mask.persistence,
             median=config.composite == "median",
             resampling=config.resampling,
             access=reading,

@@ -23,6 +23,7 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 from scipy import ndimage
 
+from terraseg.acquire.imagery.bright_roofs import ROOF_CLASSES, WINDOW, roofs_called_cloud
 from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.core.offsets import HISTOGRAM_BINS, dark_histogram
 from terraseg.errors import CatalogueError, SceneError
@@ -32,6 +33,7 @@ warnings.filterwarnings("ignore", category=NotGeoreferencedWarning, module="rast
 
 _log = logging.getLogger(__name__)
 _NODATA_CLASSES = (0, 1)
+_NOT_VEGETATED = 5
 _SCL_GSD = 20
 _SCL_SIZE = 256
 _DN_MAX = 65535
@@ -74,6 +76,7 @@ class BlockTask:
         bands: names in output order.
         masked_classes: SCL classes to mask; if empty, SCL is not read.
         dilation: growth of the mask, in 20 m pixels of SCL.
+        persistence: see `terraseg.acquire.config.MaskConfig`.
         median: True for the median, False for the least cloudy observation.
         resampling: resampling of the bands coarser than 10 m.
         access: how to read the pixels.
@@ -86,6 +89,7 @@ class BlockTask:
     bands: tuple[str, ...]
     masked_classes: tuple[int, ...]
     dilation: int
+    persistence: float | None
     median: bool
     resampling: str
     access: Access
@@ -266,9 +270,12 @@ def _classified(task: BlockTask, positions: Sequence[int]) -> tuple[_Mask, _Mask
     if not task.masked_classes or not positions:
         return np.ones(shape, bool), np.zeros(shape, bool)
     # Read with a margin, so that the mask of a cloud in the neighbouring block grows into this one.
-    box = _scl_box(task.geobox, task.dilation)
+    box = _scl_box(task.geobox, task.dilation + (0 if task.persistence is None else WINDOW // 2))
     (scl,) = _load([task.scenes[position] for position in positions], ("SCL",), box, "nearest", task.access)
     masked = np.isin(np.arange(_SCL_SIZE), task.masked_classes)
+    if task.persistence is not None:
+        called_cloud = np.isin(scl, [number for number in ROOF_CLASSES if masked[number]])
+        scl[roofs_called_cloud(called_cloud, scl > 0, persistence=task.persistence)] = _NOT_VEGETATED
     growing = masked & ~np.isin(np.arange(_SCL_SIZE), _NODATA_CLASSES)
     clouds = growing[scl]
     if task.dilation:

@@ -16,7 +16,7 @@ from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 from terraseg.core.offsets import OffsetCheck
-from terraseg.core.processing import Processing, processing_in_common
+from terraseg.core.processing import OFFSET_STATE, Processing, processing_in_common
 
 FINGERPRINT = "terraseg:fingerprint"
 """Property with the SHA-256 of everything that determines the pixels."""
@@ -138,12 +138,17 @@ def describe_sources(
         }
         for scene, values, check in zip(scenes, dark, checks, strict=True)
     ]
+    if any(check.contradiction for check in checks):
+        item["properties"].pop(OFFSET_STATE, None)
 
 
 def _mask_rule(mask: MaskConfig) -> str:
     if not mask.classes:
         return "none"
-    return f"SCL classes {', '.join(map(str, mask.classes))}; all but 0 and 1 grown by {mask.dilation} px of 20 m"
+    rule = f"SCL classes {', '.join(map(str, mask.classes))}; all but 0 and 1 grown by {mask.dilation} px of 20 m"
+    if mask.persistence is None:
+        return rule
+    return f"{rule}; not 8 and 9 that persist in {mask.persistence:.0%} of the dates that are clear around them"
 
 
 def _iso(time: dt.datetime) -> str:
