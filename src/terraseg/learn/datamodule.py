@@ -13,6 +13,7 @@ from terraseg.contracts.dataset import ChipDataset, Split, open_dataset
 from terraseg.contracts.scene import find_places
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.bands import UNIT, band_indices
+from terraseg.core.files import GEOTIFF, files_in
 from terraseg.errors import ConfigError, DatasetError, TrainingError
 from terraseg.learn.chips.batches import Batch, Chips, Files
 from terraseg.learn.chips.jitter import jittered
@@ -178,7 +179,7 @@ class ChipDataModule(LightningDataModule):
             places = find_places(self.predict_data_root, frames=self.dataset.info.frames)
             files = [[scene.path for scene in place] for place in places]
         else:
-            files = [[path] for path in sorted(Path(self.predict_data_root).glob("*.tif"))]
+            files = [[path] for path in files_in(Path(self.predict_data_root), GEOTIFF)]
         if not files:
             raise DatasetError(f"no GeoTIFF in {self.predict_data_root}", fix="correct predict_data_root")
         return DataLoader(Files(files, self.to_input), batch_size=None, num_workers=self.num_workers)

@@ -134,10 +134,26 @@ def _of_vrt(given: Path, folder: Path) -> Scene:
     for name in sources(given):
         with _opened(name, given) as source:
             if source.crs != crs:
+    _check_dates(item.get("properties"), origin)
                 raise SceneError(
                     f"{given} has CRS {crs}, but its source {name} has {source.crs}",
                     expected="sources of one UTM zone",
                     fix="give the scenes of each zone separately",
+def _check_dates(properties: object, origin: str) -> None:
+    """Check the dates of an item here: a later error would name our copy of it."""
+    keys = ("datetime", "start_datetime", "end_datetime")
+    times = [properties[key] for key in keys if properties.get(key)] if isinstance(properties, dict) else []
+    for time in times or [None]:
+        try:
+            dt.datetime.fromisoformat(str(time))
+        except ValueError as error:
+            raise SceneError(
+                f"{origin} has no valid date ({time})",
+                expected="the property datetime, or start_datetime and end_datetime, ISO 8601",
+                fix="add it to the item",
+            ) from error
+
+
                 )
     beside = given.with_suffix(".json")
     item = _read_item(beside) if beside.is_file() else _united([_item_beside(name, given) for name in sources(given)])
@@ -259,6 +275,7 @@ def _of_item(name: str, folder: Path) -> Scene:
 
 def _is_beside(files: list[BandFile], name: str) -> bool:
     """Whether the item belongs to one file with its own name."""
+    _check_band_lists(assets, where)
     return {Path(_path_of(url_of(file.name) or file.name)).stem for file in files} == {Path(_path_of(name)).stem}
 
 
@@ -284,6 +301,18 @@ def _bands_of_assets(assets: Mapping[str, Any], *, base: str, where: str) -> lis
                 raise SceneError(
                     f"{where} lists the bands {', '.join(map(str, names))} for {key}, but the file has "
                     f"{', '.join(described)}",
+def _check_band_lists(assets: Mapping[str, Any], where: str) -> None:
+    for key, asset in assets.items():
+        for name in ("bands", "eo:bands", "raster:bands"):
+            listed = asset.get(name) or []
+            if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+                raise SceneError(
+                    f"{where} has {name} of the asset {key} that are not a list of objects",
+                    expected=f'"{name}": [{{"name": "B02"}}, ...]',
+                    fix="correct the item",
+                )
+
+
                     expected="the same bands in the same order",
                 )
             found.append([BandFile(str(known), href, index, 0) for index, known in enumerate(names, start=1)])
@@ -304,14 +333,15 @@ def _band_name(name: str) -> str | None:
 
 def _href(asset: Mapping[str, Any], base: str, where: str) -> str:
     """The name under which GDAL opens an asset."""
-    href = str(asset.get("href", ""))
-    if is_url(base):
+    given = asset.get("href")
+    href = given if isinstance(given, str) else ""
+    if href and is_url(base):
         href = urljoin(base, href)
     if is_url(href):
         return gdal_name(href)
     if "://" in href or href.startswith("/vsi") or not href:
         raise SceneError(
-            f"{where} has an asset with the href {href!r}",
+            f"{where} has an asset with the href {given!r}",
             expected="a file or an http(s) address",
             fix="sign its address, or download it",
         )
