@@ -118,27 +118,11 @@ def _copy_as_vrt(name: str, path: Path) -> None:
 def _kept(path: Path, item: dict[str, Any], *, origin: str) -> Scene:
     """Write an item with a link to its origin next to a VRT of ours, and open the scene."""
     links = [link for link in item.get("links", []) if link.get("rel") != "self"]
+    _check_dates(item.get("properties"), origin)
     write_json(path.with_suffix(".json"), {**item, "links": [{"rel": "self", "href": origin}, *links]})
     return open_scene(path)
 
 
-# --- a VRT ---
-
-
-def _of_vrt(given: Path, folder: Path) -> Scene:
-    path = folder / given.name
-    _copy_as_vrt(str(given.resolve()), path)
-    with rasterio.open(path, "r+") as target:
-        _complete(target, given)
-        crs = target.crs
-    for name in sources(given):
-        with _opened(name, given) as source:
-            if source.crs != crs:
-    _check_dates(item.get("properties"), origin)
-                raise SceneError(
-                    f"{given} has CRS {crs}, but its source {name} has {source.crs}",
-                    expected="sources of one UTM zone",
-                    fix="give the scenes of each zone separately",
 def _check_dates(properties: object, origin: str) -> None:
     """Check the dates of an item here: a later error would name our copy of it."""
     keys = ("datetime", "start_datetime", "end_datetime")
@@ -154,6 +138,22 @@ def _check_dates(properties: object, origin: str) -> None:
             ) from error
 
 
+# --- a VRT ---
+
+
+def _of_vrt(given: Path, folder: Path) -> Scene:
+    path = folder / given.name
+    _copy_as_vrt(str(given.resolve()), path)
+    with rasterio.open(path, "r+") as target:
+        _complete(target, given)
+        crs = target.crs
+    for name in sources(given):
+        with _opened(name, given) as source:
+            if source.crs != crs:
+                raise SceneError(
+                    f"{given} has CRS {crs}, but its source {name} has {source.crs}",
+                    expected="sources of one UTM zone",
+                    fix="give the scenes of each zone separately",
                 )
     beside = given.with_suffix(".json")
     item = _read_item(beside) if beside.is_file() else _united([_item_beside(name, given) for name in sources(given)])
@@ -256,6 +256,7 @@ def _of_item(name: str, folder: Path) -> Scene:
     assets = item.get("assets") or {}
     if not isinstance(assets, dict) or not all(isinstance(asset, dict) for asset in assets.values()):
         raise SceneError(f"{where} has invalid assets", expected="a STAC item with an object for each asset")
+    _check_band_lists(assets, where)
     if not assets and not is_url(name):  # the item of a scene lists no file
         beside = [file for file in files_in(Path(name).parent, GEOTIFF) if file.stem == Path(name).stem]
         if beside:
@@ -273,9 +274,20 @@ def _of_item(name: str, folder: Path) -> Scene:
     return scene
 
 
+def _check_band_lists(assets: Mapping[str, Any], where: str) -> None:
+    for key, asset in assets.items():
+        for name in ("bands", "eo:bands", "raster:bands"):
+            listed = asset.get(name) or []
+            if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+                raise SceneError(
+                    f"{where} has {name} of the asset {key} that are not a list of objects",
+                    expected=f'"{name}": [{{"name": "B02"}}, ...]',
+                    fix="correct the item",
+                )
+
+
 def _is_beside(files: list[BandFile], name: str) -> bool:
     """Whether the item belongs to one file with its own name."""
-    _check_band_lists(assets, where)
     return {Path(_path_of(url_of(file.name) or file.name)).stem for file in files} == {Path(_path_of(name)).stem}
 
 
@@ -301,18 +313,6 @@ def _bands_of_assets(assets: Mapping[str, Any], *, base: str, where: str) -> lis
                 raise SceneError(
                     f"{where} lists the bands {', '.join(map(str, names))} for {key}, but the file has "
                     f"{', '.join(described)}",
-def _check_band_lists(assets: Mapping[str, Any], where: str) -> None:
-    for key, asset in assets.items():
-        for name in ("bands", "eo:bands", "raster:bands"):
-            listed = asset.get(name) or []
-            if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-                raise SceneError(
-                    f"{where} has {name} of the asset {key} that are not a list of objects",
-                    expected=f'"{name}": [{{"name": "B02"}}, ...]',
-                    fix="correct the item",
-                )
-
-
                     expected="the same bands in the same order",
                 )
             found.append([BandFile(str(known), href, index, 0) for index, known in enumerate(names, start=1)])
