@@ -25,7 +25,7 @@ from terraseg.errors import DatasetError, SceneError, TerrasegError
 from terraseg.serve.http_client import Transport, UnreachableError, refuse_other_files
 from terraseg.serve.http_errors import Fault, NotThereError, WrongStateError
 
-_SUFFIXES = (".tif", ".tiff")
+_SUFFIXES = (".tif", ".tiff", ".tif.msk", ".tiff.msk")  # GDAL's masks lie in files of their own
 _BUNDLE, _PRODUCT = "bundle.json", "item.json"
 """A file that is in each of these folders."""
 
@@ -378,10 +378,11 @@ def _rasters(folder: Path) -> dict[str, Path]:
     found = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in _SUFFIXES and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.name.lower().endswith(_SUFFIXES)
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
     if not found:
-        raise DatasetError(f"no GeoTIFF in {folder}", expected=" or ".join(_SUFFIXES), fix="correct the folder")
+        raise DatasetError(f"no GeoTIFF in {folder}", expected=".tif or .tiff", fix="correct the folder")
     return found
 
 

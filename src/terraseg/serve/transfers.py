@@ -20,7 +20,8 @@ _CHUNK = 1 << 20
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 """First bytes of TIFF and BigTIFF. Checked because GDAL would open a VRT named .tif, which can read any file here."""
 
-_SUFFIXES = (".tif", ".tiff")
+_SUFFIXES = (".tif", ".tiff", ".tif.msk", ".tiff.msk")
+"""GeoTIFFs, and GDAL's masks of them."""
 
 
 async def receive(body: AsyncIterator[bytes], target: Path, *, room: int) -> int:
@@ -71,7 +72,7 @@ def raster_path(name: str) -> PurePosixPath:
         path = upload_path(name)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if path.suffix.lower() not in _SUFFIXES:
+    if not path.name.lower().endswith(_SUFFIXES):
         raise ConfigError(f"{name} is not named like a GeoTIFF", expected=".tif or .tiff", fix="leave it out")
     return path
 
