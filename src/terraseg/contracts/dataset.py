@@ -33,6 +33,7 @@ from terraseg.contracts.splits import IGNORE as IGNORE
 from terraseg.contracts.splits import SPLITS as SPLITS
 from terraseg.contracts.splits import Split as Split
 from terraseg.core.files import atomic_path, write_json
+from terraseg.core.processing import Processing, processing_in_common, processing_of
 from terraseg.core.settings import Strict
 from terraseg.errors import DatasetError, OutputError
 
@@ -52,7 +53,7 @@ TILE_COLUMNS = (
     "class_fraction", "valid_fraction", "label_completeness", "checksum", "geometry",
 )  # fmt: skip
 """Columns of tiles.parquet. ``row`` and ``column`` are the chip's upper left pixel in the scene. ``block`` is the unit
-of the splits and of the block bootstrap. ``class_fraction`` is a share of the labelled pixels, ``valid_fraction`` of
+of the splits and of intervals. ``class_fraction`` is a share of the labelled pixels, ``valid_fraction`` of
 all pixels. ``checksum`` is `chip_checksum`."""
 
 _OLD_COLUMNS = {"building_fraction": "class_fraction"}
@@ -118,6 +119,12 @@ class DatasetInfo(Strict):
     def attribution(self) -> str:
         """Credit line for every map, figure and report made from this dataset."""
         return str(self.provenance["attribution"])
+
+    @property
+    def processing(self) -> Processing:
+        """What its source scenes have in common, from the properties of their items in the provenance."""
+        scenes = self.provenance.get("scenes")
+        return processing_in_common(map(processing_of, scenes.values() if isinstance(scenes, dict) else ()))
 
 
 def layer_names(bands: Sequence[str], dates: Sequence[str]) -> tuple[str, ...]:

@@ -41,6 +41,9 @@ class BackboneSpec:
         normalises: the backbone itself applies ``means`` and ``stds``, instead of the dataset's.
         patch: side of a token in pixels; None for a CNN.
         gsd: of the pretraining's pixels, in metres.
+        levels: processing levels of the pretraining's Sentinel-2 pixels: L1C (top of atmosphere), L2A (surface; HLS
+            counts as such); None: unknown, or other images.
+        months: it is told the calendar month of each frame, ``backbone_months``.
         size: side of the pretraining's images, in pixels.
         frames: dates of one place that the pretraining showed at once; None: the model has no time axis.
     """
@@ -59,6 +62,8 @@ class BackboneSpec:
     normalises: bool = False
     patch: int | None = None
     gsd: float | None = None
+    levels: tuple[str, ...] | None = None
+    months: bool = False
     size: int | None = None
     frames: int | None = None
 
@@ -139,7 +144,8 @@ def _prithvi(name: str, parameters: int, repository: str, **changes: Any) -> Bac
 _PRITHVI = BackboneSpec(
     name="", parameters=0, weights="", licence="Apache-2.0", paper="Szwarcman et al. 2024, arXiv:2412.02732",
     bands=PRITHVI_BANDS, unit=UNIT, means=(1087.0, 1342.0, 1433.0, 2734.0, 1958.0, 1363.0),
-    stds=(2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0), patch=16, gsd=30.0, size=224, frames=4,
+    stds=(2248.0, 2179.0, 2178.0, 1850.0, 1242.0, 1049.0), patch=16, gsd=30.0, levels=("L2A",), size=224,
+    frames=4,
 )  # fmt: skip
 """What the models of the second generation share."""
 
@@ -167,7 +173,7 @@ SPECS = _by_name(
                    2424.884, 1857.648),
             stds=(2106.761, 2141.107, 2038.973, 2134.138, 2085.321, 1889.926, 1820.257, 1871.918, 1753.829, 1797.379,
                   1434.261, 1334.311),
-            patch=16, gsd=10.0, size=224,
+            patch=16, gsd=10.0, levels=("L1C", "L2A"), size=224,
         ),
         *_of_modules(),
         *family(
@@ -195,7 +201,10 @@ def models_table() -> Table:
     table.add_column("Backbone, weights, paper", no_wrap=True)
     table.add_column("Licence, pretraining")
     for spec in SPECS.values():
-        known = ((spec.patch, "patch {} px"), (spec.gsd, "{:g} m"), (spec.size, "{} px"), (spec.frames, "{} dates"))
+        known = (
+            (spec.patch, "patch {} px"), (spec.gsd, "{:g} m"), (spec.size, "{} px"), (spec.frames, "{} dates"),
+            (spec.levels and " and ".join(spec.levels), "{}"),
+        )  # fmt: skip
         pretraining = [text.format(value) for value, text in known if value is not None]
         table.add_row(
             Text.assemble((spec.name, "bold"), (f"\n{spec.weights}\n{spec.paper}", "dim")),

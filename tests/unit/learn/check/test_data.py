@@ -256,3 +256,54 @@ def test_only_errors_of_ours_become_findings(root, monkeypatch):
 
 def test_stats_of_a_read_dataset_are_the_recorded_ones(sound):
     assert isinstance(open_dataset(sound).stats, Stats)
+
+
+def _of_scenes(root, level, *dates):
+    """The dataset, made of scenes of a level and of these dates."""
+    scenes = {
+        f"s{k}": {"terraseg:level": level, "datetime": None, "start_datetime": first, "end_datetime": last}
+        for k, (first, last) in enumerate(dates)
+    }
+    return _again(root, lambda _: None, provenance={"attribution": "tests", "scenes": scenes})
+
+
+@pytest.mark.parametrize(
+    ("level", "backbone", "options", "warned"),
+    [
+        ("L2A", "galileo_nano", {}, "galileo_nano was pretrained on L1C, the dataset is L2A"),
+        ("L2A", "satmae_vit_base", {}, "satmae_vit_base was pretrained on L1C, the dataset is L2A"),
+        ("L1C", "prithvi_eo_v1_100", {}, "prithvi_eo_v1_100 was pretrained on L2A, the dataset is L1C"),
+        ("L1C", "terramind_v1_tiny", {"backbone_modalities": ["S2L2A"]}, "pretrained on L2A, the dataset is L1C"),
+        ("L1C", "terramind_v1_tiny", {"backbone_modalities": ["S2L1C"]}, None),
+        ("L2A", "terramind_v1_tiny", {}, None),
+        ("L1C", "galileo_nano", {}, None),
+        (None, "galileo_nano", {}, None),
+        ("L1C", "scalemae_vit_large", {}, None),
+        ("L1C", "timm_resnet50", {}, None),
+    ],
+)
+def test_another_level_than_that_of_the_pretraining_is_a_warning(root, level, backbone, options, warned):
+    _of_scenes(root, level, ("2026-07-01", "2026-07-02"))
+    given = {"num_classes": 2, "backbone": backbone, **options}
+    lines = [line for line in _lines(root, model={"model_args": given}) if "pretrained on" in line]
+    assert [line.startswith("warning: ") and warned in line for line in lines] == [True] * (warned is not None)
+    assert not any("pretrained on" in line for line in _lines(root, model={"model_args": given, "weights": "random"}))
+
+
+@pytest.mark.parametrize(
+    ("months", "dates", "warned"),
+    [
+        ([7], [("2017-02-16", "2017-02-16")], "month 7, the scenes are of month 2"),
+        (None, [("2017-02-16T10:21:01Z", "2017-02-16T10:21:01Z")], "month 7, the scenes are of month 2"),
+        ([2], [("2017-02-16", "2017-02-16")], None),
+        ([7], [("2026-06-01", "2026-08-31")], None),
+        ([1], [("2025-11-20", "2026-02-03")], None),
+        ([7], [("2025-11-20", "2026-02-03")], "month 1, 2, 11, 12"),
+        ([7], [], None),
+    ],
+)
+def test_another_month_than_that_of_the_scenes_is_a_warning(root, months, dates, warned):
+    _of_scenes(root, "L1C", *dates)
+    given = {"num_classes": 2, "backbone": "galileo_nano", **({"backbone_months": months} if months else {})}
+    lines = [line for line in _lines(root, model={"model_args": given}) if "backbone_months" in line]
+    assert [line.startswith("warning: ") and warned in line for line in lines] == [True] * (warned is not None)

@@ -32,6 +32,8 @@ SPECS = family(
     normalises=True,
     patch=8,
     gsd=10.0,
+    levels=("L1C",),  # Earth Engine's COPERNICUS/S2_HARMONIZED
+    months=True,
 )  # fmt: skip
 BANDS, MEANS, STDS = SPECS[0].channels
 
@@ -64,7 +66,8 @@ class Galileo(Backbone):
         bands: of the input: all ten, or some of them in whole groups. B04 and B08 together add NDVI, its own group.
         patch_size: side of a token in pixels, 1 to 8: the published 8 px kernels are resampled (FlexiViT).
         window: side of a window in pixels, a multiple of the patch.
-        months: calendar month (1 to 12) of each frame.
+        months: calendar month (1 to 12) of each frame. It is a constant of the model, in mapping as in training: its
+            only input is the image, on every runtime.
         gsd: size of a pixel in metres.
         drop_path: rate of stochastic depth in training.
 

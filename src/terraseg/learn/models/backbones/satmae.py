@@ -33,6 +33,7 @@ SPECS = family(
     normalises=True,
     patch=8,
     gsd=10.0,
+    levels=("L1C",),  # fMoW-Sentinel has B10, which only L1C has
     size=96,
 )
 BANDS, MEANS, STDS = SPECS[0].channels
