@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from processor import instruction_sets
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "benchmarks.md"
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -45,8 +47,9 @@ def _section(script: Path, bars: dict[str, dict[str, Any]]) -> str:
 
 def _machine() -> str:
     return (
-        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores ({platform.machine()}), "
-        f"{platform.system()}, Python {platform.python_version()}, no GPU unless a bar names one."
+        f"{dt.datetime.now(dt.UTC):%Y-%m-%d}, {os.cpu_count()} CPU cores ({platform.machine()}; "
+        f"{', '.join(instruction_sets()) or 'without AVX2'}), {platform.system()}, "
+        f"Python {platform.python_version()}, no GPU unless a bar names one."
     )
 
 
