@@ -23,7 +23,7 @@ from terraseg.contracts.product import PROBABILITY_SCALE, Product
 from terraseg.core.files import atomic_path
 from terraseg.core.raster import COG_BLOCK
 from terraseg.errors import OutputError
-from terraseg.mapping.outputs.outlines import outlines
+from terraseg.mapping.outputs.outlines import outlines, simplified
 from terraseg.mapping.outputs.pixel_areas import EQUAL_AREA, PixelAreas
 
 _SCHEMA = pa.schema([("area_m2", pa.float64()), ("mean_probability", pa.float64()), ("geometry", pa.binary())])
@@ -110,7 +110,7 @@ def vectorise(
             regions = complete[complete.area >= min_area_m2]
             geometry = _to_crs(regions.geometry, grid)
             if simplify_m > 0:
-                geometry = _simplified(geometry, simplify_m)
+                geometry = simplified(geometry, tolerance=simplify_m)
             mean = regions.total / regions.pixels * PROBABILITY_SCALE
             yield pa.record_batch([regions.area, mean, shapely.to_wkb(geometry)], schema=_SCHEMA)
 
@@ -229,20 +229,6 @@ def _to_crs(geometry: npt.NDArray[np.object_], grid: Affine) -> npt.NDArray[np.o
     scale, origin = np.array([grid.a, grid.e]), np.array([grid.c, grid.f])
     moved: npt.NDArray[np.object_] = shapely.transform(geometry, lambda points: points * scale + origin)
     return moved
-
-
-def _simplified(polygons: npt.NDArray[np.object_], tolerance: float) -> npt.NDArray[np.object_]:
-    """Douglas-Peucker, ring by ring; polygons that this breaks use the much slower way that keeps their topology."""
-    rings, of_ring = shapely.get_rings(polygons, return_index=True)
-    rings = shapely.simplify(rings, tolerance, preserve_topology=False)
-    broken = np.zeros(len(polygons), bool)
-    broken[of_ring[shapely.get_type_id(rings) != shapely.GeometryType.LINEARRING]] = True  # collapsed
-    kept = ~broken[of_ring]
-    simple = polygons.copy()
-    shapely.polygons(rings[kept], indices=of_ring[kept], out=simple)
-    broken |= ~shapely.is_valid(simple)
-    simple[broken] = shapely.simplify(polygons[broken], tolerance, preserve_topology=True)
-    return simple
 
 
 def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, metadata: dict[str, Any]) -> int:
