@@ -187,7 +187,7 @@ def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.G
     box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
     try:
         frame = pyogrio.read_dataframe(path, bbox=tuple(box), on_invalid="ignore", **options).to_crs(4326)
-    except (DataSourceError, DataLayerError, FeatureError, ValueError) as error:
+    except (DataSourceError, DataLayerError, FeatureError, OSError, ValueError) as error:
         raise LabelError(f"{path} can't be read ({error})") from error
     shapely.prepare(area)
     broken = frame.geometry.isna()  # features without geometry are not in the box
