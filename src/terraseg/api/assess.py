@@ -22,6 +22,7 @@ def evaluate(
     ground_truth: Annotated[StrPath, Option(_GROUND)] = "data/processed",
     split: Annotated[Split, Option(_GROUND)] = "test",
     footprints: Annotated[StrPath | None, Option(_GROUND)] = None,
+    dataset: Annotated[StrPath | None, Option(_GROUND)] = None,
     by: Annotated[StrPath | None, Option(_PLACES)] = None,
     by_field: Annotated[str, Option(_PLACES)] = "name",
     output: StrPath = "results/metrics",
@@ -39,12 +40,13 @@ def evaluate(
         ground_truth: dataset, mask or polygons.
         split: split of a dataset.
         footprints: footprints of the dataset, for object metrics.
+        dataset: what the model was trained on, if ``ground_truth`` is a mask or polygons; its ground is not scored.
         by: polygons of places, such as cities; by default each block is a place.
         by_field: attribute of ``by`` that names a place.
         output: folder of the results, or a .json file for one experiment.
         choose_threshold: use the best threshold on val instead of the bundle's.
         boundary_tolerance: tolerance of outlines in metres.
-        seed: seed of the bootstrap.
+        seed: seed of the index baseline's sample of pixels.
 
     Returns:
         The files of the results, one for each experiment.
@@ -56,7 +58,10 @@ def evaluate(
         OutputError: the results can't be written.
     """
     alone = "--index-baseline" if index_baseline else "--bundle" if bundle else None
-    only_maps = {"footprints": footprints, "by": by, "choose-threshold": choose_threshold, "experiment": experiment}
+    only_maps = {
+        "footprints": footprints, "dataset": dataset, "by": by, "choose-threshold": choose_threshold,
+        "experiment": experiment,
+    }  # fmt: skip
     if alone and (wrong := [f"--{name}" for name, value in only_maps.items() if value]):
         raise ConfigError(f"{alone} does not go with {', '.join(wrong)}", fix="drop one of them")
     from terraseg.assess.evaluate import evaluate as score
@@ -69,23 +74,24 @@ def evaluate(
 
     output = Path(output)
     if index_baseline:
-        dataset = open_dataset(ground_truth)
-        score_index(dataset=dataset, output=output, split=split, boundary_tolerance=boundary_tolerance, seed=seed)
+        score_index(
+            dataset=open_dataset(ground_truth), output=output, split=split, boundary_tolerance=boundary_tolerance,
+            seed=seed,
+        )  # fmt: skip
         return [metrics_path(output, EXPERIMENT)]
     if bundle:
         from terraseg.contracts.bundle import open_bundle
         from terraseg.mapping.chip_scores import chip_scores
         from terraseg.mapping.runtimes.pytorch import TorchPredictor
 
-        dataset, model = open_dataset(ground_truth), open_bundle(bundle)
+        chips, model = open_dataset(ground_truth), open_bundle(bundle)
         evaluate_chips(
-            dataset=dataset,
-            scores=chip_scores(dataset, TorchPredictor(model)),
+            dataset=chips,
+            scores=chip_scores(chips, TorchPredictor(model)),
             model=model.info,
             output=output,
             split=split,
             boundary_tolerance=boundary_tolerance,
-            seed=seed,
         )
         return [metrics_path(output, model.info.experiment)]
     names = [experiment] if experiment else sorted({one.experiment for one in find_predictions(Path(predictions))})
@@ -103,11 +109,11 @@ def evaluate(
             experiment=name,
             split=split,
             footprints=Path(footprints) if footprints else None,
+            dataset=Path(dataset) if dataset else None,
             by=Path(by) if by else None,
             by_field=by_field,
             choose_threshold=choose_threshold,
             boundary_tolerance=boundary_tolerance,
-            seed=seed,
         )
     return [metrics_path(output, name) for name in names]
 

@@ -11,31 +11,48 @@ import rasterio
 
 from terraseg.assess.ground.pairs import Scores, Truth, cells
 from terraseg.assess.ground.predictions import predictions_of
-from terraseg.assess.ground.truth import Chip, ChipTruth, PolygonTruth, chip_truth, footprints_in, open_truth
-from terraseg.assess.metrics.bootstrap import Part, intervals, side_by_side
+from terraseg.assess.ground.truth import (
+    Chip,
+    ChipTruth,
+    PolygonTruth,
+    chip_truth,
+    footprints_in,
+    open_truth,
+    without_training_ground,
+)
+from terraseg.assess.ground.units import Units, independent_units, units_of
 from terraseg.assess.metrics.boundary import BoundaryCounts, Tolerance, outline_part
+from terraseg.assess.metrics.intervals import FEW_UNITS, Part, side_by_side, too_few
 from terraseg.assess.metrics.objects import count_objects, object_metrics, place_part
 from terraseg.assess.metrics.pixels import (
     LEVELS,
+    Counts,
     PixelCounts,
     confusion,
     confusions,
     count_pixels,
     ece_of_bins,
     formulas,
+    frequencies,
     iou,
-    level,
     reliability,
     reliability_bins,
 )
 from terraseg.assess.metrics.places import Members, by_block, by_polygons, group_metrics, same_places
 from terraseg.assess.metrics.totals import built_up_part
-from terraseg.contracts.product import Product
-from terraseg.contracts.result import Estimate, Metrics, PixelTotals, metrics_path, write_metrics
+from terraseg.contracts.dataset import open_dataset
+from terraseg.contracts.product import Product, threshold_level
+from terraseg.contracts.result import Estimate, Metrics, PixelTotals, Reliability, metrics_path, write_metrics
 from terraseg.core.raster import GDAL_CACHE
-from terraseg.errors import LabelError, SceneError, SplitError
+from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
 
 _log = logging.getLogger(__name__)
+
+TRAINING_GROUND = (
+    "Training ground may be included: a mask or polygons don't say where the model was trained, and a model looks "
+    "better there. Give its dataset with --dataset to leave that ground out."
+)
+"""The warning of a result on truth without splits."""
 
 BOUNDARY_TOLERANCE = 20.0
 """Metres: two pixels of Sentinel-2, because mixed pixels alone put an outline in doubt by one."""
@@ -49,13 +66,12 @@ def evaluate(
     experiment: str,
     split: str = "test",
     footprints: Path | None = None,
+    dataset: Path | None = None,
     by: Path | None = None,
     by_field: str = "name",
     choose_threshold: bool = False,
     boundary_tolerance: float = BOUNDARY_TOLERANCE,
     cell: int | None = None,
-    seed: int = 0,
-    draws: int = 2000,
 ) -> dict[str, Any]:
     """Score predicted scenes against ground truth.
 
@@ -70,13 +86,14 @@ def evaluate(
         experiment: its name; products with another name are ignored.
         split: the chips of a dataset to score.
         footprints: polygons for object metrics on the split's ground; only with a dataset.
+        dataset: what the model was trained on, if the truth is a mask or polygons: the ground of its train and val
+            chips and within its gap of them is not scored.
         by: polygons of places. Each place gets its own metrics, instead of each block or scene.
         by_field: the attribute of ``by`` with their names.
         choose_threshold: use the threshold with the highest IoU on the val split; only with a dataset.
         boundary_tolerance: largest distance between outlines that agree, in metres.
-        cell: side of a bootstrap unit in pixels; the chip size by default.
-        seed: of the bootstrap.
-        draws: of the bootstrap.
+        cell: side of the cells that places are made of, in pixels; the chip size by default. If the truth has no
+            blocks, a given side is also that of the independent units; by default it is measured on the errors.
 
     Returns:
         The result as written: `terraseg.contracts.result.Metrics` as JSON values.
@@ -84,42 +101,50 @@ def evaluate(
     Raises:
         SceneError: no product of the experiment, a product of another scene or grid, a product without a threshold,
             or several products of the same ground.
-        DatasetError, LabelError: no such truth, split or class.
+        DatasetError, LabelError: no such truth, split or class, or another dataset than the model's.
         SplitError: the class never occurs in the truth.
     """
     found = predictions_of(predictions, experiment)
     model, products = found[0], [prediction.product for prediction in found]
     class_id = int(model.get("positive_class") or 1)
     truth = open_truth(ground_truth, split=split, cell=cell, class_name=model.get("class"), class_id=class_id)
+    warnings: list[str] = []
+    if dataset is not None:
+        truth = _unseen(truth, dataset, experiment=experiment, trained_on=model.get("dataset_hash"))
+    elif not isinstance(truth, ChipTruth):
+        warnings.append(TRAINING_GROUND)
     if choose_threshold:
         threshold, chosen = _best_on_val(truth, products), "with the highest IoU on the val split"
     else:
-        threshold, chosen = model.threshold, "of the prediction's bundle"
+        threshold, chosen = model.threshold, model.threshold_source
     polygons = _polygons(truth, footprints, choose_threshold=choose_threshold)
     pixel = _pixel_size(products)
     tolerance = Tolerance.of(boundary_tolerance, pixel=pixel)
-    outlines = BoundaryCounts(at=level(threshold), positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
+    outlines = BoundaryCounts(
+        at=threshold_level(threshold), positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell
+    )
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         patches = outlines.watch(truth.patches(products))
         counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     if by is None:
-        members = by_block(counts.units)
+        members = by_block(counts.cells)
     else:
-        members = by_polygons(counts.units, products=products, cell=truth.cell, path=by, field=by_field)
-    drawn = {"draws": draws, "seed": seed}
-    score = measure(counts, outlines, members, at=level(threshold), truth=truth, **drawn)
+        members = by_polygons(counts.cells, products=products, cell=truth.cell, path=by, field=by_field)
+    score = measure(counts, outlines, members, at=threshold_level(threshold), truth=truth)
     trained_on = model.get("dataset_hash")
     if trained_on and truth.dataset_hash:
-        warn_of_other_dataset(experiment, trained_on=trained_on, tested_on=truth.dataset_hash)
+        warnings += other_dataset(experiment, trained_on=trained_on, tested_on=truth.dataset_hash)
     figures, groups = score.figures, score.groups
     if polygons is not None:
         objects = count_objects(products, polygons)
-        figures |= object_metrics(objects, **drawn)
-        object_members = same_places(members, counts.units, objects.units)
-        for place, of_objects in group_metrics(object_members, place_part(objects), **drawn).items():
-            groups[place] |= of_objects
-    facts = facts_of(truth, counts, score, tolerance=tolerance, **drawn)
+        units = units_of(polygons, objects.cells, side=score.units.side)
+        figures |= object_metrics(objects, units=units)
+        object_members, part = same_places(members, counts.cells, objects.cells), place_part(objects)
+        for place, found_there in group_metrics(object_members, part, units=units, held=objects.held).items():
+            groups[place] |= found_there
+    facts = facts_of(truth, counts, score, tolerance=tolerance)
     facts |= {"attribution": truth.attribution or model.attribution, "figures": figures, "groups": groups}
+    facts["warnings"] = (*warnings, *facts["warnings"])
     metrics = Metrics(
         experiment=experiment,
         rule=f"probability >= {threshold:g}, the threshold {chosen}",
@@ -133,13 +158,34 @@ def evaluate(
     return metrics.model_dump(mode="json")
 
 
-def warn_of_other_dataset(experiment: str, *, trained_on: str, tested_on: str) -> None:
-    """Log a warning if a model is scored on another dataset than it was trained on; both are content hashes."""
-    if trained_on != tested_on:
-        _log.warning(
-            "%s was trained on another dataset (%s) than the one it is tested on (%s): its training may have seen this "
-            "ground", experiment, trained_on[:12], tested_on[:12],
-        )  # fmt: skip
+def other_dataset(experiment: str, *, trained_on: str, tested_on: str) -> list[str]:
+    """A warning if a model is scored on another dataset than it was trained on; both are content hashes."""
+    if trained_on == tested_on:
+        return []
+    _log.warning(
+        "%s was trained on another dataset (%s) than the one it is tested on (%s): its training may have seen this "
+        "ground", experiment, trained_on[:12], tested_on[:12],
+    )  # fmt: skip
+    return [
+        f"Training ground may be included: {experiment} was trained on another dataset ({trained_on[:12]}) than the "
+        f"one it is tested on ({tested_on[:12]})."
+    ]
+
+
+def _unseen(truth: Truth, dataset: Path, *, experiment: str, trained_on: str | None) -> Truth:
+    if isinstance(truth, ChipTruth):
+        raise DatasetError(
+            "--dataset goes only with a mask or polygons as --ground-truth",
+            fix="drop it: a dataset as --ground-truth has splits",
+        )
+    opened = open_dataset(dataset)
+    if trained_on not in (None, opened.info.content_hash):
+        raise DatasetError(
+            f"{experiment} was trained on dataset {str(trained_on)[:12]}, {dataset} is {opened.info.content_hash[:12]}",
+            expected="the dataset that the model was trained on",
+            fix="correct --dataset, or name one experiment with --experiment",
+        )
+    return without_training_ground(truth, opened)
 
 
 def limits(pixel: float) -> str:
@@ -157,7 +203,7 @@ def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
         raise SplitError(
             f"a threshold can't be chosen for the {truth.split} split of this ground truth",
             expected="the test split of a dataset that has a val split",
-            fix="drop --choose-threshold to use the threshold of the prediction's bundle",
+            fix="drop --choose-threshold to use the threshold of the prediction",
         )
     val = chip_truth(truth.dataset, split="val", cell=truth.cell, class_name=truth.class_name)
     counts = count_pixels(val.pairs(products), positive=val.positive)
@@ -165,7 +211,7 @@ def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
     if not scores.any():
         raise SplitError(
             f"the class {truth.class_name!r} never occurs in the val split",
-            fix="drop --choose-threshold to use the threshold of the prediction's bundle",
+            fix="drop --choose-threshold to use the threshold of the prediction",
         )
     best = np.flatnonzero(scores == scores.max()) + 1
     return float(best[len(best) // 2] / (LEVELS - 1))  # in a tie the middle one, as in training
@@ -202,7 +248,7 @@ def _polygons(truth: Truth, footprints: Path | None, *, choose_threshold: bool) 
         )
     if choose_threshold:
         raise LabelError(
-            "the predicted polygons were drawn at the threshold of the bundle, not at one chosen now",
+            "the predicted polygons were drawn at the threshold of the prediction, not at one chosen now",
             fix="give --footprints or --choose-threshold, not both",
         )
     return footprints_in(truth, footprints)
@@ -210,17 +256,26 @@ def _polygons(truth: Truth, footprints: Path | None, *, choose_threshold: bool) 
 
 @dataclass(frozen=True)
 class Score:
-    """Pixel metrics at one threshold; each field is the field of `Metrics` with the same name."""
+    """Pixel metrics at one threshold.
+
+    Attributes:
+        figures: as in `Metrics`.
+        groups: as in `Metrics`.
+        pixels: as in `Metrics`.
+        reliability: as in `Metrics`.
+        units: the independent units of the cells.
+        confusion: (units, 4) tp, fp, fn, tn.
+    """
 
     figures: dict[str, Estimate]
     groups: dict[str, dict[str, Estimate]]
-    units: dict[str, tuple[int, int, int, int]]
     pixels: PixelTotals
+    reliability: tuple[Reliability, ...]
+    units: Units
+    confusion: Counts
 
 
-def measure(
-    counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, at: int, truth: Truth, draws: int, seed: int
-) -> Score:
+def measure(counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, at: int, truth: Truth) -> Score:
     """All metrics of the map ``DN >= at``, of its outlines and of the probability, with their intervals.
 
     Args:
@@ -228,9 +283,7 @@ def measure(
         outlines: counts of the outlines of the same pixels.
         members: places that get their own metrics.
         at: the threshold, in DN of probability.
-        truth: its class and split, for the error message.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        truth: it says what the independent units are.
 
     Raises:
         SplitError: the class never occurs in the truth.
@@ -242,31 +295,30 @@ def measure(
             expected="some pixels of the class to test on",
             fix="prepare the dataset with other blocks or a larger area",
         )
-    by_unit = confusion(counts.histograms, at)
-    both: list[Part] = [built_up_part(by_unit), outline_part(outlines.of(counts.units))]
-    whole = side_by_side([(by_unit, formulas("confusion")), (counts.histograms, formulas("histograms")), *both])
-    figures = intervals(*whole, draws=draws, seed=seed)
+    by_cell = confusion(counts.histograms, at)
+    held = by_cell[:, :3].sum(axis=1)
+    units = independent_units(truth, counts.cells, by_cell)
+    both: list[Part] = [built_up_part(by_cell), outline_part(outlines.of(counts.cells))]
+    whole = side_by_side([(by_cell, formulas("confusion")), (counts.histograms, formulas("histograms")), *both])
+    figures = units.intervals(whole, held=held)
+    bins = reliability_bins(counts.histograms)
+    curve = reliability(bins.sum(axis=0), units.intervals((bins, frequencies()), held=held))
     of_place = side_by_side(
         [
-            (by_unit, formulas("confusion", by_place=True)),
-            (reliability_bins(counts.histograms), {"ece": ece_of_bins}),  # far fewer numbers to draw than histograms
+            (by_cell, formulas("confusion", by_place=True)),
+            (bins, {"ece": ece_of_bins}),  # far fewer numbers than histograms
             *both,
         ]
     )
-    parts = {place: indices for place, indices in members.items() if len(indices) < len(counts.units)}
-    groups = group_metrics(parts, of_place, draws=draws, seed=seed)
-    for place in members.keys() - parts.keys():  # places that hold all units: drawn already
-        groups[place] = {name: figures[name] for name in of_place[1]}
-    units = {name: tuple(row) for name, row in zip(counts.units, by_unit.tolist(), strict=True)}
+    groups = group_metrics(members, of_place, units=units, held=held)
     totals = PixelTotals(valid=valid, positive=positive, ignored=counts.ignored, nodata=counts.nodata)
-    return Score(figures, {place: groups[place] for place in members}, units, totals)
+    return Score(figures, groups, totals, curve, units, units.sums(by_cell))
 
 
-def facts_of(
-    truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tolerance, draws: int, seed: int
-) -> dict[str, Any]:
+def facts_of(truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tolerance) -> dict[str, Any]:
     """Fields of `Metrics` that every result shares: the ground and the counts, by field name."""
     return {
+        "warnings": _few_units(score.units),
         "class_name": truth.class_name,
         "split": truth.split,
         "dataset_hash": truth.dataset_hash,
@@ -274,17 +326,25 @@ def facts_of(
         "split_rule": truth.split_rule,
         "attribution": truth.attribution,
         "cell": truth.cell,
-        "seed": seed,
-        "draws": draws,
+        "unit": score.units.words,
         "pixels": score.pixels,
         "boundary_tolerance": tolerance.metres,
         "figures": score.figures,
         "groups": score.groups,
-        "units": score.units,
+        "units": {name: tuple(row) for name, row in zip(score.units.names, score.confusion.tolist(), strict=True)},
         "positives": tuple(counts.total[1].tolist()),
         "negatives": tuple(counts.total[0].tolist()),
-        "reliability": reliability(counts.total),
+        "reliability": score.reliability,
     }
+
+
+def _few_units(units: Units) -> tuple[str, ...]:
+    count = len(units.names)
+    if reason := too_few(count):
+        return (f"No intervals: {reason}. The units are {units.words}.",)
+    if count < FEW_UNITS:
+        return (f"Every interval is rough: only {count} independent units of ground. They are {units.words}.",)
+    return ()
 
 
 def measure_chips(
@@ -293,8 +353,6 @@ def measure_chips(
     *,
     at: int,
     boundary_tolerance: float,
-    draws: int,
-    seed: int,
 ) -> dict[str, Any]:
     """Score predictions of single chips in the same way as `evaluate` scores maps; returns `facts_of` them.
 
@@ -303,8 +361,6 @@ def measure_chips(
         scores: the prediction of a chip.
         at: the threshold, in DN of probability.
         boundary_tolerance: largest distance between outlines that agree, in metres.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
 
     Raises:
         SplitError: the class never occurs in the split.
@@ -314,5 +370,5 @@ def measure_chips(
     outlines = BoundaryCounts(at=at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
     patches = outlines.watch(truth.all_scored(scores))
     counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
-    score = measure(counts, outlines, by_block(counts.units), at=at, truth=truth, draws=draws, seed=seed)
-    return facts_of(truth, counts, score, tolerance=tolerance, draws=draws, seed=seed)
+    score = measure(counts, outlines, by_block(counts.cells), at=at, truth=truth)
+    return facts_of(truth, counts, score, tolerance=tolerance)

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, warn_of_other_dataset
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, other_dataset
 from terraseg.assess.ground.pairs import Scores
 from terraseg.assess.ground.truth import chip_truth
-from terraseg.assess.metrics.pixels import level
 from terraseg.contracts.bundle import BundleInfo
 from terraseg.contracts.dataset import ChipDataset, Split
+from terraseg.contracts.product import threshold_level
 from terraseg.contracts.result import Metrics, metrics_path, write_metrics
 
 
@@ -21,8 +21,6 @@ def evaluate_chips(
     split: Split = "test",
     boundary_tolerance: float = BOUNDARY_TOLERANCE,
     cell: int | None = None,
-    seed: int = 0,
-    draws: int = 2000,
 ) -> Metrics:
     """Score a model on one split, each chip predicted as a whole, at the threshold of its bundle.
 
@@ -35,9 +33,7 @@ def evaluate_chips(
         output: the result file, or the folder for ``<experiment>.json``.
         split: the chips to score.
         boundary_tolerance: largest distance between outlines that agree, in metres.
-        cell: side of a bootstrap unit in pixels; the chip size by default.
-        seed: of the bootstrap.
-        draws: of the bootstrap.
+        cell: side of a cell in pixels, see `terraseg.assess.evaluate.evaluate`.
 
     Returns:
         The result as written.
@@ -52,12 +48,11 @@ def evaluate_chips(
     facts = measure_chips(
         truth,
         lambda chip: scores(chip.split, chip.tile),
-        at=level(threshold),
+        at=threshold_level(threshold),
         boundary_tolerance=boundary_tolerance,
-        draws=draws,
-        seed=seed,
     )
-    warn_of_other_dataset(model.experiment, trained_on=model.dataset_hash, tested_on=str(truth.dataset_hash))
+    seen = other_dataset(model.experiment, trained_on=model.dataset_hash, tested_on=str(truth.dataset_hash))
+    facts["warnings"] = (*seen, *facts["warnings"])
     metrics = Metrics(
         experiment=model.experiment,
         rule=f"probability >= {threshold:g}, the threshold of the model's bundle; chip by chip",

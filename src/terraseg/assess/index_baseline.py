@@ -1,7 +1,7 @@
 """The baseline that every model must beat: the best threshold on one spectral index, tuned on train.
 
 Quantiles of its train values divide an index into 251 levels. A level then takes the place of a probability DN,
-so the same code, cells and draws choose and score the rule as they do a model.
+so the same code and units of ground choose and score the rule as they do a model.
 """
 
 import logging
@@ -59,7 +59,6 @@ def index_baseline(
     boundary_tolerance: float = BOUNDARY_TOLERANCE,
     cell: int | None = None,
     seed: int = 0,
-    draws: int = 2000,
 ) -> dict[str, Any]:
     """Choose index, direction and threshold by the IoU of class 1 on train, then score the rule on ``split``.
 
@@ -68,9 +67,8 @@ def index_baseline(
         output: the result file, or the folder for ``index_baseline.json``.
         split: the chips to score.
         boundary_tolerance: largest distance between outlines that agree, in metres.
-        cell: side of a bootstrap unit in pixels; the chip size by default.
-        seed: of the pixel sample for the quantiles, and of the bootstrap.
-        draws: of the bootstrap.
+        cell: side of a cell in pixels, see `terraseg.assess.evaluate.evaluate`.
+        seed: of the pixel sample for the quantiles.
 
     Returns:
         The result as written, `Metrics` as JSON values; ``rule`` is the rule in words.
@@ -99,8 +97,6 @@ def index_baseline(
         lambda chip: rule.levels(rule.candidate.index(_read(truth.dataset, chip))),
         at=rule.at,
         boundary_tolerance=boundary_tolerance,
-        draws=draws,
-        seed=seed,
     )
     no_probability = Estimate(value=None, reason="an index is not a probability")
     undefined = {name for name, metric in METRICS.items() if metric.needs_probability}

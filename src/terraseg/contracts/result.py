@@ -47,11 +47,16 @@ class PixelTotals(Strict):
 
 
 class Reliability(Strict):
-    """One bin of the reliability curve: mean probability, share of the class in truth, number of pixels."""
+    """One bin of the reliability curve: mean probability, share of the class in truth, number of pixels.
+
+    ``low`` and ``high`` are the 95 % interval of the share; None without an interval.
+    """
 
     probability: float
     frequency: float
     pixels: int
+    low: float | None = None
+    high: float | None = None
 
 
 class _Format(BaseModel):
@@ -73,16 +78,18 @@ class Metrics(Strict):
         label_rule: how a pixel got its class, in words.
         split_rule: how blocks were assigned to splits.
         attribution: the line that every table and figure must show.
-        cell: side of a bootstrap unit, in pixels.
-        seed: of the bootstrap.
-        draws: of the bootstrap.
+        warnings: what must be read first, one sentence each: few units, or training ground that may be included.
+        cell: side of the cells that places are made of, in pixels.
+        unit: what an independent unit of ground is, in words; empty in older results, whose units are cells.
+        seed: of the bootstrap of older results.
+        draws: of the bootstrap of older results; None if the interval is that of a jackknife.
         pixels: numbers of pixels.
         boundary_tolerance: largest distance between outlines that agree, in metres; None if not compared.
         limits: what pixels of this size can't show of objects, in words; empty without object metrics.
         figures: metrics by name: those of ``METRICS`` in `terraseg.assess.metrics.pixels` and ``totals``,
             boundary_iou and boundary_f1; with footprints also those of ``objects``.
         groups: metrics by place (block, scene or named polygon): a part of ``figures``.
-        units: confusion counts [tp, fp, fn, tn] by bootstrap unit, for paired comparisons.
+        units: confusion counts [tp, fp, fn, tn] by independent unit of ground, for intervals and comparisons.
         positives: (251,) pixels of the class by DN of probability, for all curves.
         negatives: (251,) pixels of background by DN of probability.
         reliability: the reliability curve; empty for a rule without probabilities.
@@ -100,9 +107,11 @@ class Metrics(Strict):
     label_rule: str
     split_rule: dict[str, Any]
     attribution: str
+    warnings: tuple[str, ...] = ()
     cell: int
-    seed: int
-    draws: int
+    unit: str = ""
+    seed: int | None = None
+    draws: int | None = None
     pixels: PixelTotals
     boundary_tolerance: float | None
     limits: str = ""
@@ -112,6 +121,11 @@ class Metrics(Strict):
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
     reliability: tuple[Reliability, ...]
+
+    @property
+    def over(self) -> str:
+        """What the intervals are over, in words."""
+        return f"{len(self.units)} {self.unit or f'cells of {self.cell} px'}"
 
 
 def metrics_path(output: Path, experiment: str) -> Path:

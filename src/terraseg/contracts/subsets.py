@@ -163,7 +163,7 @@ def ground_pixels(chips: gpd.GeoDataFrame, *, gsd: float) -> npt.NDArray[np.intp
     if placed.any():
         offset = np.stack([np.nanmax(top) - top, left - np.nanmin(left)], axis=1) / gsd
         corner[placed] = np.rint(offset[placed]).astype(np.intp)
-    return corner
+    return np.asarray(corner)
 
 
 def _fold_of_chips(chips: gpd.GeoDataFrame, *, folds: int, seed: int, gsd: float) -> npt.NDArray[np.intp]:

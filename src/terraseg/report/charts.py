@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from terraseg.assess.index_baseline import EXPERIMENT as BASELINE
 from terraseg.assess.metrics.object_match import SIZES
 from terraseg.assess.metrics.objects import RECALL_BY_SIZE
-from terraseg.assess.metrics.pixels import METRICS, confusion, confusions, f1, level, precision, recall
+from terraseg.assess.metrics.pixels import METRICS, confusion, confusions, f1, precision, recall
+from terraseg.contracts.product import threshold_level
 from terraseg.contracts.result import Metrics
 from terraseg.report.style import GREY, new_axes, new_figure, series
 from terraseg.report.tables import by_iou
@@ -42,8 +43,8 @@ def interval_chart(results: Sequence[Metrics]) -> Figure:
         axes.set_axisbelow(True)
         axes.spines["left"].set_visible(False)
     figure.axes[1].set_yticklabels([])
-    units = " / ".join(sorted({f"{len(r.units)} cells of {r.cell} px, {r.split} split" for r in results}))
-    figure.suptitle(f"Point: estimate. Line: 95 % interval, spatial block bootstrap ({units})", fontsize=8, color=GREY)
+    units = " / ".join(sorted({f"{r.over}, {r.split} split" for r in results}))
+    figure.suptitle(f"Point: estimate. Line: 95 % interval over {units}", fontsize=8, color=GREY)
     return figure
 
 
@@ -70,6 +71,8 @@ def curve_chart(results: Sequence[Metrics]) -> Figure:
                 f"-{marker}", color=colour, ms=5, lw=1.4,
                 label=f"{result.experiment} (ECE {result.figures['ece'].value:.3f})",
             )  # fmt: skip
+            sure = [(bin_.probability, bin_.low, bin_.high) for bin_ in result.reliability if bin_.low is not None]
+            calibration.vlines(*np.array(sure, dtype=float).reshape(-1, 3).T, color=colour, lw=1, alpha=0.6)
     prevalence = results[0].pixels.positive / results[0].pixels.valid
     curve.axhline(prevalence, color=GREY, lw=0.8, ls=":")
     _note(curve, f"no skill: {prevalence:.3f}", (0.0, prevalence), (2, 3), color=GREY)
@@ -90,7 +93,7 @@ def curve_chart(results: Sequence[Metrics]) -> Figure:
 
 
 def threshold_chart(results: Sequence[Metrics]) -> Figure:
-    """F1 at all probability thresholds, with the one chosen on validation marked."""
+    """F1 at all probability thresholds, with the one in use marked."""
     looks = _looks(results)
     figure = new_figure(6.0, 3.6)
     axes = new_axes(figure, 1, 1)[0][0]
@@ -100,12 +103,12 @@ def threshold_chart(results: Sequence[Metrics]) -> Figure:
         colour, marker = looks[result.experiment]
         histogram = np.array([result.negatives, result.positives])
         axes.plot(np.arange(251) / 250, f1(confusions(histogram)), color=colour, lw=1.6, label=result.experiment)
-        score = float(f1(confusion(histogram, level(result.threshold))))
+        score = float(f1(confusion(histogram, threshold_level(result.threshold))))
         axes.plot(result.threshold, score, marker, color=colour, ms=7, mec="white", mew=0.8)
     axes.set(title="F1 by threshold", xlabel="Probability threshold", ylabel="F1", xlim=(0, 1), ylim=(0, 1))
     axes.grid(color="#E4E4E4", lw=0.7)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
-    figure.suptitle("Marker: the threshold, chosen on validation without test data", fontsize=8, color=GREY)
+    figure.suptitle("Marker: the threshold in use", fontsize=8, color=GREY)
     return figure
 
 

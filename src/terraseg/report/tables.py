@@ -57,12 +57,9 @@ def by_iou(results: Sequence[Metrics]) -> list[Metrics]:
 
 
 def _caption(results: Sequence[Metrics]) -> str:
-    rules = dict.fromkeys(
-        f"Label rule: {result.label_rule}. 95 % intervals: {len(result.units)} cells of {result.cell} px drawn "
-        f"{result.draws} times."
-        for result in results
-    )
-    return " / ".join(rules)
+    warnings = dict.fromkeys(warning for result in results for warning in result.warnings)
+    rules = dict.fromkeys(f"Label rule: {result.label_rule}. 95 % intervals: over {result.over}." for result in results)
+    return "\n".join([*warnings, " / ".join(rules)])
 
 
 def _cell(metric: Metric, estimate: Estimate | None) -> str:

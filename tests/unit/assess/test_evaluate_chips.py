@@ -28,7 +28,7 @@ def _info(dataset, **changes):
     given = {
         "experiment": "model", "model_factory": "", "model_args": {}, "bands": PRITHVI_BANDS, "unit": "",
         "nodata": 0, "means": (), "stds": (), "classes": dataset.info.classes, "positive_class": 1, "threshold": 0.4,
-        "temperature": 1, "tile_size": 32, "gsd": 10, "weights": "random", "weights_hash": "w" * 64,
+        "tile_size": 32, "gsd": 10, "weights": "random", "weights_hash": "w" * 64,
         "dataset_hash": dataset.info.content_hash, "licence": "", "attribution": "", "versions": {},
     }  # fmt: skip
     return BundleInfo(**{**given, **changes})
@@ -51,13 +51,9 @@ def _probability(scene):
 def test_metrics_equal_those_of_a_map_with_the_same_probabilities(place, tmp_path):
     scene, dataset = place
     make_product(tmp_path / "maps", scene, _probability(scene), threshold=0.4)
-    mapped = evaluate(
-        predictions=tmp_path / "maps", ground_truth=dataset.root, output=tmp_path, experiment="model", draws=200
-    )
+    mapped = evaluate(predictions=tmp_path / "maps", ground_truth=dataset.root, output=tmp_path, experiment="model")
     scores = chip_scores(dataset, NumpyPredictor(_from_brightness))
-    result = evaluate_chips(
-        dataset=dataset, scores=scores, model=_info(dataset), output=tmp_path / "chips.json", draws=200
-    )
+    result = evaluate_chips(dataset=dataset, scores=scores, model=_info(dataset), output=tmp_path / "chips.json")
     assert read_metrics(tmp_path / "chips.json") == result
     told = result.model_dump(mode="json")
     assert 0 < told["figures"]["iou"]["value"] < 1
@@ -81,7 +77,7 @@ def test_a_chip_without_observation_is_not_scored(place):
 def test_training_on_other_data_logs_a_warning_and_classes_and_bands_must_exist(place, tmp_path, caplog):
     _, dataset = place
     scores = chip_scores(dataset, NumpyPredictor(_from_brightness))
-    given = {"dataset": dataset, "scores": scores, "output": tmp_path, "draws": 100}
+    given = {"dataset": dataset, "scores": scores, "output": tmp_path}
     evaluate_chips(model=_info(dataset, dataset_hash="another"), **given)
     assert "its training may have seen this ground" in caplog.text
     with pytest.raises(DatasetError, match="has no class 'flood'"):

@@ -15,7 +15,7 @@ from terraseg.contracts.comparison import read_tables, write_tables
 from terraseg.report.comparison_tables import performance_table
 from terraseg.report.tables import columns, groups_table, metrics_table
 
-SIZE = (128, 256)
+SIZE = (256, 256)
 
 
 def _specificity(counts: Counts) -> Values:
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 def _evaluate(folder, name):
     return evaluate(
         predictions=folder / "predictions", ground_truth=folder / "processed", output=folder / f"{name}.json",
-        experiment="model", draws=200,
+        experiment="model", cell=32,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """Pixels of a prediction paired with pixels of truth, in cells.
 
-Cells are the units of the block bootstrap (`terraseg.assess.metrics.bootstrap`): errors of neighbouring pixels are
-correlated, errors of cells far less.
+Cells are small squares of ground. Places such as cities are made of them, and so are the independent units that an
+interval is over (`terraseg.assess.ground.units`).
 """
 
 from abc import ABC, abstractmethod
@@ -26,6 +26,9 @@ Scores = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int8]
 """(rows, columns) of class ids, `terraseg.contracts.dataset.IGNORE` or `COUNTED`."""
 
+Pixels = npt.NDArray[np.int64]
+"""(n,) rows or columns."""
+
 
 @dataclass(frozen=True)
 class Patch:
@@ -37,6 +40,7 @@ class Patch:
         column: its first column in the scene.
         probability: the prediction.
         truth: labels of the same shape.
+        origin: (row, column) in the scene where its cells start: of its block, or of the scene.
     """
 
     name: str
@@ -44,13 +48,14 @@ class Patch:
     column: int
     probability: Scores
     truth: Labels
+    origin: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Prediction and truth of the same pixels; ``unit`` is the name of their cell."""
+    """Prediction and truth of the same pixels; ``cell`` is the name of their cell, see `cell_name`."""
 
-    unit: str
+    cell: str
     probability: Scores
     truth: Labels
 
@@ -62,7 +67,9 @@ class Truth(ABC):
     Attributes:
         class_name: the class to score.
         label_rule: how a pixel got its class, in words.
-        cell: side of a bootstrap unit, in pixels.
+        cell: side of a cell, in pixels.
+        cell_given: whether the user chose it: then cells do not grow to units.
+        has_blocks: whether the independent units are blocks.
         positive: id of the class.
         split: of the dataset; ``all`` for truth without splits.
         split_rule: how blocks were assigned to splits.
@@ -73,6 +80,8 @@ class Truth(ABC):
     class_name: str
     label_rule: str
     cell: int
+    cell_given: bool = False
+    has_blocks: bool = False
     positive: int = 1
     split: str = "all"
     split_rule: dict[str, Any] = field(default_factory=dict)
@@ -91,22 +100,56 @@ class Truth(ABC):
         """The same pixels, cut into cells."""
         return cells(self.patches(products), cell=self.cell)
 
+    def cells_at(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
+        """Names of the cells of pixels of a scene, the same names as from `cells`."""
+        return np.array(
+            [
+                cell_name(scene, row - row % self.cell, column - column % self.cell)
+                for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+            ],
+            dtype=np.str_,
+        )
+
+    def located(self, names: Sequence[str]) -> tuple[npt.NDArray[np.str_], Pixels, Pixels]:
+        """Where cells are: name of their ground, and row and column in it, in pixels.
+
+        The same ground has the same name in all scenes that show it; a block has one too.
+        """
+        places, rows, columns = split_names(names)
+        return np.array(places, dtype=np.str_), rows, columns
+
+    def touching(self, ground: Sequence[str]) -> npt.NDArray[np.intp]:  # noqa: ARG002  # for truth with blocks
+        """(pairs, 2) indices of blocks that lie side by side; none if the truth has no blocks."""
+        return np.zeros((0, 2), dtype=np.intp)
+
+
+def cell_name(place: str, row: int, column: int) -> str:
+    """Name of a cell: the name of its patch, and its first row and column in the scene."""
+    return f"{place}/{row}/{column}"
+
+
+def split_names(names: Sequence[str]) -> tuple[list[str], Pixels, Pixels]:
+    """The parts of `cell_name` for many cells."""
+    parts = [name.rsplit("/", 2) for name in names]
+    corners = np.array([part[1:] for part in parts], dtype=np.int64).reshape(-1, 2)
+    return [part[0] for part in parts], corners[:, 0], corners[:, 1]
+
 
 def cells(patches: Iterable[Patch], *, cell: int) -> Iterator[Pair]:
-    """Cut windows along the grid of cells of their scene; a cell may come in several pieces."""
+    """Cut windows along the grid of cells of their block or scene; a cell may come in several pieces."""
     for patch in patches:
-        for down, rows in spans(patch.row, patch.truth.shape[0], cell=cell):
-            for right, columns in spans(patch.column, patch.truth.shape[1], cell=cell):
-                unit = f"{patch.name}/{down}/{right}"
-                yield Pair(unit, patch.probability[rows, columns], patch.truth[rows, columns])
+        for down, rows in spans(patch.row, patch.truth.shape[0], cell=cell, origin=patch.origin[0]):
+            for right, columns in spans(patch.column, patch.truth.shape[1], cell=cell, origin=patch.origin[1]):
+                name = cell_name(patch.name, down, right)
+                yield Pair(name, patch.probability[rows, columns], patch.truth[rows, columns])
 
 
-def spans(start: int, length: int, *, cell: int) -> list[tuple[int, slice]]:
-    """The cells of ``length`` pixels from ``start`` along one axis, each with its slice of these pixels."""
-    last = (start + length - 1) // cell
+def spans(start: int, length: int, *, cell: int, origin: int = 0) -> list[tuple[int, slice]]:
+    """First pixel of each cell of ``length`` pixels from ``start`` along one axis, with its slice of these pixels."""
+    first = start - (start - origin) % cell
     return [
-        (number, slice(max(number * cell - start, 0), min((number + 1) * cell - start, length)))
-        for number in range(start // cell, last + 1)
+        (pixel, slice(max(pixel - start, 0), min(pixel + cell - start, length)))
+        for pixel in range(first, start + length, cell)
     ]
 
 

@@ -58,6 +58,16 @@ class Prediction:
                 f"{self.product.item} has terraseg:threshold {threshold!r}", expected="a number", fix="predict again"
             ) from error
 
+    @property
+    def threshold_source(self) -> str:
+        """Where the threshold came from, in words."""
+        of_bundle = (self.properties.get("terraseg:model") or {}).get("threshold")
+        if of_bundle is None:
+            return "of the prediction"
+        if of_bundle == self.threshold:
+            return "of the prediction's bundle"
+        return f"that was given to predict (its bundle has {of_bundle:g})"
+
     def get(self, key: str) -> str | None:
         """The property ``terraseg:<key>`` as text; None if missing."""
         value = self.properties.get(f"terraseg:{key}")

@@ -5,7 +5,7 @@ All are streamed window by window with the prediction, and every pixel comes onc
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,19 +22,53 @@ import shapely.geometry
 from affine import Affine
 from rasterio.windows import Window
 
-from terraseg.assess.ground.pairs import COUNTED, Labels, Patch, Scores, Truth, offset
+from terraseg.assess.ground.pairs import (
+    COUNTED,
+    Labels,
+    Patch,
+    Pixels,
+    Scores,
+    Truth,
+    cell_name,
+    offset,
+    split_names,
+)
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
+from terraseg.contracts.subsets import ground_pixels, ground_units
 from terraseg.core.polygons import POLYGONAL, polygons_in_collections
 from terraseg.core.tasks import read_ahead
 from terraseg.errors import DatasetError, LabelError, SceneError
 
 DEFAULT_CELL = 224
-"""Side of a bootstrap cell in pixels, for truth without chips."""
+"""Side of a cell in pixels, for truth without chips."""
 
 _HIGHEST = 127  # the largest int8; class ids above it are background in any case
 _ROWS = 1024  # read at once: a multiple of all usual block sizes, so that no block is decoded twice
+
+
+_STRIPS = ("columns", "rows")
+"""Kinds of splits whose one block is the whole split, so that it holds several independent units."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a block is.
+
+    Attributes:
+        ground: name of its ground, the same for the blocks of all scenes that show it.
+        origin: its first row and column in the scene.
+        start: the same, counted from the corner of the ground.
+    """
+
+    ground: str
+    origin: tuple[int, int]
+    start: tuple[int, int]
+
+
+def _patch_name(scene: str, block: str) -> str:
+    return f"{scene}/{block}"
 
 
 @dataclass(frozen=True)
@@ -60,7 +94,7 @@ def open_truth(
     Args:
         path: a dataset (its root, the folder of a split, or its masks), a mask GeoTIFF, or polygons.
         split: the chips of a dataset to score.
-        cell: side of a bootstrap cell in pixels; the chip size by default.
+        cell: side of a cell in pixels; the chip size by default. If given, cells do not grow to independent units.
         class_name: the class to score; by default class 1 of a dataset, or the class of the polygons.
         class_id: its id in a mask GeoTIFF, the same as in the prediction's mask.
 
@@ -85,8 +119,9 @@ def open_truth(
             positive=class_id,
             label_rule=f"pixels of {path.name}" + f" with the id {class_id}" * (class_id != 1),
             cell=cell or DEFAULT_CELL,
+            cell_given=cell is not None,
         )
-    return _polygon_truth(path, cell=cell or DEFAULT_CELL, class_name=class_name)
+    return _polygon_truth(path, cell=cell, class_name=class_name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,8 +150,49 @@ class ChipTruth(Truth):
             with rasterio.open(by_scene[scene].probability) as source:
                 yield from self.scored(scene, partial(_read_probability, source))
 
-    def names(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> list[str]:
-        """Patch names for pixels of a scene; a pixel outside all chips gets the name of the nearest chip."""
+    @cached_property
+    def places(self) -> dict[str, _Place]:
+        """Where the blocks of the split are, by name of their patches."""
+        table, gsd = self.dataset.split(self.split), self.dataset.info.gsd
+        corner, unit = ground_pixels(table, gsd=gsd), ground_units(table, gsd=gsd)
+        names = np.array([_patch_name(*pair) for pair in zip(table["scene"], table["block"], strict=True)])
+        shown, first, place = np.unique(names, return_index=True, return_inverse=True)
+        found = {}
+        for number, name in enumerate(shown.tolist()):
+            own = place == number
+            origin, ground = table.loc[own, ["row", "column"]].min(), unit == unit[first[number]]
+            # All chips of a block lie on the pixels of its scene: any one places it, here the one next to its corner.
+            start = corner[own].min(axis=0) - corner[ground].min(axis=0)
+            found[name] = _Place(
+                str(min(names[ground])), (int(origin["row"]), int(origin["column"])), (int(start[0]), int(start[1]))
+            )
+        return found
+
+    def located(self, names: Sequence[str]) -> tuple[npt.NDArray[np.str_], Pixels, Pixels]:
+        """As in `Truth.located`; ground is a block, with the blocks that show it in other scenes."""
+        patches, rows, columns = split_names(names)
+        places = [self.places[patch] for patch in patches]
+        shift = np.array([np.subtract(place.start, place.origin) for place in places], dtype=np.int64).reshape(-1, 2)
+        ground = np.array([place.ground for place in places], dtype=np.str_)
+        return ground, rows + shift[:, 0], columns + shift[:, 1]
+
+    def touching(self, ground: Sequence[str]) -> npt.NDArray[np.intp]:
+        """As in `Truth.touching`: blocks with chips less than a chip apart."""
+        table, info = self.dataset.split(self.split), self.dataset.info
+        index = {name: number for number, name in enumerate(ground)}
+        of_chip = np.array(
+            [
+                index.get(self.places[_patch_name(scene, block)].ground, -1)
+                for scene, block in zip(table["scene"], table["block"], strict=True)
+            ]
+        )
+        shapes = table.geometry.to_numpy()
+        tree = shapely.STRtree(shapes)
+        pairs = of_chip[tree.query(shapes, predicate="dwithin", distance=info.tile_size * info.gsd / 2)].T
+        return np.unique(pairs[(pairs[:, 0] < pairs[:, 1]) & (pairs[:, 0] >= 0)], axis=0)
+
+    def cells_at(self, scene: str, rows: Pixels, columns: Pixels) -> npt.NDArray[np.str_]:
+        """As in `Truth.cells_at`; a pixel outside all chips belongs to the block of the nearest chip."""
         table = self.dataset.split(self.split)
         table = table[table["scene"] == scene]
         top, left, size = table["row"].to_numpy(), table["column"].to_numpy(), self.dataset.info.tile_size
@@ -124,7 +200,12 @@ class ChipTruth(Truth):
         pixel, chip = tree.query_nearest(shapely.points(columns + 0.5, rows + 0.5))
         first = np.full(len(rows), len(table))
         np.minimum.at(first, pixel, chip)  # if chips overlap, the first one has the pixel
-        return [f"{scene}/{block}" for block in table["block"].to_numpy()[first]]
+        names, cell = [], self.cell
+        for block, row, column in zip(table["block"].to_numpy()[first], rows.tolist(), columns.tolist(), strict=True):
+            patch = _patch_name(scene, block)
+            top, left = self.places[patch].origin
+            names.append(cell_name(patch, row - (row - top) % cell, column - (column - left) % cell))
+        return np.array(names, dtype=np.str_)
 
     def all_scored(self, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
         """`scored` for every scene."""
@@ -134,7 +215,8 @@ class ChipTruth(Truth):
     def scored(self, scene: str, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
         """Every pixel of the split in one scene, once, with the scores of its chip (DN 0-250, 255)."""
         for chip in chips(self.dataset, split=self.split, scene=scene):
-            yield Patch(f"{scene}/{chip.block}", chip.row, chip.column, score(chip), chip.truth)
+            patch = _patch_name(scene, chip.block)
+            yield Patch(patch, chip.row, chip.column, score(chip), chip.truth, self.places[patch].origin)
 
 
 def chip_truth(
@@ -159,6 +241,8 @@ def chip_truth(
         positive=ids[class_name],
         label_rule=dataset.info.label_rule,
         cell=cell or dataset.info.tile_size,
+        cell_given=cell is not None,
+        has_blocks=dataset.info.split_rule.get("kind") not in _STRIPS,
         split_rule=dataset.info.split_rule,
         attribution=dataset.info.attribution,
         dataset_hash=dataset.info.content_hash,
@@ -183,9 +267,13 @@ def chips(dataset: ChipDataset, *, split: Split, scene: str) -> Iterator[Chip]:
 
 @dataclass(frozen=True, kw_only=True)
 class RasterTruth(Truth):
-    """A mask GeoTIFF of class ids. Its nodata value, negative values and all pixels outside are ignored."""
+    """A mask GeoTIFF of class ids. Its nodata value, negative values and all pixels outside are ignored.
+
+    ``training`` is ground that is ignored too.
+    """
 
     path: Path
+    training: gpd.GeoSeries | None = None
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
         """Every pixel of the products, once; pixels outside the mask are ignored."""
@@ -206,7 +294,11 @@ class RasterTruth(Truth):
             for product in products:
                 with rasterio.open(product.probability) as source:
                     corner = offset(source, mask.transform, str(mask.crs), where=str(self.path))
-                    yield from _whole(source, product.root.name, partial(_read_mask, mask, corner))
+                    read = partial(_read_mask, mask, corner)
+                    if self.training is not None:
+                        shapes = list(self.training.to_crs(source.crs))
+                        read = partial(_without, read, shapes, source.transform)
+                    yield from _whole(source, product.root.name, read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,11 +315,19 @@ class PolygonTruth(Truth):
     extent: shapely.Geometry
     ground: ChipTruth | None = None
 
-    def units(self, scene: str, rows: npt.NDArray[np.int64], columns: npt.NDArray[np.int64]) -> npt.NDArray[np.str_]:
-        """Names of the cells of pixels of a scene, the same names as from `cells`."""
-        names = [scene] * len(rows) if self.ground is None else self.ground.names(scene, rows, columns)
-        down, right = rows // self.cell, columns // self.cell
-        return np.array([f"{name}/{i}/{j}" for name, i, j in zip(names, down, right, strict=True)], dtype=np.str_)
+    def cells_at(self, scene: str, rows: Pixels, columns: Pixels) -> npt.NDArray[np.str_]:
+        """As in `Truth.cells_at`."""
+        if self.ground is not None:
+            return self.ground.cells_at(scene, rows, columns)
+        return super().cells_at(scene, rows, columns)
+
+    def located(self, names: Sequence[str]) -> tuple[npt.NDArray[np.str_], Pixels, Pixels]:
+        """As in `Truth.located`."""
+        return super().located(names) if self.ground is None else self.ground.located(names)
+
+    def touching(self, ground: Sequence[str]) -> npt.NDArray[np.intp]:
+        """As in `Truth.touching`."""
+        return super().touching(ground) if self.ground is None else self.ground.touching(ground)
 
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
         """Every pixel of the products, once; pixels outside the extent are ignored."""
@@ -240,7 +340,7 @@ class PolygonTruth(Truth):
                 yield from _whole(source, product.root.name, read)
 
 
-def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonTruth:
+def _polygon_truth(path: Path, *, cell: int | None, class_name: str | None) -> PolygonTruth:
     if path.is_dir() or path.suffix.lower() == ".parquet":
         frame, sources = find_footprints(path)
         attribution: str | None = " · ".join(dict.fromkeys(source.attribution for source in sources))
@@ -266,11 +366,34 @@ def _polygon_truth(path: Path, *, cell: int, class_name: str | None) -> PolygonT
     return PolygonTruth(
         polygons=gpd.GeoSeries(sound, crs=frame.crs),
         extent=shapely.box(*frame.total_bounds) if extent is None else extent,
-        cell=cell,
+        cell=cell or DEFAULT_CELL,
+        cell_given=cell is not None,
         class_name=class_name or found,
         label_rule=f"pixel centre in a polygon of {path.name}, within {within}",
         attribution=attribution,
     )
+
+
+def without_training_ground(truth: Truth, dataset: ChipDataset) -> Truth:
+    """The same mask or polygons, unknown at the train and val chips of a dataset and within its gap of them.
+
+    Raises:
+        DatasetError: chips without coordinates.
+    """
+    seen = dataset.tiles[dataset.tiles["split"] != "test"]
+    shapes = seen.geometry.to_numpy()
+    if shapely.is_missing(shapes).any() or shapely.is_empty(shapes).any():
+        raise DatasetError(
+            f"{dataset.root} has chips without coordinates, so its training ground is unknown",
+            fix="drop --dataset; the result then says that training ground may be included",
+        )
+    grown = shapely.buffer(shapes, float(dataset.info.split_rule.get("gap_m") or 0.0))
+    ground = gpd.GeoSeries([shapely.union_all(grown)], crs=seen.crs)
+    rule = f"{truth.label_rule}, outside the training ground of {dataset.root.name}"
+    if isinstance(truth, PolygonTruth):
+        extent = truth.extent.difference(ground.to_crs(truth.polygons.crs).iloc[0])
+        return replace(truth, extent=extent, label_rule=rule)
+    return replace(cast("RasterTruth", truth), training=ground, label_rule=rule)
 
 
 def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
@@ -358,6 +481,16 @@ def _read_mask(mask: rasterio.DatasetReader, corner: tuple[int, int], window: Wi
     labels: Labels = np.full(shape, IGNORE, dtype=np.int8)
     labels[place] = known
     return labels
+
+
+def _without(
+    read: Callable[[Window], Labels], shapes: Sequence[shapely.Geometry], transform: Affine, window: Window
+) -> Labels:
+    """Labels of a window, `IGNORE` at pixels with their centre in one of the shapes."""
+    labels = read(window)
+    where = rasterio.windows.transform(window, transform)
+    outside = rasterio.features.geometry_mask(shapes, out_shape=labels.shape, transform=where)
+    return np.where(outside, labels, np.int8(IGNORE))
 
 
 def _as_labels(values: npt.NDArray[Any], *, nodata: float | None) -> Labels:

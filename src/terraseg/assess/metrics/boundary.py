@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.assess.ground.pairs import Patch, spans
+from terraseg.assess.ground.pairs import Patch, cell_name, spans
 from terraseg.assess.metrics.bit_masks import Bits, counted, packed, spread
-from terraseg.assess.metrics.bootstrap import Part
+from terraseg.assess.metrics.intervals import Part
 from terraseg.assess.metrics.pixels import Counts, Values, iou
 from terraseg.contracts.product import PROBABILITY_NODATA
 from terraseg.errors import SceneError
@@ -65,14 +65,14 @@ class BoundaryCounts:
         at: lowest probability DN of a mapped pixel.
         positive: id of the class; all other ids are background.
         tolerance: in pixels.
-        cell: side of a bootstrap unit in pixels.
+        cell: side of a cell in pixels.
     """
 
     def __init__(self, *, at: int, positive: int, tolerance: int, cell: int) -> None:
         self._at, self._positive, self._tolerance, self._cell = at, positive, tolerance, cell
         self._reach = tolerance + 1  # edge pixels need one more neighbour than bands
         self._open: _Strip | None = None
-        self._units: dict[str, npt.NDArray[np.int64]] = {}
+        self._cells: dict[str, npt.NDArray[np.int64]] = {}
 
     def watch(self, patches: Iterable[Patch]) -> Iterator[Patch]:
         """Yield the patches and count them in a second thread; numpy releases the interpreter lock."""
@@ -87,10 +87,10 @@ class BoundaryCounts:
                 future.result()
         self._close()
 
-    def of(self, units: Iterable[str]) -> npt.NDArray[np.int64]:
-        """(units, 2, 4): tp, fp, fn, 0 of the bands, then the counts of `edge_f1`; zeros for a unit without edges."""
+    def of(self, cells: Iterable[str]) -> npt.NDArray[np.int64]:
+        """(cells, 2, 4): tp, fp, fn, 0 of the bands, then the counts of `edge_f1`; zeros for a cell without edges."""
         none = np.zeros((2, 4), np.int64)
-        return np.stack([self._units.get(unit, none) for unit in units])
+        return np.stack([self._cells.get(cell, none) for cell in cells])
 
     def _add(self, patch: Patch) -> None:
         width = patch.truth.shape[1]
@@ -98,7 +98,7 @@ class BoundaryCounts:
             truth, probability = (each[start : start + _ROWS] for each in (patch.truth, patch.probability))
             known = packed(truth >= 0) & packed(probability != PROBABILITY_NODATA)
             true, mapped = (packed(each) & known for each in (truth == self._positive, probability >= self._at))
-            strip = _Strip(patch.name, patch.row + start, patch.column, width, known, true, mapped)
+            strip = _Strip(patch.name, patch.row + start, patch.column, width, patch.origin, known, true, mapped)
             if self._open is not None and self._open.goes_on_in(strip):
                 strip = self._open.joined(strip)
             else:
@@ -126,19 +126,20 @@ class BoundaryCounts:
         return strip.below(strip.end - 2 * self._reach, done=until)
 
     def _tally(self, strip: "_Strip", flags: Sequence[Bits], *, until: int) -> None:
-        columns = spans(strip.column, strip.width, cell=self._cell)
+        top, left = strip.origin
+        columns = spans(strip.column, strip.width, cell=self._cell, origin=left)
         edges = np.array([part.start for _, part in columns] + [strip.width])
-        for down, rows in spans(strip.done, until - strip.done, cell=self._cell):
+        for down, rows in spans(strip.done, until - strip.done, cell=self._cell, origin=top):
             first = strip.done - strip.row
             part = slice(first + rows.start, first + rows.stop)
             found = [counted(each[part], edges) for each in flags]
             for (right, _), (band, mapped_band, edge, mapped_edge, both, hits, met) in zip(
                 columns, np.stack(found, axis=1), strict=True
             ):
-                unit = f"{strip.name}/{down}/{right}"
+                name = cell_name(strip.name, down, right)
                 bands = (both, mapped_band - both, band - both, 0)
                 outlines = (hits, mapped_edge - hits, met, edge - met)
-                self._units[unit] = self._units.get(unit, 0) + np.array((bands, outlines), dtype=np.int64)
+                self._cells[name] = self._cells.get(name, 0) + np.array((bands, outlines), dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,7 @@ class _Strip:
     row: int
     column: int
     width: int
+    origin: tuple[int, int]
     known: Bits
     true: Bits
     mapped: Bits
@@ -169,12 +171,12 @@ class _Strip:
     def joined(self, other: "_Strip") -> "_Strip":
         pairs = ((self.known, other.known), (self.true, other.true), (self.mapped, other.mapped))
         known, true, mapped = map(np.concatenate, pairs)
-        return _Strip(self.name, self.row, self.column, self.width, known, true, mapped, self.done)
+        return _Strip(self.name, self.row, self.column, self.width, self.origin, known, true, mapped, self.done)
 
     def below(self, row: int, *, done: int) -> "_Strip":
         skip = max(row - self.row, 0)
         kept = (self.known[skip:], self.true[skip:], self.mapped[skip:])
-        return _Strip(self.name, self.row + skip, self.column, self.width, *kept, done)
+        return _Strip(self.name, self.row + skip, self.column, self.width, self.origin, *kept, done)
 
 
 def edge_f1(counts: Counts) -> Values:
@@ -190,7 +192,7 @@ def edge_f1(counts: Counts) -> Values:
 
 
 def outline_part(counts: npt.NDArray[np.int64]) -> Part:
-    """``boundary_iou`` and ``boundary_f1`` from (units, 2, 4) counts."""
+    """``boundary_iou`` and ``boundary_f1`` from (cells, 2, 4) counts."""
     return counts, {
         "boundary_iou": lambda both: iou(both[..., 0, :]),
         "boundary_f1": lambda both: edge_f1(both[..., 1, :]),

@@ -70,10 +70,10 @@ def match(found: Overlaps, *, least_iou: float) -> Indices:
     return partners
 
 
-def splits_and_merges(found: Overlaps) -> tuple[int, int]:
-    """Number of footprints that contain several predicted polygons, and the reverse."""
+def splits_and_merges(found: Overlaps) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Footprints that contain several predicted polygons (footprints,), and the reverse (predicted polygons,)."""
     parts = found.shared / found.predicted_areas[found.predicted] >= _MOSTLY
     held = found.shared / found.truth_areas[found.truth] >= _MOSTLY
     split = np.bincount(found.truth[parts], minlength=len(found.truth_areas)) > 1
     merged = np.bincount(found.predicted[held], minlength=len(found.predicted_areas)) > 1
-    return int(split.sum()), int(merged.sum())
+    return split, merged

@@ -1,4 +1,4 @@
-"""Object metrics of predicted scenes, with intervals over cells of ground.
+"""Object metrics of predicted scenes, with intervals over independent units of ground.
 
 To add a metric, compute it in `object_metrics` and add its heading to `METRICS`.
 """
@@ -14,9 +14,11 @@ import rasterio
 import shapely
 
 from terraseg.assess.ground.truth import PolygonTruth
-from terraseg.assess.metrics.bootstrap import Part, intervals, side_by_side
-from terraseg.assess.metrics.object_match import SIZES, Geometries, Indices, match, overlaps, splits_and_merges
-from terraseg.assess.metrics.pixels import Formula, Metric, f1, precision, recall
+from terraseg.assess.ground.units import Units
+from terraseg.assess.metrics.boundary import edge_f1
+from terraseg.assess.metrics.intervals import Part, side_by_side
+from terraseg.assess.metrics.object_match import SIZES, Geometries, match, overlaps, splits_and_merges
+from terraseg.assess.metrics.pixels import Counts, Formula, Metric, Values
 from terraseg.assess.metrics.totals import total_part
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate
@@ -56,23 +58,31 @@ class ObjectCounts:
     """Counts of all objects.
 
     Attributes:
-        units: names of the cells with objects; the same cells as for pixels (`terraseg.assess.ground.pairs`).
-        counts: (units, `LEAST_IOUS` + sizes, 4) tp, fp, fn, 0.
+        cells: names of the cells with objects; the same cells as for pixels (`terraseg.assess.ground.pairs`).
+        counts: (cells, `LEAST_IOUS` + sizes, 4) predicted objects with and without a match, footprints with and
+            without one. Each object is in the cell of its own centroid.
         splits: footprints in several predicted parts.
         merges: predicted objects over several footprints.
     """
 
-    units: tuple[str, ...]
+    cells: tuple[str, ...]
     counts: npt.NDArray[np.int64]
     splits: int
     merges: int
+
+    @property
+    def held(self) -> npt.NDArray[np.int64]:
+        """(cells,) number of objects."""
+        number: npt.NDArray[np.int64] = self.counts[:, 0].sum(axis=1)
+        return number
 
 
 def count_objects(products: Sequence[Product], truth: PolygonTruth) -> ObjectCounts:
     """Match the predicted polygons with the footprints.
 
-    An object belongs to the cell of its centroid. Objects with their centroid outside the scene or the extent of the
-    truth are left out. Recall by size uses the matching at the lower IoU.
+    All objects are matched first. Then each one counts in the cell of its own centroid, unless that is outside the
+    scene or the extent of the truth: an object on the edge may have its partner beyond it. Recall by size uses the
+    matching at the lower IoU.
 
     Args:
         products: predicted scenes with their polygons.
@@ -82,26 +92,32 @@ def count_objects(products: Sequence[Product], truth: PolygonTruth) -> ObjectCou
         products = [product for product in products if product.root.name in truth.ground.scenes]
     scenes = [_count(product, truth) for product in products]
     return ObjectCounts(
-        units=tuple(unit for scene in scenes for unit in scene.units),
+        cells=tuple(cell for scene in scenes for cell in scene.cells),
         counts=np.concatenate([scene.counts for scene in scenes]),
         splits=sum(scene.splits for scene in scenes),
         merges=sum(scene.merges for scene in scenes),
     )
 
 
-def object_metrics(objects: ObjectCounts, *, draws: int, seed: int) -> dict[str, Estimate]:
+def object_metrics(objects: ObjectCounts, *, units: Units) -> dict[str, Estimate]:
     """Precision, recall and F1 of objects, recall by footprint size, splits, merges, and error of the count.
+
+    Args:
+        objects: all counts.
+        units: of their cells.
 
     Returns:
         Estimates by the names of `METRICS`.
     """
     parts = [_number_part(objects)]
     for position, least_iou in enumerate(LEAST_IOUS):
-        metrics: dict[str, Formula] = {f"object_{m.__name__}_{least_iou:g}": m for m in (precision, recall, f1)}
-        parts.append((objects.counts[:, position], metrics))
+        metrics: dict[str, Formula] = {"precision": _precision, "recall": _recall, "f1": edge_f1}
+        parts.append(
+            (objects.counts[:, position], {f"object_{name}_{least_iou:g}": each for name, each in metrics.items()})
+        )
     for position, name in enumerate(RECALL_BY_SIZE, start=len(LEAST_IOUS)):
-        parts.append((objects.counts[:, position], {name: recall}))
-    estimates = intervals(*side_by_side(parts), draws=draws, seed=seed)
+        parts.append((objects.counts[:, position], {name: _recall}))
+    estimates = units.intervals(side_by_side(parts), held=objects.held)
     for name, total in (("object_splits", objects.splits), ("object_merges", objects.merges)):
         estimates[name] = Estimate(value=float(total), reason="a count has no interval")
     return estimates
@@ -110,49 +126,68 @@ def object_metrics(objects: ObjectCounts, *, draws: int, seed: int) -> dict[str,
 def place_part(objects: ObjectCounts) -> Part:
     """Metrics of each block or other place, which has few objects: F1, and the error of the count."""
     by_iou: list[Part] = [
-        (objects.counts[:, position], {f"object_f1_{least_iou:g}": f1}) for position, least_iou in enumerate(LEAST_IOUS)
+        (objects.counts[:, position], {f"object_f1_{least_iou:g}": edge_f1})
+        for position, least_iou in enumerate(LEAST_IOUS)
     ]
     return side_by_side([*by_iou, _number_part(objects)])
 
 
 def _number_part(objects: ObjectCounts) -> Part:
-    tp, fp, fn, _ = objects.counts[:, 0].T
-    return total_part("building_count", tp + fp, tp + fn)
+    hits, alarms, found, missed = objects.counts[:, 0].T
+    return total_part("building_count", hits + alarms, found + missed)
+
+
+def _precision(counts: Counts) -> Values:
+    return _share(counts[..., 0], counts[..., 1])
+
+
+def _recall(counts: Counts) -> Values:
+    return _share(counts[..., 2], counts[..., 3])
+
+
+def _share(part: Counts, rest: Counts) -> Values:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(part / (part + rest), dtype=np.float64)
 
 
 def _count(product: Product, truth: PolygonTruth) -> ObjectCounts:
     with rasterio.open(product.probability) as source:
         crs, scene, transform = source.crs, shapely.box(*source.bounds), source.transform
     extent = gpd.GeoSeries([truth.extent], crs=truth.polygons.crs).to_crs(crs).iloc[0].intersection(scene)
-    predicted = _inside(gpd.read_parquet(product.polygons).geometry.to_crs(crs), extent)
-    known = _inside(truth.polygons.to_crs(crs), extent)
+    predicted = gpd.read_parquet(product.polygons).geometry.to_crs(crs).to_numpy()
+    known = truth.polygons.to_crs(crs).to_numpy()
+    known = known[shapely.intersects(known, scene)]
     found = overlaps(predicted, known)
-    x, y = shapely.get_coordinates(shapely.centroid(np.concatenate([known, predicted]))).T
+    counted, mapped = _inside(known, extent), _inside(predicted, extent)
+    inside = np.concatenate([counted, mapped])
+    x, y = shapely.get_coordinates(shapely.centroid(np.concatenate([known, predicted])[inside])).T
     columns, rows = (np.floor(each).astype(np.int64) for each in ~transform @ (x, y))
-    units, unit = np.unique(truth.units(product.root.name, rows, columns), return_inverse=True)
-    of_truth, of_predicted = unit[: len(known)], unit[len(known) :]
-    counts = np.zeros((len(units), len(LEAST_IOUS) + len(SIZES) - 1, 4), dtype=np.int64)
+    cells, cell = np.unique(truth.cells_at(product.root.name, rows, columns), return_inverse=True)
+    of_object = np.full(len(inside), -1)
+    of_object[inside] = cell
+    of_truth, of_predicted = of_object[: len(known)], of_object[len(known) :]
+    counts = np.zeros((len(cells), len(LEAST_IOUS) + len(SIZES) - 1, 4), dtype=np.int64)
 
-    def tally(of: Indices, which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-        return np.bincount(of[which], minlength=len(units))
+    def tally(of: npt.NDArray[np.int64], which: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        return np.bincount(of[which & (of >= 0)], minlength=len(cells))
 
     matched = [match(found, least_iou=least_iou) for least_iou in LEAST_IOUS]
     for number, partners in enumerate(matched):
-        hit = partners >= 0
-        alone = ~np.isin(np.arange(len(predicted)), partners)
-        counts[:, number, 0] = tally(of_truth, hit)
-        counts[:, number, 1] = tally(of_predicted, alone)
-        counts[:, number, 2] = tally(of_truth, ~hit)
+        hit, used = partners >= 0, np.isin(np.arange(len(predicted)), partners)
+        for position, (of, which) in enumerate(
+            ((of_predicted, used), (of_predicted, ~used), (of_truth, hit), (of_truth, ~hit))
+        ):
+            counts[:, number, position] = tally(of, which)
     sizes, hit = np.digitize(found.truth_areas, SIZES[1:-1]), matched[0] >= 0
     for size in range(len(SIZES) - 1):
         number = len(LEAST_IOUS) + size
-        counts[:, number, 0] = tally(of_truth, hit & (sizes == size))
-        counts[:, number, 2] = tally(of_truth, ~hit & (sizes == size))
-    return ObjectCounts(tuple(units.tolist()), counts, *splits_and_merges(found))
+        counts[:, number, 2] = tally(of_truth, hit & (sizes == size))
+        counts[:, number, 3] = tally(of_truth, ~hit & (sizes == size))
+    split, merged = splits_and_merges(found)
+    return ObjectCounts(tuple(cells.tolist()), counts, int((split & counted).sum()), int((merged & mapped).sum()))
 
 
-def _inside(polygons: gpd.GeoSeries, extent: shapely.Geometry) -> Geometries:
-    shapes = polygons.to_numpy()
+def _inside(shapes: Geometries, extent: shapely.Geometry) -> npt.NDArray[np.bool_]:
+    """Whether the centroid of each polygon is inside."""
     shapely.prepare(extent)
-    inside: Geometries = shapes[shapely.contains_properly(extent, shapely.centroid(shapes))]
-    return inside
+    return np.asarray(shapely.contains_properly(extent, shapely.centroid(shapes)))

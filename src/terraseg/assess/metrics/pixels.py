@@ -1,16 +1,17 @@
-"""Pixel metrics, all computed from two histograms of probability DN per unit: one for each truth value.
+"""Pixel metrics, all computed from two histograms of probability DN per cell: one for each truth value.
 
 A probability has 251 values (0 to 250), so two histograms hold the exact confusion counts at every threshold,
 whatever the size of the map. Arrays of histograms are (..., 2, 251): pixels of the other classes first, of the
-class second. Confusion counts are (..., 4): tp, fp, fn, tn. Every function accepts leading axes, which makes the
-bootstrap fast. An undefined metric (0 / 0) is NaN.
+class second. Confusion counts are (..., 4): tp, fp, fn, tn. Every function accepts leading axes, so that
+many sums are scored at once. An undefined metric (0 / 0) is NaN.
 
 To add a metric, write its function and add it to `METRICS`: results, tables and comparisons take it from there.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias, cast
 
 import cv2
@@ -20,7 +21,7 @@ import numpy.typing as npt
 from terraseg.assess.ground.pairs import Pair, Scores
 from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.product import PROBABILITY_NODATA
-from terraseg.contracts.result import Reliability
+from terraseg.contracts.result import Estimate, Reliability
 from terraseg.errors import SceneError
 
 LEVELS = 251
@@ -36,6 +37,22 @@ Values: TypeAlias = npt.NDArray[np.float64]
 
 Formula: TypeAlias = Callable[[Counts], Values]
 """Values (...,) from counts (..., more axes)."""
+
+SHARE = (0.0, 1.0)
+"""Limits of most metrics."""
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """A formula whose values have other limits than `SHARE`; intervals are cut at them."""
+
+    formula: Formula
+    limits: tuple[float, float]
+
+    def __call__(self, counts: Counts) -> Values:
+        """The values of the formula."""
+        return self.formula(counts)
+
 
 Table: TypeAlias = Literal["results", "places", "objects", "comparison"]
 """Tables that show metrics."""
@@ -53,6 +70,7 @@ class Metric:
         tables: that show it; ``comparison`` needs confusion counts.
         interval: tables on the screen show its interval; result files always have it.
         needs_probability: undefined for the index baseline, which has levels of an index instead.
+        limits: lowest and highest possible value.
     """
 
     heading: str = ""
@@ -62,6 +80,7 @@ class Metric:
     tables: tuple[Table, ...] = ()
     interval: bool = False
     needs_probability: bool = False
+    limits: tuple[float, float] = SHARE
 
 
 @dataclass(frozen=True)
@@ -69,20 +88,20 @@ class PixelCounts:
     """Counts of all pixels.
 
     Attributes:
-        units: names of the cells with valid pixels, sorted.
-        histograms: (units, 2, 251), int64.
+        cells: names of the cells with valid pixels, sorted.
+        histograms: (cells, 2, 251), int64.
         ignored: pixels of unknown truth.
         nodata: pixels of known truth without a prediction.
     """
 
-    units: tuple[str, ...]
+    cells: tuple[str, ...]
     histograms: npt.NDArray[np.int64]
     ignored: int
     nodata: int
 
     @property
     def total(self) -> npt.NDArray[np.int64]:
-        """(2, 251): sum over all units."""
+        """(2, 251): sum over all cells."""
         total: npt.NDArray[np.int64] = self.histograms.sum(axis=0)
         return total
 
@@ -97,16 +116,16 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
     Raises:
         SceneError: an invalid probability DN, or no valid pixel at all.
     """
-    units: dict[str, npt.NDArray[np.int64]] = {}
+    cells: dict[str, npt.NDArray[np.int64]] = {}
     ignored = 0
     for pair in pairs:
         # A cell is a slice of a window: numpy is slow on its short rows, fast on a copy.
         probability, truth = np.ascontiguousarray(pair.probability), np.ascontiguousarray(pair.truth)
         own = byte_histogram(probability, truth == positive)
         rest = byte_histogram(probability, truth >= 0) - own
-        units[pair.unit] = units.get(pair.unit, 0) + np.stack([rest, own])
+        cells[pair.cell] = cells.get(pair.cell, 0) + np.stack([rest, own])
         ignored += int(np.count_nonzero(truth == IGNORE))
-    full = np.stack([units[name] for name in sorted(units)]) if units else np.zeros((0, 2, 256), np.int64)
+    full = np.stack([cells[name] for name in sorted(cells)]) if cells else np.zeros((0, 2, 256), np.int64)
     if full[:, :, LEVELS:PROBABILITY_NODATA].any():
         raise SceneError(
             "probability.tif has values between 251 and 254", expected="0 to 250, 255 for nodata", fix="predict again"
@@ -116,11 +135,11 @@ def count_pixels(pairs: Iterable[Pair], *, positive: int) -> PixelCounts:
     if not filled.any():
         raise SceneError(
             "prediction and ground truth share no valid pixel",
-            expected="known truth where the prediction has data",
+            expected="known truth outside the training ground, where the prediction has data",
             fix="check that --predictions and --ground-truth cover the same place",
         )
     return PixelCounts(
-        units=tuple(name for name, keep in zip(sorted(units), filled, strict=True) if keep),
+        cells=tuple(name for name, keep in zip(sorted(cells), filled, strict=True) if keep),
         histograms=histograms[filled],
         ignored=ignored,
         nodata=int(full[:, :, PROBABILITY_NODATA].sum()),
@@ -138,11 +157,6 @@ def byte_histogram(values: Scores, which: npt.NDArray[np.bool_] | None = None) -
         mask = None if which is None else which[part].view(np.uint8)
         counted += cv2.calcHist([values[part]], [0], mask, [256], [0, 256]).ravel().astype(np.int64)
     return counted
-
-
-def level(threshold: float) -> int:
-    """The lowest DN that is the class at a probability threshold: DN / 250 >= threshold."""
-    return math.ceil(round(threshold * (LEVELS - 1), 6))
 
 
 def confusion(histograms: Counts, at: int) -> Counts:
@@ -212,25 +226,36 @@ def ece_of_bins(bins: Counts) -> Values:
     return _ratio(np.abs(hits - confidence).sum(axis=-1), pixels.sum(axis=-1))
 
 
-def temperature(histograms: Counts) -> Values:
-    """Divisor of the logits with the highest likelihood (Guo et al. 2017): 1 is calibrated, above 1 overconfident.
+def calibration_ratio(histograms: Counts) -> Values:
+    """Sum of the probability / true area: above 1 the probabilities are too high in all, below 1 too low."""
+    return _ratio(histograms.sum(axis=-2) @ (np.arange(LEVELS) / (LEVELS - 1)), histograms[..., 1, :].sum(axis=-1))
 
-    Searched in steps of a sixteenth of a factor of two; undefined if the best one is outside 1/4 to 4.
+
+def frequencies() -> dict[str, Formula]:
+    """Share of the class in each bin of the reliability curve, by its number, from `reliability_bins`."""
+    return {str(number): partial(_frequency, number) for number in range(BINS)}
+
+
+def _frequency(number: int, bins: Counts) -> Values:
+    return _ratio(bins[..., 1, number], bins[..., 0, number])
+
+
+def reliability(bins: Counts, found: Mapping[str, Estimate]) -> tuple[Reliability, ...]:
+    """The reliability curve; bins without pixels are left out.
+
+    Args:
+        bins: (3, 10), from `reliability_bins`.
+        found: the `frequencies` with their intervals.
     """
-    steps = np.exp2(np.arange(-2 * 16, 2 * 16 + 1) / 16)
-    level = (np.clip(np.arange(LEVELS), 0.5, LEVELS - 1.5) / (LEVELS - 1))[:, None]  # 0 and 1 are rounded
-    logit = np.log(level / (1 - level)) / steps
-    unlikely = np.logaddexp(0, logit), np.logaddexp(0, -logit)  # of background, of the class
-    best = (histograms[..., 0, :] @ unlikely[0] + histograms[..., 1, :] @ unlikely[1]).argmin(axis=-1)
-    inside = (best > 0) & (best < len(steps) - 1)
-    return np.where(inside, steps[best], np.nan)
-
-
-def reliability(histograms: Counts) -> tuple[Reliability, ...]:
-    """The reliability curve of one (2, 251) histogram; bins without pixels are left out."""
     return tuple(
-        Reliability(probability=float(confidence / pixels), frequency=float(hits / pixels), pixels=int(pixels))
-        for pixels, hits, confidence in zip(*reliability_bins(histograms), strict=True)
+        Reliability(
+            probability=float(confidence / pixels),
+            frequency=float(hits / pixels),
+            pixels=int(pixels),
+            low=found[str(number)].low,
+            high=found[str(number)].high,
+        )
+        for number, (pixels, hits, confidence) in enumerate(bins.T)
         if pixels
     )
 
@@ -244,7 +269,9 @@ METRICS = {
     "accuracy": Metric("Accuracy", accuracy),
     "average_precision": Metric("AP", average_precision, "histograms", tables=("results",)),
     "ece": Metric("ECE", ece, "histograms", tables=("results", "places"), needs_probability=True),
-    "temperature": Metric("Temperature", temperature, "histograms", needs_probability=True),
+    "calibration_ratio": Metric(
+        "p / area", calibration_ratio, "histograms", tables=("results",), needs_probability=True, limits=(0.0, math.inf)
+    ),
 }
 """Pixel metrics by name, in the order of the tables."""
 
@@ -252,7 +279,7 @@ METRICS = {
 def formulas(source: Literal["confusion", "histograms"], *, by_place: bool = False) -> dict[str, Formula]:
     """Formulas of `METRICS` by name, either all of a source or those that each place has."""
     return {
-        name: metric.formula
+        name: metric.formula if metric.limits == SHARE else Ranged(metric.formula, metric.limits)
         for name, metric in METRICS.items()
         if metric.formula and metric.source == source and (metric.by_place or not by_place)
     }
@@ -270,4 +297,4 @@ def reliability_bins(histograms: Counts) -> Values:
 
 def _ratio(part: Counts, whole: Counts) -> Values:
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.true_divide(part, whole), dtype=np.float64)
+        return np.where(whole == 0, np.nan, np.true_divide(part, whole))

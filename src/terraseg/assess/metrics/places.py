@@ -12,36 +12,38 @@ import pyogrio
 import rasterio
 import shapely
 
-from terraseg.assess.metrics.bootstrap import Part, intervals
+from terraseg.assess.ground.pairs import split_names
+from terraseg.assess.ground.units import Units
+from terraseg.assess.metrics.intervals import Part
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate
 from terraseg.core.polygons import POLYGONAL, polygons_in_collections
 from terraseg.errors import LabelError
 
 Members: TypeAlias = dict[str, list[int]]
-"""Indices of the units of each group, by group name."""
+"""Indices of the cells of each group, by group name."""
 
 
-def by_block(units: Sequence[str]) -> Members:
-    """Group units by block (``scene/block/down/right``), or by scene for whole rasters (``scene/down/right``)."""
+def by_block(cells: Sequence[str]) -> Members:
+    """Group cells by block (``scene/block/row/column``), or by scene for whole rasters (``scene/row/column``)."""
     members: Members = defaultdict(list)
-    for index, unit in enumerate(units):
-        members[unit.rsplit("/", 2)[0]].append(index)
+    for index, place in enumerate(split_names(cells)[0]):
+        members[place].append(index)
     return dict(members)
 
 
-def by_polygons(units: Sequence[str], *, products: Sequence[Product], cell: int, path: Path, field: str) -> Members:
-    """Group units by the polygon that contains their centre; units outside all polygons are left out.
+def by_polygons(cells: Sequence[str], *, products: Sequence[Product], cell: int, path: Path, field: str) -> Members:
+    """Group cells by the polygon that contains their centre; cells outside all polygons are left out.
 
     Args:
-        units: names of cells, see `by_block`.
-        products: predictions of the scenes of the units.
-        cell: side of a unit in pixels.
+        cells: their names, see `by_block`.
+        products: predictions of the scenes of the cells.
+        cell: side of a cell in pixels.
         path: any vector file.
         field: attribute with the group's name; polygons with the same name form one group.
 
     Raises:
-        LabelError: no such file or field, no polygons with a CRS, or no unit in any polygon.
+        LabelError: no such file or field, no polygons with a CRS, or no cell in any polygon.
     """
     places = _read(path, field)
     grids = {}
@@ -50,15 +52,15 @@ def by_polygons(units: Sequence[str], *, products: Sequence[Product], cell: int,
             grids[product.root.name] = (source.transform, source.crs)
     members: Members = defaultdict(list)
     for scene, (transform, crs) in grids.items():
-        inside = [index for index, unit in enumerate(units) if unit.split("/", 1)[0] == scene]
+        inside = [index for index, name in enumerate(cells) if name.split("/", 1)[0] == scene]
         if not inside:
             continue
-        down, right = np.array([units[index].rsplit("/", 2)[1:] for index in inside], dtype=np.float64).T
-        x, y = transform @ ((right + 0.5) * cell, (down + 0.5) * cell)
+        _, rows, columns = split_names([cells[index] for index in inside])
+        x, y = transform @ (columns + cell / 2, rows + cell / 2)
         there = places.to_crs(crs)
-        of_unit, of_place = shapely.STRtree(there.geometry.to_numpy()).query(shapely.points(x, y), predicate="within")
-        for unit, place in zip(of_unit, of_place, strict=True):
-            members[str(there[field].iloc[place])].append(inside[unit])
+        of_cell, of_place = shapely.STRtree(there.geometry.to_numpy()).query(shapely.points(x, y), predicate="within")
+        for number, place in zip(of_cell, of_place, strict=True):
+            members[str(there[field].iloc[place])].append(inside[number])
     if not members:
         raise LabelError(
             f"no cell of the ground truth has its centre in a polygon of {path}",
@@ -67,28 +69,24 @@ def by_polygons(units: Sequence[str], *, products: Sequence[Product], cell: int,
     return {name: sorted(set(members[name])) for name in sorted(members)}
 
 
-def same_places(members: Members, units: Sequence[str], others: Sequence[str]) -> Members:
+def same_places(members: Members, cells: Sequence[str], others: Sequence[str]) -> Members:
     """The same groups as indices of ``others``, other cells of the same ground; a group may be empty."""
-    at = {unit: index for index, unit in enumerate(others)}
-    return {name: [at[units[index]] for index in indices if units[index] in at] for name, indices in members.items()}
+    at = {cell: index for index, cell in enumerate(others)}
+    return {name: [at[cells[index]] for index in indices if cells[index] in at] for name, indices in members.items()}
 
 
 def group_metrics(
-    members: Mapping[str, npt.ArrayLike], part: Part, *, draws: int, seed: int
+    members: Mapping[str, npt.ArrayLike], part: Part, *, units: Units, held: npt.NDArray[np.int64]
 ) -> dict[str, dict[str, Estimate]]:
     """The metrics of each group, with intervals over its own units.
 
     Args:
         members: `Members`.
-        part: counts of all units with their formulas.
-        draws: of the bootstrap.
-        seed: of the bootstrap.
+        part: counts of all cells with their formulas.
+        units: of the cells.
+        held: (cells,) see `terraseg.assess.metrics.intervals.intervals`.
     """
-    counts, metrics = part
-    return {
-        name: intervals(counts[np.asarray(indices, dtype=np.intp)], metrics, draws=draws, seed=seed)
-        for name, indices in members.items()
-    }
+    return {name: units.intervals(part, held=held, cells=indices) for name, indices in members.items()}
 
 
 def _read(path: Path, field: str) -> gpd.GeoDataFrame:

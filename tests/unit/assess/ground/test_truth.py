@@ -51,16 +51,17 @@ def product(tmp_path_factory, scene, probability):
     height=st.integers(1, 40),
     width=st.integers(1, 40),
     cell=st.integers(1, 30),
+    origin=st.integers(0, 50),
 )
-def test_cells_cut_a_window_into_disjoint_parts_that_cover_it(row, column, height, width, cell):
+def test_cells_cut_a_window_into_disjoint_parts_that_cover_it(row, column, height, width, cell, origin):
     truth = np.zeros((height, width), np.int8)
     number = np.arange(height * width, dtype=np.int64).reshape(height, width)
     seen = []
-    for pair in cells([Patch("s", row, column, number, truth)], cell=cell):
-        down, right = (int(part) for part in pair.unit.split("/")[1:])
+    for pair in cells([Patch("s", row, column, number, truth, (origin, 0))], cell=cell):
+        top, left = (int(part) for part in pair.cell.split("/")[1:])
         rows, columns = np.divmod(pair.probability, width)
-        assert set(((rows + row) // cell).ravel()) == {down}
-        assert set(((columns + column) // cell).ravel()) == {right}
+        assert set(((rows + row - origin) // cell * cell + origin).ravel()) == {top}
+        assert set(((columns + column) // cell * cell).ravel()) == {left}
         seen.append(pair.probability.ravel())
     assert sorted(np.concatenate(seen).tolist()) == list(range(height * width))
 
@@ -79,7 +80,7 @@ def test_overlapping_chips_count_every_pixel_once(tmp_path, scene, ground, produ
         np.testing.assert_array_equal(counts.total[kind], expected)
     assert counts.ignored == (covered & (ground == IGNORE)).sum()
     assert counts.nodata == (covered & (ground != IGNORE) & (probability == 255)).sum()
-    assert all(unit.startswith("scene/test/") for unit in counts.units)
+    assert all(cell.startswith("scene/test/") for cell in counts.cells)
 
 
 def test_a_mask_raster_a_dataset_folder_and_polygons_say_the_same(tmp_path, scene, ground, product):

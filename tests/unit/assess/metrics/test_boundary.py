@@ -49,13 +49,13 @@ def _by_definition(truth, probability, *, tolerance):
 
 def _count(patches, *, tolerance, cell=1000):
     counts = boundary.BoundaryCounts(at=125, positive=1, tolerance=tolerance, cell=cell)
-    units = {
+    cells = {
         f"{patch.name}/{row}/{column}"
         for patch in counts.watch(patches)
-        for row in range((patch.row + len(patch.truth)) // cell + 1)
-        for column in range((patch.column + SHAPE[1]) // cell + 1)
+        for row in range(0, patch.row + len(patch.truth) + 1, cell)
+        for column in range(0, patch.column + SHAPE[1] + 1, cell)
     }
-    return counts.of(sorted(units))
+    return counts.of(sorted(cells))
 
 
 @settings(deadline=None)

@@ -8,6 +8,7 @@ from sklearn import metrics as reference
 from terraseg.assess.ground.pairs import COUNTED, Pair
 from terraseg.assess.metrics import pixels
 from terraseg.contracts.dataset import IGNORE
+from terraseg.contracts.result import Estimate
 from terraseg.errors import SceneError
 
 _DN = arrays(np.uint8, (8, 9), elements=st.integers(0, 250))
@@ -53,7 +54,11 @@ def test_calibration_error_equals_the_definition(dn, truth):
     )
     total = _count(dn, truth).total
     assert float(pixels.ece(total)) == pytest.approx(expected)
-    curve = pixels.reliability(total)
+    sums = pixels.reliability_bins(total)
+    shares = {name: float(share(sums)) for name, share in pixels.frequencies().items()}
+    found = {name: Estimate(value=None, low=share, high=1) for name, share in shares.items()}
+    curve = pixels.reliability(sums, found)
+    assert [point.low for point in curve] == [point.frequency for point in curve]
     assert [point.pixels for point in curve] == [int((bins == bin_).sum()) for bin_ in np.unique(bins)]
     assert [point.frequency for point in curve] == pytest.approx([true[bins == b].mean() for b in np.unique(bins)])
 
@@ -73,18 +78,13 @@ def test_other_classes_are_the_rest():
     assert counts.total.sum(axis=1).tolist() == [3, 1]
 
 
-def test_a_unit_may_come_in_pieces_and_an_empty_one_is_left_out():
+def test_a_cell_may_come_in_pieces_and_an_empty_one_is_left_out():
     known, unknown = np.ones((2, 2), np.int8), np.full((2, 2), IGNORE, np.int8)
     dn = np.full((2, 2), 7, np.uint8)
     pairs = [Pair("b", dn, known), Pair("c", dn, unknown), Pair("a", dn, known), Pair("b", dn, known)]
     counts = pixels.count_pixels(pairs, positive=1)
-    assert counts.units == ("a", "b")
+    assert counts.cells == ("a", "b")
     assert counts.histograms[:, 1, 7].tolist() == [4, 8]
-
-
-@pytest.mark.parametrize(("threshold", "expected"), [(0.0, 0), (0.5, 125), (0.501, 126), (0.1 * 3, 75), (1.0, 250)])
-def test_level_is_the_lowest_dn_that_reaches_the_threshold(threshold, expected):
-    assert pixels.level(threshold) == expected
 
 
 def test_no_common_pixel_raises_an_error():
@@ -103,18 +103,15 @@ def test_undefined_metrics_are_nan():
     assert pixels.recall(counts) == 0
 
 
-@pytest.mark.parametrize("truly", [0.5, 1.0, 1.7])
-def test_temperature_is_the_divisor_that_made_the_logits_bold(truly):
-    rng = np.random.default_rng(0)
-    logit = rng.normal(0, 1.5, (400, 400))
-    truth = (rng.random(logit.shape) < 1 / (1 + np.exp(-logit))).astype(np.int8)
-    dn = np.round(250 / (1 + np.exp(-logit * truly))).astype(np.uint8)
-    assert float(pixels.temperature(_count(dn, truth).total)) == pytest.approx(truly, rel=0.05)
+@given(dn=_DN, truth=_TRUTH)
+def test_the_calibration_ratio_is_the_sum_of_the_probability_over_the_true_area(dn, truth):
+    found = pixels.calibration_ratio(_count(dn, truth).total)
+    assert float(found) == pytest.approx(dn.sum() / 250 / truth.sum())
 
 
-def test_temperature_of_a_probability_that_is_always_right_is_undefined():
-    truth = np.array([[0, 0, 1, 1]], np.int8)
-    assert np.isnan(pixels.temperature(_count(np.where(truth == 1, 240, 10).astype(np.uint8), truth).total))
+def test_the_calibration_ratio_without_the_class_is_undefined():
+    counts = _count(np.full((2, 2), 100, np.uint8), np.zeros((2, 2), np.int8))
+    assert np.isnan(pixels.calibration_ratio(counts.total))
 
 
 @given(dn=_DN, truth=_TRUTH)
