@@ -1,6 +1,7 @@
 """The product: a predicted scene in results/predictions/<scene>. Only this module knows its files."""
 
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,11 @@ MASK_NODATA = 255
 
 _OLD_STEM = "buildings"
 """Name of the polygons in older products, whatever their class."""
+
+
+def threshold_level(threshold: float) -> int:
+    """The lowest DN of probability.tif that is the class at a threshold. Masks and metrics share this rule."""
+    return math.ceil(round(threshold / PROBABILITY_SCALE, 6))
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Product:
 
     @property
     def mask(self) -> Path:
-        """COG, uint8: class ids at the bundle's threshold, 255 = nodata."""
+        """COG, uint8: class ids at the threshold of the item, 255 = nodata."""
         return self.raster("mask")
 
     @property

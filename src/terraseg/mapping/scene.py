@@ -30,7 +30,7 @@ from terraseg.mapping.windows.strip_work import StripWork
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 4
+_FORMAT = 5
 """Version of the arithmetic of pixels. Increase it when that changes, so that no run resumes on older rows."""
 
 _SPARE_CACHE = 4 << 20
@@ -70,7 +70,7 @@ def predict_scene(
         crop: side of a window in pixels.
         overlap: smallest overlap of neighbouring windows in pixels, 1 to ``crop - 1``.
         batch_size: windows in one forward pass.
-        threshold: a pixel belongs to the class from this probability on, before it is rounded to 1/250.
+        threshold: a pixel belongs to the class from this probability on, rounded to 1/250 as in its raster.
         tta: average over the eight rotations and flips of each window, at eight times the cost.
         simplify_m: Douglas-Peucker tolerance of the polygons in metres; by default half a pixel, 0 for none.
         min_area_m2: smallest area of a polygon.

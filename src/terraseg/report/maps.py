@@ -23,9 +23,8 @@ from rasterio.windows import Window
 from terraseg.assess.ground.pairs import Labels, Scores, offset
 from terraseg.assess.ground.predictions import Prediction
 from terraseg.assess.ground.truth import chips
-from terraseg.assess.metrics.pixels import level
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset
-from terraseg.contracts.product import PROBABILITY_NODATA
+from terraseg.contracts.product import PROBABILITY_NODATA, threshold_level
 from terraseg.contracts.scene import NODATA, Scene
 from terraseg.core.bands import band_indices
 from terraseg.errors import SceneError
@@ -260,7 +259,7 @@ def mapped_class(view: View, prediction: Prediction) -> tuple[npt.NDArray[np.boo
         window = Window(view.window.col_off + column, view.window.row_off + row, view.window.width, view.window.height)
         scores: Scores = View(view.scene, window).read(source).astype(np.uint8)
     known = scores != PROBABILITY_NODATA
-    return known & (scores >= level(prediction.threshold)), known
+    return known & (scores >= threshold_level(prediction.threshold)), known
 
 
 def _show(axes: Axes, layer: Picture) -> None:

@@ -62,7 +62,7 @@ _WORDS = {
     ),
     "thresholds": (
         "F1 by threshold",
-        "The marked threshold was chosen on validation, without test data.",
+        "The threshold in use is marked. Unless it was given by hand, it was chosen on validation, without test data.",
     ),
     "pipeline_overview": ("How the map was made", "The steps, with their inputs and checks."),
 }

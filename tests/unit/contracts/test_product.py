@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from terraseg.contracts.product import Product, find_products
+from terraseg.contracts.product import Product, find_products, threshold_level
 from terraseg.errors import SceneError
 
 
@@ -54,3 +54,8 @@ def test_an_unfinished_or_damaged_product_is_named(tmp_path: Path, text: str | N
         product.item.write_text(text)
     with pytest.raises(SceneError, match=r"item\.json"):
         product.properties()
+
+
+@pytest.mark.parametrize(("threshold", "expected"), [(0.0, 0), (0.5, 125), (0.501, 126), (0.1 * 3, 75), (1.0, 250)])
+def test_the_level_of_a_threshold_is_the_lowest_dn_that_reaches_it(threshold: float, expected: int) -> None:
+    assert threshold_level(threshold) == expected

@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 from odc.geo.geobox import GeoBox
 
-from terraseg.contracts.product import MASK_NODATA, PROBABILITY_NODATA, PROBABILITY_SCALE, Product
+from terraseg.contracts.product import (
+    MASK_NODATA,
+    PROBABILITY_NODATA,
+    PROBABILITY_SCALE,
+    Product,
+    threshold_level,
+)
 from terraseg.core.raster import CogOptions
 from terraseg.errors import ConfigError
 from terraseg.mapping.runtimes.predictor import Predictor
@@ -75,8 +81,9 @@ def _probability(probability: Probability, threshold: float, class_id: int) -> P
 
 
 def _mask(probability: Probability, threshold: float, class_id: int) -> Pixels:
+    own = _probability(probability, threshold, class_id) >= threshold_level(threshold)  # as metrics see it
     # In bytes: with numpy's default integers of eight bytes this would be the slowest layer by far.
-    mask: Pixels = np.multiply(probability >= threshold, class_id, dtype=np.uint8)
+    mask: Pixels = np.multiply(own, class_id, dtype=np.uint8)
     return mask
 
 

@@ -88,8 +88,8 @@ def _coverage_mask(
 
 
 def _coverage_in_words(rule: LabelRule) -> str:
-    words = f"at least {rule.threshold:.0%} of the pixel covered"
-    return words + (f", ignored from {rule.ignore_from:.0%}" if rule.ignore_from else "")
+    words = f"at least {100 * cast(float, rule.threshold):g}% of the pixel covered"
+    return words + (f", ignored from {100 * rule.ignore_from:g}%" if rule.ignore_from else "")
 
 
 LABEL_RULES: dict[str, RuleKind] = {

@@ -13,12 +13,13 @@ from rio_cogeo.cogeo import cog_validate
 
 from helpers.factories import make_scene
 from helpers.predictors import NumpyPredictor, from_neighbours
-from terraseg.contracts.product import Product
+from terraseg.contracts.product import Product, threshold_level
 from terraseg.errors import ConfigError
 from terraseg.mapping.mosaic import mosaic_products
 from terraseg.mapping.outputs import layers
 from terraseg.mapping.outputs.layers import LAYERS, Layer
 from terraseg.mapping.scene import predict_scene
+from terraseg.mapping.windows.blend import FinishedStrip
 
 
 def distance(probability: npt.NDArray[np.float32], threshold: float, class_id: int) -> npt.NDArray[np.generic]:
@@ -44,6 +45,16 @@ def predict(folder: Path, **optional: bool) -> Product:
     predictor = NumpyPredictor(from_neighbours)
     product = predict_scene(scene, predictor, folder / "out", **options, progress=False, **optional)
     return mosaic_products([((scene,), product)], predictor, folder / "out", rule="date", threshold=0.5)[0]
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.162, 0.1, 0.997, 0.0301])
+def test_the_mask_holds_the_pixels_that_metrics_count_as_mapped(threshold: float) -> None:
+    # Before, metrics at 0.5 took a probability of 0.499, which its raster rounds to 0.500, and the mask did not.
+    near = threshold + np.linspace(-0.006, 0.006, 97, dtype=np.float32)[None].clip(-threshold, 1 - threshold)
+    strip = FinishedStrip(0, near, np.ones(near.shape, bool))
+    probability, mask = layers.encode(strip, layers=[layers.PROBABILITY, layers.MASK], threshold=threshold, class_id=2)
+    np.testing.assert_array_equal(mask, 2 * (probability >= threshold_level(threshold)))
+    assert 0 < np.mean(mask == 2) < 1
 
 
 @pytest.mark.parametrize("optional", [True, False])

@@ -39,3 +39,5 @@ def test_the_words_of_each_rule():
     assert LabelRule().in_words() == "pixel centre inside a footprint"
     coverage = LabelRule(kind="coverage", threshold=0.5, ignore_from=0.25)
     assert coverage.in_words() == "at least 50% of the pixel covered, ignored from 25%"
+    fine = LabelRule(kind="coverage", threshold=0.125, ignore_from=0.004)
+    assert fine.in_words() == "at least 12.5% of the pixel covered, ignored from 0.4%"
