@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
+from terraseg.core.processing import Processing
 
 
 def logit(probability: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -40,6 +41,7 @@ class NumpyPredictor:
     unit: str = UNIT
     nodata: float = 0
     gsd: float = 10.0
+    processing: Processing = field(default_factory=Processing)
     means: tuple[float, ...] = (1000.0,) * len(PRITHVI_BANDS)
     class_id: int = 1
     class_name: str = "building"

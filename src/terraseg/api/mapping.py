@@ -103,7 +103,8 @@ def predict(
 
     model, output = _model(bundle, config, ckpt_path, device=device), Path(output)
     with room_for_inputs(output if scheduler else None) as folder:
-        open_entry = partial(places_at, folder=folder, frames=model.info.frames)
+        resampling = model.info.processing.resampling
+        open_entry = partial(places_at, folder=folder, frames=model.info.frames, resampling=resampling)
         outcomes: list[Outcome] = []
         if manifest is None:
             places = open_entry([input] if isinstance(input, str | Path) else input)
@@ -159,7 +160,7 @@ def export(
     Args:
         bundle: folder of the bundle, outputs/<experiment>/bundle; the exported files go into its folder runtimes.
         input: scenes like those that the model was trained on, as for predict.
-        chips: chips to cut, evenly over the scenes: half to compare on, half to calibrate the quantised model.
+        chips: chips to cut: half that hold the class to compare on, half to calibrate the quantised model.
         batch_size: chips in one forward pass.
 
     Returns:

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from safetensors.numpy import save_file
 
 from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.processing import Processing
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import CheckpointError
 
@@ -47,6 +48,7 @@ class BundleInfo(Strict):
         temperature: divides the logits before softmax; the one with the best likelihood on the validation split.
         tile_size: side of the training chips, in pixels.
         gsd: pixel size of the training chips, in metres.
+        processing: what the training's scenes have in common; unknown in bundles from before.
         weights: the weights that the training started from.
         weights_hash: SHA-256 of weights.safetensors.
         dataset_hash: content hash of the dataset.
@@ -72,6 +74,7 @@ class BundleInfo(Strict):
     temperature: float
     tile_size: int
     gsd: float
+    processing: Processing = Processing()
     weights: str
     weights_hash: str = ""
     dataset_hash: str

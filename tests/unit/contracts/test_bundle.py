@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from terraseg.contracts.bundle import BundleInfo, open_bundle, write_bundle
+from terraseg.core.processing import Processing
 from terraseg.errors import CheckpointError
 
 _WEIGHTS = {
@@ -43,6 +44,13 @@ def test_a_bundle_older_than_several_dates_has_one_frame(root: Path) -> None:
     del content["frames"]
     (root / "bundle.json").write_text(json.dumps(content))
     assert open_bundle(root).info.frames == 1
+
+
+def test_of_an_older_bundle_it_is_unknown_how_its_scenes_were_made(root: Path) -> None:
+    content = json.loads((root / "bundle.json").read_text())
+    del content["processing"]
+    (root / "bundle.json").write_text(json.dumps(content))
+    assert open_bundle(root).info.processing == Processing()
 
 
 def test_writing_again_replaces_the_bundle_in_one_step(root: Path) -> None:

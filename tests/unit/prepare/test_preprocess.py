@@ -13,6 +13,7 @@ from helpers.factories import make_scene
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE, SPLITS, open_dataset, pairs_on_disk
 from terraseg.contracts.footprints import FootprintSource, find_footprints, read_footprints, write_footprints
 from terraseg.contracts.scene import find_scenes, open_scene, scene_writer
+from terraseg.core.processing import Processing
 from terraseg.errors import DatasetError, LabelError, OutputError, SceneError, SplitError
 from terraseg.prepare.config import Completeness, PrepareConfig, SplitRule
 from terraseg.prepare.labels.rules import LabelRule
@@ -56,6 +57,20 @@ def test_chips_show_the_scene_and_their_masks_pair(dataset, city):
         with rasterio.open(dataset.mask(row.split, row.tile)) as mask:
             assert mask.dtypes == ("int8",)
             assert mask.nodata == IGNORE
+
+
+def test_a_dataset_knows_how_its_scenes_were_made(dataset):
+    assert dataset.info.processing == Processing(resampling="nearest", level="L2A", offset="removed")
+
+
+def test_scenes_of_two_levels_raise_an_error(city, tmp_path):
+    shutil.copytree(city[0], tmp_path / "raw")
+    for suffix in (".tif", ".json"):
+        shutil.copy(tmp_path / "raw" / f"city{suffix}", tmp_path / "raw" / f"other{suffix}")
+    item = tmp_path / "raw" / "other.json"
+    item.write_text(item.read_text().replace('"L2A"', '"L1C"'))
+    with pytest.raises(SceneError, match="city has the level L2A, other has L1C"):
+        preprocess(scenes=tmp_path / "raw", labels=city[1], output=tmp_path / "set", config=CONFIG)
 
 
 def test_masks_are_the_footprints_by_the_centre_rule(dataset, city):

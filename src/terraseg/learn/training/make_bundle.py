@@ -114,6 +114,7 @@ def bundle_info(
         temperature=calibration.temperature,
         tile_size=dataset.tile_size,
         gsd=dataset.gsd,
+        processing=dataset.processing,
         weights=weights,
         dataset_hash=dataset.content_hash,
         licence=licence,

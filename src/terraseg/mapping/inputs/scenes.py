@@ -11,6 +11,7 @@ else: GDAL opens it like any file, in any process of this machine.
 
 import datetime as dt
 import json
+import logging
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -27,10 +28,20 @@ from rasterio.errors import RasterioIOError
 from terraseg.contracts.scene import ATTRIBUTION, NODATA, Place, Scene, find_scenes, group_places, open_scene
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.core.files import GEOTIFF, files_in, output_error, write_json
-from terraseg.core.offsets import boa_offset, dark_histogram, dark_values, offset_contradiction
+from terraseg.core.offsets import boa_offset, check_offsets, dark_histogram, dark_values
+from terraseg.core.processing import (
+    Processing,
+    Resampling,
+    check_same_processing,
+    processing_in_common,
+    processing_level,
+    processing_of,
+)
 from terraseg.errors import CatalogueError, SceneError
 from terraseg.mapping.inputs.remote import gdal_name, get_json, is_url, url_of, without_secrets
 from terraseg.mapping.inputs.vrt import BandFile, band_sources, is_vrt, sources, write_band_vrt
+
+_log = logging.getLogger(__name__)
 
 _LOOK = 512
 """Side of the decimated view for checks of a scene's values, in pixels."""
@@ -48,26 +59,31 @@ def room_for_inputs(shared: Path | None = None) -> Iterator[Path]:
         yield Path(folder)
 
 
-def places_at(given: Iterable[str | Path], folder: Path, *, frames: int) -> list[Place]:
+def places_at(
+    given: Iterable[str | Path], folder: Path, *, frames: int, resampling: Resampling | None = None
+) -> list[Place]:
     """Open inputs, and group their scenes to places.
 
     Args:
         given: see `scenes_at`.
         folder: see `scenes_at`.
         frames: dates per place, see `group_places`.
+        resampling: see `scenes_at`.
 
     Raises:
         SceneError: see `scenes_at` and `group_places`.
     """
-    return group_places([scene for one in given for scene in scenes_at(one, folder)], frames=frames)
+    scenes = [scene for one in given for scene in scenes_at(one, folder, resampling=resampling)]
+    return group_places(scenes, frames=frames)
 
 
-def scenes_at(given: str | Path, folder: Path) -> list[Scene]:
+def scenes_at(given: str | Path, folder: Path, *, resampling: Resampling | None = None) -> list[Scene]:
     """Open the scenes of one input.
 
     Args:
         given: path or address.
         folder: for VRTs; the scenes can be read as long as it exists.
+        resampling: of bands of a STAC item that are coarser than its others, as in training; None repeats their pixels.
 
     Raises:
         SceneError: there is no scene, or it can't be read as one.
@@ -77,7 +93,7 @@ def scenes_at(given: str | Path, folder: Path) -> list[Scene]:
         return find_scenes(local)
     root = Path(tempfile.mkdtemp(dir=folder))  # a folder of its own: names may be the same
     if _suffix(name) == ".json":
-        return [_of_item(name, root)]
+        return [_of_item(name, root, resampling or "nearest")]
     return [_of_url(name, root)] if is_url(name) else [_of_vrt(local, root)]
 
 
@@ -242,13 +258,16 @@ def _united(items: list[dict[str, Any]]) -> dict[str, Any]:
     if len(items) == 1:
         return items[0]
     span = {"datetime": None, "start_datetime": times[0], "end_datetime": times[-1]} if times else {}
-    return {"type": "Feature", "properties": {ATTRIBUTION: "; ".join(credit), **span}}
+    each_processing = [processing_of(each) for each in properties]
+    check_same_processing({f"source {number}": each for number, each in enumerate(each_processing, start=1)})
+    facts = processing_in_common(each_processing).as_properties
+    return {"type": "Feature", "properties": {ATTRIBUTION: "; ".join(credit), **facts, **span}}
 
 
 # --- a STAC item ---
 
 
-def _of_item(name: str, folder: Path) -> Scene:
+def _of_item(name: str, folder: Path, resampling: Resampling) -> Scene:
     item = get_json(name) if is_url(name) else _read_item(Path(name))
     where = without_secrets(name) if is_url(name) else name
     if item.get("type") != "Feature" or not isinstance(item.get("properties"), dict):
@@ -266,8 +285,16 @@ def _of_item(name: str, folder: Path) -> Scene:
     offset = 0 if declared else _offset(item, assets, where)
     own = Path(_path_of(name)).stem if _is_beside(files, name) else re.sub(r"[^\w.-]", "_", str(item.get("id", "item")))
     path = folder / f"{own}.vrt"
-    write_band_vrt(path, [BandFile(file.description, file.name, file.band, offset) for file in files])
-    properties = {**item["properties"], ATTRIBUTION: _credit(item, where)}
+    bands = [BandFile(file.description, file.name, file.band, offset) for file in files]
+    resampled = write_band_vrt(path, bands, resampling=resampling)
+    properties = item["properties"]
+    facts = Processing(
+        resampling=resampling if resampled else processing_of(properties).resampling,
+        level=processing_of(properties).level
+        or processing_level(str(item.get("id")), properties, collection=item.get("collection")),
+        offset=processing_of(properties).offset if declared else "removed",
+    )
+    properties = {**properties, **facts.as_properties, ATTRIBUTION: _credit(item, where)}
     scene = _kept(path, {**item, "properties": properties}, origin=where if is_url(name) else str(Path(name).resolve()))
     if not declared:
         _check_dark_pixels(scene, where, offset)
@@ -395,8 +422,11 @@ def _check_dark_pixels(scene: Scene, where: str, offset: int) -> None:
         look = source.read(out_shape=(source.count, min(height, _LOOK), min(width, _LOOK))).astype(np.int32)
     valid = look[:, np.all(look != NODATA, axis=0)]
     dark = dark_values(np.stack([dark_histogram(values) for values in valid]))
-    if dark is not None and (reason := offset_contradiction(dark)):
+    (check,) = check_offsets([dark], places=[where], corrections=[offset])
+    if check.contradiction:
         raise SceneError(
-            f"{where}: {reason} (its metadata give the offset {offset})",
+            f"{where}: {check.contradiction} (its metadata give the offset {offset})",
             fix="download the scene with `terraseg data download`, which has a setting for the offset",
         )
+    if check.evidence == "none":
+        _log.warning("%s: nothing dark enough to check the offset %d of its metadata", where, offset)

@@ -8,13 +8,17 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import rasterio
+import rasterio.enums
+import rasterio.shutil
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
+from rasterio.vrt import WarpedVRT
 
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_path
+from terraseg.core.processing import Resampling
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.remote import url_identity, url_of
 
@@ -147,11 +151,15 @@ class BandFile:
     offset: int
 
 
-def write_band_vrt(path: Path, bands: Sequence[BandFile]) -> None:
+def write_band_vrt(path: Path, bands: Sequence[BandFile], *, resampling: Resampling) -> bool:
     """Write a VRT of bands from one or several uint16 rasters, on the finest grid.
 
-    Coarser pixels are repeated, not interpolated: GDAL's interpolation depends on where a window begins, and a resumed
-    run begins elsewhere.
+    With ``nearest``, coarser pixels are repeated. Otherwise a warped VRT interpolates them in blocks of its own: the
+    interpolation of a plain VRT depends on where a window begins, and a resumed run begins elsewhere. The offset is
+    added afterwards, as in a download.
+
+    Returns:
+        Whether a band is coarser than the grid.
 
     Raises:
         SceneError: the rasters differ in CRS or extent, one can't be read, or one is not uint16.
@@ -170,9 +178,13 @@ def write_band_vrt(path: Path, bands: Sequence[BandFile]) -> None:
     ET.SubElement(root, "SRS").text = str(finest.crs)
     ET.SubElement(root, "GeoTransform").text = ", ".join(repr(float(value)) for value in finest.affine.to_gdal())
     ET.SubElement(ET.SubElement(root, "Metadata"), "MDI", key="UNIT").text = UNIT
+    coarser = {name for name, grid in grids.items() if grid.shape != finest.shape}
     for number, file in enumerate(bands, start=1):
-        rows, columns = grids[file.name].shape
-        with rasterio.open(file.name) as source:
+        name, (rows, columns) = file.name, grids[file.name].shape
+        if interpolated := file.name in coarser and resampling != "nearest":
+            name, (rows, columns) = f"{path.stem}.{number}{_SUFFIX}", finest.shape
+            _write_warped(path.with_name(name), file.name, finest, resampling)
+        with rasterio.open(path.with_name(name) if interpolated else name) as source:
             block_rows, block_columns = source.block_shapes[file.band - 1]
         band = ET.SubElement(
             root, "VRTRasterBand", dataType="UInt16", band=str(number),
@@ -181,7 +193,7 @@ def write_band_vrt(path: Path, bands: Sequence[BandFile]) -> None:
         ET.SubElement(band, "Description").text = file.description
         ET.SubElement(band, "NoDataValue").text = str(NODATA)
         source_node = ET.SubElement(band, "ComplexSource")
-        ET.SubElement(source_node, "SourceFilename", relativeToVRT="0").text = file.name
+        ET.SubElement(source_node, "SourceFilename", relativeToVRT=str(int(interpolated))).text = name
         ET.SubElement(source_node, "SourceBand").text = str(file.band)
         for kind, (y, x) in (("SrcRect", (rows, columns)), ("DstRect", (height, width))):
             ET.SubElement(source_node, kind, xOff="0", yOff="0", xSize=str(x), ySize=str(y))
@@ -193,6 +205,19 @@ def write_band_vrt(path: Path, bands: Sequence[BandFile]) -> None:
     ET.indent(root)
     with atomic_path(path) as temporary:
         temporary.write_text(ET.tostring(root, encoding="unicode"), encoding="utf-8")
+    return bool(coarser)
+
+
+def _write_warped(path: Path, name: str, grid: GeoBox, resampling: Resampling) -> None:
+    """Write a VRT that interpolates a raster on another grid."""
+    with (
+        rasterio.open(name) as source,
+        WarpedVRT(
+            source, crs=source.crs, transform=grid.affine, height=grid.shape.y, width=grid.shape.x,
+            resampling=rasterio.enums.Resampling[resampling], src_nodata=NODATA, nodata=NODATA,
+        ) as warped,
+    ):  # fmt: skip
+        rasterio.shutil.copy(warped, path, driver="VRT")
 
 
 def _grid(file: BandFile) -> GeoBox:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -13,12 +14,14 @@ from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.learn.models.load import load_model
 from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
-from terraseg.mapping.runtimes.measure import batches_of, measure_runtimes, real_chips
+from terraseg.mapping.runtimes.measure import batches_of, choose_chips, measure_runtimes
 from terraseg.mapping.runtimes.onnx_openvino import filled
 from terraseg.mapping.runtimes.onnx_rewrites import TRANSLATIONS, rewrite_model
 from terraseg.mapping.runtimes.parity import (
+    LEAST_PIXELS,
     MODEL,
     QUANTISED,
+    REFERENCE,
     ExportRecord,
     record_path,
     runtimes_folder,
@@ -43,8 +46,8 @@ def export(
     Args:
         bundle: folder of the bundle.
         input: scenes that the model suits, as `terraseg.api.mapping.predict` takes them.
-        chips: how many to cut, evenly over the scenes. Every second one is compared; the others calibrate the
-            quantised model.
+        chips: how many to cut. Half of them, evenly over the scenes, calibrate the quantised model; the others hold the
+            class, and are compared.
         batch_size: chips per forward pass.
 
     Raises:
@@ -56,7 +59,7 @@ def export(
         raise ConfigError(f"{chips} chips in batches of {batch_size}", expected="1 or more")
     model, given = open_bundle(bundle), [input] if isinstance(input, str | Path) else input
     with room_for_inputs() as folder:
-        places = places_at(given, folder, frames=model.info.frames)
+        places = places_at(given, folder, frames=model.info.frames, resampling=model.info.processing.resampling)
         return export_bundle(model, places, chips=chips, batch_size=batch_size)
 
 
@@ -65,11 +68,13 @@ def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_
     reference = TorchPredictor(bundle, device="cpu")
     for place in places:
         check_fit(place, reference, crop=bundle.info.tile_size)
-    pixels = real_chips(places, reference, size=bundle.info.tile_size, count=chips)
-    pixels, calibration = pixels[::2], pixels[1::2]
+    size, threshold = bundle.info.tile_size, bundle.info.threshold
+    chosen = choose_chips(places, reference, size=size, count=chips, threshold=threshold, batch_size=batch_size)
+    pixels, calibration = chosen.compared, chosen.calibration
     with atomic_folder(runtimes_folder(bundle)) as folder:
         export_model(bundle, folder / MODEL, batch_size=batch_size)
-        batches = [filled(reference.normalised(batch), batch_size) for batch in batches_of(calibration, batch_size)]
+        groups = batches_of(np.stack(calibration), batch_size) if calibration else []
+        batches = [filled(reference.normalised(group), batch_size) for group in groups]
         quantised = quantise_model(folder / MODEL, folder / QUANTISED, batches)
         files = {path.name: sha256_of_file(path) for path in sorted(folder.iterdir())}
         record = ExportRecord(
@@ -77,12 +82,20 @@ def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_
             files=files,
             scenes=tuple(scene.name for place in places for scene in place),
             chips=len(pixels),
+            class_chips=chosen.holding,
             calibration_chips=len(calibration) if quantised else 0,
             batch_size=batch_size,
             machine=this_machine(),
             runtimes=measure_runtimes(bundle, reference, pixels, folder=folder, files=files, batch_size=batch_size),
         )
         record_path(folder).write_text(record.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    known = record.runtimes[REFERENCE].class_pixels
+    if known < LEAST_PIXELS:
+        _log.warning(
+            "%d chips hold the class, with %d px of it: too few to compare runtimes; expected %d px; "
+            "name scenes with more of it, or more --chips",
+            record.class_chips, known, LEAST_PIXELS,
+        )  # fmt: skip
     return record
 
 

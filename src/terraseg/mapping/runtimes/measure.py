@@ -1,14 +1,19 @@
 """Measure every runtime against PyTorch on chips of real scenes."""
 
 import logging
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 from scipy.special import expit
 
@@ -27,15 +32,79 @@ _log = logging.getLogger(__name__)
 _ROUNDS, _SECONDS = 3, 4.0
 """Smallest number of timed passes over the chips, and the least time for them."""
 
+_SEARCHED = 16
+"""Chips to look at for each chip of an export, in search of the class."""
+
+_GOLDEN = (math.sqrt(5) - 1) / 2
+
+Chip = npt.NDArray[np.uint16]
+"""(frames x bands, rows, columns), raw DN."""
+
 Chips = npt.NDArray[np.uint16]
 """(chips, frames x bands, rows, columns), raw DN."""
 
 
-def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int, count: int) -> Chips:
-    """Up to ``count`` chips of ``size`` x ``size`` px, evenly from a grid over all places; empty ones are dropped.
+@dataclass(frozen=True)
+class ChosenChips:
+    """Chips of an export.
+
+    Attributes:
+        compared: on which the runtimes are compared; first those that hold the class.
+        holding: how many of them hold the class by the reference's own prediction.
+        calibration: others, evenly over the scenes, which set the ranges of the quantised model; may be empty.
+    """
+
+    compared: Chips
+    holding: int
+    calibration: list[Chip]
+
+
+def choose_chips(
+    places: Sequence[Place],
+    reference: BundlePredictor,
+    *,
+    size: int,
+    count: int,
+    threshold: float,
+    batch_size: int,
+) -> ChosenChips:
+    """Up to ``count`` chips: half of them hold the class if that many can be found, the other half is for calibration.
+
+    The reference predicts up to `_SEARCHED` x ``count`` chips in search of the class; if it finds too few that hold it,
+    others fill up.
+
+    Args:
+        size: side of a chip in pixels.
+        threshold: lowest probability of the class.
+        batch_size: chips per forward pass.
 
     Raises:
-        SceneError: all are empty.
+        SceneError: all chips are empty.
+    """
+    chips = islice(real_chips(places, reference, size=size), _SEARCHED * count)
+    first = list(islice(chips, count))
+    if not first:
+        raise SceneError(
+            f"no chip of {places[0][0].path.parent} has an observation", fix="name a scene with valid pixels"
+        )
+    wanted, candidates = len(first[::2]), first[::2]
+    holding: list[Chip] = []
+    others: list[Chip] = []
+    while candidates and len(holding) < wanted:
+        pixels = np.stack(candidates)
+        of_class = _probability(reference, pixels, batch_size=batch_size) >= threshold
+        of_class &= _observed(pixels, reference)
+        for chip, held in zip(candidates, of_class.any(axis=(1, 2)), strict=True):
+            (holding if held else others).append(chip)
+        candidates = list(islice(chips, count))
+    compared = [*holding, *others][:wanted]
+    return ChosenChips(np.stack(compared), min(len(holding), wanted), first[1::2])
+
+
+def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int) -> Iterator[Chip]:
+    """Chips of ``size`` x ``size`` px of a grid over all places, without empty ones.
+
+    Multiples of the golden ratio set their order: any first part of it is spread evenly over the grid.
     """
     grid = [
         (place, Window(left, top, size, size))
@@ -43,24 +112,25 @@ def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int
         for top in range(0, max(place[0].geobox.shape.y - size, 0) + 1, size)
         for left in range(0, max(place[0].geobox.shape.x - size, 0) + 1, size)
     ]
-    chips = []
-    for k in np.unique(np.linspace(0, len(grid) - 1, min(count, len(grid))).round().astype(int)):
-        place, window = grid[k]
-        chip = np.concatenate([_read(scene, predictor.bands, window) for scene in place])
-        if not never_observed(chip, frames=predictor.frames, nodata=NODATA).all():
-            chips.append(chip)
-    if not chips:
-        raise SceneError(
-            f"none of {min(count, len(grid))} chips of {places[0][0].path.parent} has an observation",
-            fix="name a scene with valid pixels, or more --chips",
-        )
-    return np.stack(chips)
+    with ExitStack() as stack:
+        opened: dict[Path, DatasetReader] = {}  # kept open: neighbouring chips lie in the same blocks of a file
+        for k in np.argsort(np.arange(len(grid)) * _GOLDEN % 1):
+            place, window = grid[k]
+            dates = []
+            for scene in place:
+                with readable(scene.path):
+                    if scene.path not in opened:
+                        opened[scene.path] = stack.enter_context(rasterio.open(scene.path))
+                    dates.append(_read(scene, opened[scene.path], predictor.bands, window))
+            chip = np.concatenate(dates)
+            if not never_observed(chip, frames=predictor.frames, nodata=NODATA).all():
+                yield chip
 
 
-def _read(scene: Scene, bands: Sequence[str], window: Window) -> Chips:
+def _read(scene: Scene, source: DatasetReader, bands: Sequence[str], window: Window) -> Chip:
     indexes = [index + 1 for index in band_indices(bands, scene.bands, where=str(scene.path))]
-    with readable(scene.path), rasterio.open(scene.path) as source:
-        pixels: Chips = source.read(indexes, window=window, boundless=True, fill_value=NODATA)
+    beyond = source.height < window.height or source.width < window.width  # such a read opens the file again
+    pixels: Chip = source.read(indexes, window=window, boundless=beyond, fill_value=NODATA)
     return pixels
 
 
@@ -85,8 +155,10 @@ def measure_runtimes(
     """
     expected = _probability(reference, chips, batch_size=batch_size)
     images_per_s = len(chips) / min(_seconds(reference, chips, batch_size) for _ in range(_ROUNDS))
-    measured = {REFERENCE: Parity(max_dp=0, class_changes=0, images_per_s=images_per_s)}
-    observed = ~never_observed(chips, frames=bundle.info.frames, nodata=NODATA)
+    observed = _observed(chips, reference)
+    of_class = (expected >= bundle.info.threshold) & observed
+    class_pixels = int(of_class.sum())
+    measured = {REFERENCE: Parity(max_dp=0, class_pixels=class_pixels, lost=0, added=0, images_per_s=images_per_s)}
     for runtime in [name for name in RUNTIMES if name != REFERENCE]:
         try:
             predictor = cpu_predictor(bundle, runtime, folder, files)
@@ -96,14 +168,20 @@ def measure_runtimes(
         answer = _probability(predictor, chips, batch_size=batch_size)
         if not np.isfinite(answer[observed]).all():
             raise CheckpointError(f"the model on {runtime} returns NaN", fix="predict with --runtime torch")
-        threshold = bundle.info.threshold
-        changes = ((answer >= threshold) != (expected >= threshold))[observed]
+        mapped = (answer >= bundle.info.threshold) & observed
         measured[runtime] = Parity(
             max_dp=float(np.abs(answer - expected)[observed].max()),
-            class_changes=float(changes.mean()),
+            class_pixels=class_pixels,
+            lost=int((of_class & ~mapped).sum()),
+            added=int((mapped & ~of_class).sum()),
             images_per_s=images_per_s * _speedup(predictor, reference, chips, batch_size),
         )
     return measured
+
+
+def _observed(chips: Chips, predictor: BundlePredictor) -> npt.NDArray[np.bool_]:
+    """(chips, rows, columns)."""
+    return ~never_observed(chips, frames=predictor.frames, nodata=NODATA)
 
 
 def _probability(predictor: BundlePredictor, chips: Chips, *, batch_size: int) -> npt.NDArray[np.float64]:

@@ -14,6 +14,7 @@ from rasterio.windows import Window
 
 from terraseg.contracts.scene import NODATA, Place, Scene, group_places
 from terraseg.core.bands import UNIT, band, band_indices
+from terraseg.core.processing import Processing, processing_of
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster
 from terraseg.mapping.inputs.vrt import remote_sources
@@ -28,6 +29,14 @@ _ROWS = 32
 
 _IMPLAUSIBLE = 20.0
 """If a scene's values differ from the model's statistics by more than this factor, the unit must be wrong."""
+
+_OTHERWISE = {
+    "resampling": "map its STAC item, whose bands are read as in training; or download it with the same "
+    "acquire.resampling",
+    "level": "map scenes of the training's level, or train on this level",
+    "offset": "download the scene again with the offset removed, or train on scenes without it",
+}
+"""What to do if a fact of `Processing` differs."""
 
 _TAKEN_CROPS: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
 """Crop sizes already tried with a model: a thousand small scenes should not cost a forward pass each."""
@@ -55,6 +64,10 @@ class Predictor(Protocol):
     @property
     def gsd(self) -> float:
         """Pixel size of its training data, in metres."""
+
+    @property
+    def processing(self) -> Processing:
+        """What the scenes of its training data have in common."""
 
     @property
     def means(self) -> tuple[float, ...]:
@@ -111,7 +124,8 @@ def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
     """Check that a model fits the scenes of a place, and that it takes a crop.
 
     Raises:
-        SceneError: wrong number of dates, missing band, wrong unit or GSD, or values that contradict the declared unit.
+        SceneError: wrong number of dates, missing band, wrong unit or GSD, values that contradict the declared unit, or
+            another resampling, level or offset state than in training. One that is unknown is a warning.
         ConfigError: the model can't take crops of this size.
         CheckpointError: it returns something other than a map of log-odds.
     """
@@ -151,7 +165,29 @@ def _check_scene(scene: Scene, predictor: Predictor) -> None:
             expected="pixel sizes within 10 %",
             fix="resample the scene, or train at its resolution",
         )
+    _check_processing(scene, predictor)
     _check_values(scene, predictor, indexes)
+
+
+def _check_processing(scene: Scene, predictor: Predictor) -> None:
+    """Check that the scene was made as those of the training."""
+    here, there = processing_of(scene.item["properties"]), predictor.processing
+    resampled = any(band(name).gsd > predictor.gsd * 1.1 for name in predictor.bands)
+    unknown = []
+    for key, fix in _OTHERWISE.items():
+        found, trained = getattr(here, key), getattr(there, key)
+        if key == "resampling" and not resampled:
+            continue
+        if found is None or trained is None:
+            unknown.append(key)
+        elif found != trained:
+            raise SceneError(
+                f"{scene.path} has the {key} {found}, the model was trained on {trained}",
+                expected=f"{key} {trained}",
+                fix=fix,
+            )
+    if unknown:
+        _log.warning("%s: %s unknown for the scene or the model, so not compared", scene.path, ", ".join(unknown))
 
 
 def _indexes(scene: Scene, predictor: Predictor) -> list[int]:

@@ -34,6 +34,7 @@ class BundlePredictor(ABC):
         self.bands, self.frames, self.unit, self.nodata, self.gsd, self.means = (
             info.bands, info.frames, info.unit, info.nodata, info.gsd, info.means,
         )  # fmt: skip
+        self.processing = info.processing
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
         # The number of windows per forward pass depends on it, and with it perhaps the last bit of a logit.

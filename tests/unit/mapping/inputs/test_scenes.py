@@ -1,17 +1,22 @@
 """What `terraseg predict --input` may name besides scenes: VRTs and STAC items on disk."""
 
 import json
+import logging
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pystac
 import pytest
 import rasterio
 import rasterio.shutil
+import shapely
 from affine import Affine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,10 +26,14 @@ from rasterio.windows import Window
 from helpers.convolution import ConvBundle
 from helpers.factories import ATTRIBUTION, make_info, make_scene
 from helpers.predictors import NumpyPredictor, from_neighbours
+from terraseg.acquire.config import AcquireConfig
+from terraseg.acquire.imagery.catalogues import source_scene
+from terraseg.acquire.imagery.composite import write_composite
 from terraseg.cli import main
 from terraseg.contracts.product import Product, find_products
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
+from terraseg.core.processing import Processing, Resampling, processing_of
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.scenes import scenes_at
 from terraseg.mapping.inputs.vrt import BandFile, raster_identity, sources, write_band_vrt
@@ -36,9 +45,9 @@ AFFINE = Affine(10, 0, 500_000, 0, -10, 4_000_000)
 
 
 @contextmanager
-def open_inputs(given: str | Path) -> Iterator[list[Scene]]:
+def open_inputs(given: str | Path, **options: Any) -> Iterator[list[Scene]]:
     with tempfile.TemporaryDirectory() as folder:
-        yield scenes_at(given, Path(folder))
+        yield scenes_at(given, Path(folder), **options)
 
 
 def pixels_of(path: Path) -> np.ndarray:
@@ -257,7 +266,7 @@ def test_a_window_of_a_coarser_band_does_not_depend_on_where_it_begins(data: st.
             with scene_writer(root / f"{name}.tif", geobox=box, bands=["B02"], item={}) as target:
                 target.write(rng.integers(1, 9999, (1, *box.shape)).astype(np.uint16))
         files = [BandFile(b, str(root / f"{name}.tif"), 1, -1000) for b, name in (("B02", "fine"), ("B01", "coarse"))]
-        write_band_vrt(root / "x.vrt", files)
+        write_band_vrt(root / "x.vrt", files, resampling=data.draw(st.sampled_from(get_args(Resampling))))
         whole = pixels_of(root / "x.vrt")
         top = data.draw(st.integers(0, rows * factor - 1))
         left = data.draw(st.integers(0, columns * factor - 1))
@@ -266,6 +275,107 @@ def test_a_window_of_a_coarser_band_does_not_depend_on_where_it_begins(data: st.
         with rasterio.open(root / "x.vrt") as source:
             part = source.read(window=Window(left, top, width, height))
     np.testing.assert_array_equal(part, whole[:, top : top + height, left : left + width])
+
+
+def downloaded(path: Path, folder: Path, resampling: str) -> Scene:
+    """What `download` writes of one item, without masking."""
+    ground = shapely.box(2, 35, 4, 37)
+    place = {"stac_version": "1.0.0", "bbox": list(ground.bounds), "geometry": shapely.geometry.mapping(ground)}
+    item = pystac.Item.from_dict(json.loads(path.read_text()) | place)
+    item.set_self_href(str(path))
+    scenes = [source_scene(item, assets=KEYS)]
+    config = AcquireConfig(
+        periods={"august": {"start": "2023-08-01", "end": "2023-08-31"}}, bands=tuple(KEYS), mask={"classes": ()},
+        composite="least-cloudy", resampling=resampling, workers=1, block=64,
+    )  # fmt: skip
+    box = GeoBox((80, 120), AFFINE, "EPSG:32631")
+    return open_scene(write_composite(folder / "scene.tif", geobox=box, scenes=scenes, config=config))
+
+
+@pytest.mark.parametrize("resampling", get_args(Resampling))
+def test_the_bands_of_an_item_are_resampled_as_a_download_does(tmp_path: Path, resampling: str) -> None:
+    path = catalogue_item(tmp_path / "item", offset=-1000, **{"s2:processing_baseline": "05.09"})
+    expected = downloaded(path, tmp_path / "raw", resampling)
+    with open_inputs(path, resampling=resampling) as (scene,):
+        assert scene.geobox == expected.geobox
+        pixels, theirs = pixels_of(scene.path), pixels_of(expected.path)
+        identity = raster_identity(scene.path)
+    observed = (pixels > 0).all(axis=0)
+    assert 0.9 < observed.mean() < 1
+    np.testing.assert_array_equal(pixels[:, observed], theirs[:, observed])
+    assert not theirs[:, ~observed].any()
+    with open_inputs(path, resampling=resampling) as (again,):
+        assert raster_identity(again.path) == identity
+        facts = processing_of(again.item["properties"])
+    assert facts == Processing(resampling=resampling, offset="removed")
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        (lambda item: item["properties"].pop("datetime"), r"no valid date \(None\)"),
+        (lambda item: item["properties"].update(datetime=None), r"no valid date \(None\)"),
+        (lambda item: item["properties"].update(datetime="yesterday"), "date"),
+        (lambda item: [asset.update(href=None) for asset in item["assets"].values()], "href None"),
+        (lambda item: [asset.pop("href") for asset in item["assets"].values()], "href None"),
+        (lambda item: [asset.update(bands={"name": "B02"}) for asset in item["assets"].values()], "bands of the asset"),
+        (lambda item: [asset.update({"eo:bands": ["B02"]}) for asset in item["assets"].values()], "eo:bands of the"),
+        (lambda item: [asset.update({"raster:bands": {"scale": 1}}) for asset in item["assets"].values()], "raster:b"),
+    ],
+)
+def test_an_item_that_lacks_something_is_named_in_one_message(tmp_path, change, facts):
+    path = catalogue_item(tmp_path / "item", offset=-1000, **{"s2:processing_baseline": "05.09"})
+    item = json.loads(path.read_text())
+    change(item)
+    path.write_text(json.dumps(item))
+    with pytest.raises(SceneError, match=f"{re.escape(str(path))}.*{facts}"), open_inputs(path):
+        pass
+
+
+def test_an_item_says_its_level(tmp_path: Path) -> None:
+    names = {"s2:processing_baseline": "02.14", "s2:product_uri": "S2A_MSIL1C_20230815T100000_N0214_R1_T31SEA_2.SAFE"}
+    with open_inputs(catalogue_item(tmp_path / "item", offset=0, **names)) as (scene,):
+        assert processing_of(scene.item["properties"]).level == "L1C"
+
+
+BUNDLE = Processing(resampling="bilinear", level="L2A", offset="removed")
+
+
+@pytest.mark.parametrize(("key", "value"), [("resampling", "nearest"), ("level", "L1C"), ("offset", "present")])
+def test_a_scene_that_was_made_in_another_way_than_the_training_raises_an_error(
+    tmp_path: Path, key: str, value: str
+) -> None:
+    scene = make_scene(tmp_path / "raw", (64, 80))
+    facts = BUNDLE.model_copy(update={key: value})
+    made = replace(scene, item={"properties": {**scene.item["properties"], **facts.as_properties}})
+    predictor = NumpyPredictor(from_neighbours, processing=BUNDLE)
+    with pytest.raises(SceneError, match=rf"scene\.tif has the {key} {value}, .* {getattr(BUNDLE, key)}"):
+        predict_scene(made, predictor, tmp_path / "out", **OPTIONS)
+
+
+@pytest.mark.parametrize(("here", "there"), [(None, BUNDLE), (BUNDLE, Processing()), (BUNDLE, BUNDLE)])
+def test_a_fact_that_is_unknown_is_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, here: Processing | None, there: Processing
+) -> None:
+    scene = make_scene(tmp_path / "raw", (64, 80))
+    made = replace(scene, item={"properties": {**scene.item["properties"], **(here.as_properties if here else {})}})
+    with caplog.at_level(logging.WARNING, "terraseg"):
+        predict_scene(made, NumpyPredictor(from_neighbours, processing=there), tmp_path / "out", **OPTIONS)
+    unknown = "resampling, level, offset unknown for the scene or the model" in caplog.text
+    assert unknown == (here != there)
+
+
+def test_a_vrt_of_scenes_of_two_levels_raises_an_error(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "whole", (64, 80))
+    facts = {"terraseg:attribution": ATTRIBUTION, "datetime": "2026-01-01T00:00:00Z"}
+    parts = halves(tmp_path / "halves", scene, item={"properties": {**facts, "terraseg:level": "L1C"}})
+    left = parts[0].with_suffix(".json")
+    left.write_text(json.dumps({"properties": {**facts, "terraseg:level": "L2A"}}))
+    with pytest.raises(SceneError, match="level"), open_inputs(mosaic(tmp_path / "scene.vrt", parts)):
+        pass
+    left.write_text(json.dumps({"properties": {**facts, "terraseg:level": "L1C"}}))
+    with open_inputs(mosaic(tmp_path / "scene.vrt", parts)) as (found,):
+        assert processing_of(found.item["properties"]) == Processing(level="L1C")
 
 
 def test_the_item_of_a_scene_is_the_scene(tmp_path: Path) -> None:

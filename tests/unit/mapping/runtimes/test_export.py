@@ -2,6 +2,7 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,14 @@ from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.scene import Scene
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.learn.models.load import load_model
-from terraseg.mapping.runtimes import export, measure
+from terraseg.mapping.runtimes import choose, export, measure
 from terraseg.mapping.runtimes import onnx_openvino as exported
-from terraseg.mapping.runtimes.choose import RUNTIMES, cpu_predictor, open_predictor
+from terraseg.mapping.runtimes.choose import RUNTIMES, Runtime, cpu_predictor, open_predictor
 from terraseg.mapping.runtimes.export import export_bundle
-from terraseg.mapping.runtimes.measure import real_chips
+from terraseg.mapping.runtimes.measure import choose_chips, measure_runtimes, real_chips
 from terraseg.mapping.runtimes.parity import (
     ExportRecord,
+    Parity,
     parity_table,
     read_record,
     record_path,
@@ -60,6 +62,44 @@ class NetBundle(Bundle):
 @load_model.register
 def _(bundle: NetBundle) -> nn.Module:
     return Net(bundle.info.experiment).eval()
+
+
+class BrightBundle(Bundle):
+    """Its class is every pixel whose first band is brighter than the mean of the training."""
+
+
+@load_model.register
+def _(_: BrightBundle) -> nn.Module:
+    model = nn.Conv2d(6, 2, 1)
+    nn.init.zeros_(model.weight)
+    nn.init.zeros_(model.bias)
+    with torch.no_grad():
+        model.weight[1, 0] = 5
+    return model.eval()
+
+
+class LossyPredictor(TorchPredictor):
+    """A runtime that loses every twentieth pixel of the class."""
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        odds = super().__call__(pixels)
+        odds.flat[np.flatnonzero(odds >= 0)[::20]] = -9
+        return odds
+
+
+def bright_scene(folder: Path, share: float, *, side: int = 768) -> Scene:
+    """A scene of which ``share`` is of the class of `BrightBundle`, in squares of 8 px."""
+    truth = np.random.default_rng(0).random((side // 8, side // 8)) < share
+    scene = make_scene(folder, (side, side), name="bright", truth=np.zeros((side, side), np.int8))
+    with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
+        target.write(np.where(truth.repeat(8, 0).repeat(8, 1), 1200, 300).astype(np.uint16), 1)
+    return scene
+
+
+def speeds(**images_per_s: float) -> dict[str, dict[str, float]]:
+    """Rows of parity.json whose maps equal those of PyTorch."""
+    same = {"max_dp": 0, "class_pixels": 10_000, "lost": 0, "added": 0}
+    return {name.replace("_", "-"): same | {"images_per_s": speed} for name, speed in images_per_s.items()}
 
 
 def net(root: Path, **changes: Any) -> NetBundle:
@@ -99,7 +139,7 @@ def edit(bundle: Bundle, **changes: Any) -> None:
 def test_every_runtime_agrees_with_pytorch(exported_once: tuple[NetBundle, ExportRecord], scene: Scene) -> None:
     bundle, _ = exported_once
     reference = TorchPredictor(bundle, device="cpu")
-    pixels = real_chips([(scene,)], reference, size=32, count=5)
+    pixels = np.stack(list(islice(real_chips([(scene,)], reference, size=32), 5)))
     expected = reference(pixels)
     for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("torch-bf16", 0.1), ("openvino-int8", 0.1)):
         predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
@@ -138,7 +178,7 @@ def test_a_model_whose_batch_is_fixed_gets_filled_batches(tmp_path: Path, scene:
     bundle = net(tmp_path, experiment="chipwise")
     record = export_bundle(bundle, [(scene,)], chips=6, batch_size=2)
     reference = TorchPredictor(bundle, device="cpu")
-    pixels = real_chips([(scene,)], reference, size=32, count=5)
+    pixels = np.stack(list(islice(real_chips([(scene,)], reference, size=32), 5)))
     for runtime, tolerance in (("onnx", 1e-4), ("openvino", 1e-4), ("openvino-int8", 0.1)):
         predictor = open_predictor(bundle, runtime=runtime, device="cpu", crop=32)
         assert predictor._fixed_batch == 2
@@ -160,7 +200,7 @@ def test_calibration_uses_the_chips_that_are_not_compared(
     monkeypatch.setattr(export, "quantise_model", lambda _, __, batches: given.extend(batches))
     export_bundle(bundle, [(scene,)], chips=5, batch_size=4)
     reference = TorchPredictor(bundle, device="cpu")
-    chips = real_chips([(scene,)], reference, size=32, count=5)
+    chips = np.stack(list(real_chips([(scene,)], reference, size=32)))
     means, stds = np.asarray(bundle.info.means)[:, None, None], np.asarray(bundle.info.stds)[:, None, None]
     seen = np.where((chips == 0).any(axis=1, keepdims=True), 0, (chips - means) / stds)
     assert [len(batch) for batch in given] == [4]
@@ -188,27 +228,101 @@ def test_a_model_that_openvino_can_not_run_raises_an_error(tmp_path: Path) -> No
         cpu_predictor(net(tmp_path), "openvino-int8", tmp_path, {"model_int8.onnx": "123"})
 
 
+@pytest.mark.parametrize("share", [0.005, 0.025, 0.2])
+def test_a_runtime_that_loses_a_twentieth_of_the_class_fails_parity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float
+) -> None:
+    runtimes = {"torch": RUNTIMES["torch"], "same": Runtime(TorchPredictor), "lossy": Runtime(LossyPredictor)}
+    for module in (choose, measure):
+        monkeypatch.setattr(module, "RUNTIMES", runtimes)
+    bundle = BrightBundle(tmp_path, make_info(threshold=0.5))
+    reference = TorchPredictor(bundle, device="cpu")
+    places = [(bright_scene(tmp_path / "raw", share),)]
+    chips = choose_chips(places, reference, size=32, count=100, threshold=0.5, batch_size=16).compared
+    measured = measure_runtimes(bundle, reference, chips, folder=tmp_path, files={}, batch_size=16)
+    assert measured["same"].passed
+    assert measured["same"].class_pixels == measured["torch"].class_pixels
+    lossy = measured["lossy"]
+    assert not lossy.passed
+    assert lossy.area_bias == pytest.approx(-0.05, abs=0.01)
+    assert lossy.iou == pytest.approx(0.95, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("class_pixels", "lost", "added", "passed"),
+    [
+        (2000, 0, 0, True),
+        (1999, 0, 0, False),
+        (0, 0, 0, False),
+        (10_000, 100, 0, True),
+        (10_000, 101, 0, False),
+        (10_000, 0, 101, False),
+        (10_000, 100, 101, True),
+        (10_000, 120, 120, False),  # the areas are equal, the maps are not
+    ],
+)
+def test_parity_needs_alike_maps_and_enough_of_the_class(
+    class_pixels: int, lost: int, added: int, passed: bool
+) -> None:
+    assert Parity(max_dp=0, class_pixels=class_pixels, lost=lost, added=added, images_per_s=1).passed is passed
+
+
+def test_chips_to_compare_hold_the_class_if_any_does(tmp_path: Path) -> None:
+    scene = make_scene(tmp_path / "raw", (320, 320), truth=np.zeros((320, 320), np.int8))
+    with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
+        pixels = np.full((320, 320), 300, np.uint16)
+        pixels[40:50, 40:50] = 1200  # one chip of 100
+        target.write(pixels, 1)
+    reference = TorchPredictor(BrightBundle(tmp_path, make_info()), device="cpu")
+    chosen = choose_chips([(scene,)], reference, size=32, count=8, threshold=0.5, batch_size=4)
+    assert (chosen.holding, len(chosen.compared), len(chosen.calibration)) == (1, 4, 4)
+    assert [int((chip[0] == 1200).sum()) for chip in chosen.compared] == [100, 0, 0, 0]
+
+
+def test_an_export_with_too_few_pixels_of_the_class_warns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "quantise_model", lambda *_: False)
+    bundle = BrightBundle(tmp_path / "bundle", make_info(threshold=0.5))
+    with caplog.at_level(logging.INFO, "terraseg"):
+        record = export_bundle(bundle, [(bright_scene(tmp_path / "raw", 0.02, side=64),)], chips=4, batch_size=2)
+        predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+    assert 0 < record.runtimes["onnx"].class_pixels < 2000
+    assert not record.runtimes["onnx"].passed
+    assert isinstance(predictor, TorchPredictor)
+    assert f"{record.runtimes['torch'].class_pixels} px of it: too few to compare runtimes" in caplog.text
+
+
 def test_auto_takes_the_fastest_that_passed(bundle: NetBundle, caplog: pytest.LogCaptureFixture) -> None:
-    rows = {"torch": (0, 10), "openvino": (0, 20), "onnx": (0.005, 30), "openvino-int8": (0.006, 40)}
-    edit(
-        bundle,
-        runtimes={
-            name: {"max_dp": 0, "class_changes": changes, "images_per_s": speed}
-            for name, (changes, speed) in rows.items()
-        },
-    )
+    rows = speeds(torch=10, openvino=20, onnx=30, openvino_int8=40)
+    rows["onnx"]["lost"] = 100
+    rows["openvino-int8"]["lost"] = 120
+    edit(bundle, runtimes=rows)
     with caplog.at_level(logging.INFO, "terraseg"):
         predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
     assert predictor.provenance["runtime"].startswith("onnxruntime")
-    assert "runtime onnx: the fastest within parity, 3.0 x torch, class changes 0.5 %" in caplog.text
+    assert "runtime onnx: the fastest within parity, 3.0 x torch, IoU with torch 0.9900, area -1.00%" in caplog.text
     assert "; faster but beyond parity: openvino-int8" in caplog.text
     caplog.clear()
     with caplog.at_level(logging.WARNING, "terraseg"):
         open_predictor(bundle, runtime="openvino", device="cpu", crop=32)
         assert not caplog.text
-        edit(bundle, runtimes={"onnx": {"max_dp": 1, "class_changes": 0.02, "images_per_s": 1}})
+        rows["onnx"]["lost"] = 200
+        edit(bundle, runtimes=rows)
         open_predictor(bundle, runtime="onnx", device="cpu", crop=32)
-    assert "changes the class of 2.00 % of pixels" in caplog.text
+    assert "runtime onnx did not pass parity: IoU with torch 0.9800, area -2.00%" in caplog.text
+
+
+@pytest.mark.parametrize("speed", [8.0, 9.999, 10.0, 10.2])
+def test_auto_takes_no_runtime_that_is_not_clearly_faster_than_pytorch(
+    bundle: NetBundle, caplog: pytest.LogCaptureFixture, speed: float
+) -> None:
+    edit(bundle, runtimes=speeds(torch=10, onnx=speed, openvino=5, torch_bf16=0.8))
+    with caplog.at_level(logging.INFO, "terraseg"):
+        predictor = open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+    assert predictor.provenance["runtime"].startswith("torch ")
+    assert predictor.provenance["precision"] == "float32"
+    assert "runtime torch: nothing faster passed parity" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -260,12 +374,19 @@ def test_a_changed_export_raises_an_error(bundle: NetBundle, name: str) -> None:
         read_record(bundle)
 
 
-def test_an_export_of_an_older_terraseg_raises_an_error(bundle: NetBundle) -> None:
+def test_an_export_of_an_older_terraseg_is_measured_again(
+    bundle: NetBundle, scene: Scene, caplog: pytest.LogCaptureFixture
+) -> None:
     path = record_path(runtimes_folder(bundle))
-    old = {key: value for key, value in json.loads(path.read_text()).items() if key != "calibration_chips"}
-    path.write_text(json.dumps(old | {"format": 1}))
-    with pytest.raises(CheckpointError, match="format 1; expected format 2; .*terraseg export --bundle"):
-        open_predictor(bundle, runtime="auto", device="cpu", crop=32)
+    old = {"max_dp": 0, "class_changes": 0.0, "images_per_s": 99}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2, "runtimes": {"onnx": old}}))
+    with caplog.at_level(logging.INFO, "terraseg"):
+        assert isinstance(open_predictor(bundle, runtime="auto", device="cpu", crop=32), TorchPredictor)
+    assert "measured by an older rule, see `terraseg export`" in caplog.text
+    with pytest.raises(CheckpointError, match="format 2; expected format 3; .*terraseg export --bundle"):
+        open_predictor(bundle, runtime="onnx", device="cpu", crop=32)
+    export_bundle(bundle, [(scene,)], chips=4, batch_size=2)
+    assert read_record(bundle).format == 3
 
 
 def test_impossible_combinations_raise_an_error(bundle: NetBundle) -> None:
