@@ -38,16 +38,19 @@ def compare(
         TrainingError: cells failed, or other runs hold all of them.
         OutputError: a folder can't be written.
     """
+    from terraseg.api.learn import tune
     from terraseg.api.mapping import predict
     from terraseg.assess.evaluate import evaluate
     from terraseg.comparison.cells import evaluation_of, finished, metrics_of, run_cell, run_cells
     from terraseg.comparison.matrix import load_matrix
     from terraseg.comparison.tables import make_tables
+    from terraseg.comparison.tuning import tuned
     from terraseg.contracts.comparison import check_tables, write_tables
     from terraseg.contracts.result import read_metrics
 
     matrix = load_matrix(Path(config), output=Path(cells), overrides=overrides)
     check_tables(Path(output))
+    matrix = tuned(matrix, tune=tune)
     run_cells(matrix, partial(run_cell, predict=predict, evaluate=evaluate))
     evaluation = evaluation_of(matrix)
     results = [
@@ -58,7 +61,7 @@ def compare(
     if not results:
         raise TrainingError("no cell is finished: other runs hold all of them", fix="run this again after them")
     unfinished = len(matrix.cells) - len(results)
-    tables = make_tables(matrix.config, results, budget=matrix.budget, unfinished=unfinished)
+    tables = make_tables(matrix.config, results, budget=matrix.budget, tuning=matrix.tuning, unfinished=unfinished)
     write_tables(Path(output), tables)
     if unfinished:
         _log.warning("other runs hold %d of %d cells: run this again after them", unfinished, len(matrix.cells))

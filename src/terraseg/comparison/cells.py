@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import ValidationError, model_validator
 
 from terraseg.comparison.matrix import Cell, Matrix
 from terraseg.contracts.result import FORMAT as METRICS_FORMAT
-from terraseg.contracts.subsets import chosen_chips
 from terraseg.core.files import last_words, output_lock, write_json
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import BusyError, DatasetError, OutputError, TerrasegError, TrainingError
@@ -48,7 +47,6 @@ class CellResult(Strict):
     Attributes:
         identity: `Cell.identity` of the cell.
         evaluation: how it was scored, see `evaluation_of`.
-        labelled_chips: number of train chips.
         parameters: of the model.
         trainable_parameters: of the model.
         epochs: of the training.
@@ -63,7 +61,6 @@ class CellResult(Strict):
 
     identity: str
     evaluation: dict[str, Any]
-    labelled_chips: int
     parameters: int
     trainable_parameters: int
     epochs: int
@@ -75,6 +72,12 @@ class CellResult(Strict):
     peak_memory_gb: float
     device: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_older_versions(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Older files also have the number of train chips, which `Cell.chips` has now."""
+        return {key: value for key, value in values.items() if key != "labelled_chips"}
+
 
 def metrics_of(cell: Cell) -> Path:
     """Path of the cell's result on test."""
@@ -83,7 +86,7 @@ def metrics_of(cell: Cell) -> Path:
 
 def evaluation_of(matrix: Matrix) -> dict[str, Any]:
     """How cells are scored. If this changes, cells are scored again but not trained again."""
-    how = {"format": METRICS_FORMAT, "cell": matrix.config.cell, "draws": matrix.config.draws}
+    how = {"format": METRICS_FORMAT, "cell": matrix.config.cell, "units": "blocks of ground"}
     return how if matrix.footprints_hash is None else {**how, "footprints": matrix.footprints_hash}
 
 
@@ -166,21 +169,12 @@ def run_cell(cell: Cell, matrix: Matrix, *, predict: Callable[..., object], eval
         split="test",
         footprints=matrix.config.footprints,
         cell=matrix.config.cell,
-        draws=matrix.config.draws,
     )
     timings = json.loads((cell.folder / "timings.json").read_text(encoding="utf-8"))
     epoch, step = _best_checkpoint(cell.folder / "metrics.csv")
-    chips = chosen_chips(
-        matrix.dataset,
-        "train",
-        fold=cell.config["data"]["init_args"].get("fold"),
-        fraction=cell.fraction,
-        seed=cell.seed,
-    )
     result = CellResult(
         identity=cell.identity,
         evaluation=evaluation_of(matrix),
-        labelled_chips=len(chips),
         best_epoch=epoch,
         best_step=step,
         **{key: timings[key] for key in (

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import Field, ValidationError
 
+from terraseg.contracts.comparison import UNTUNED
 from terraseg.contracts.dataset import ChipDataset, open_dataset
 from terraseg.contracts.footprints import footprint_files
 from terraseg.contracts.scene import find_places
@@ -39,6 +40,18 @@ class ExperimentEntry(Strict):
     overrides: dict[str, Any] = Field(default_factory=dict)
 
 
+class TuningBudget(Strict):
+    """A search for hyperparameters, the same for each experiment.
+
+    Attributes:
+        search: a search space such as configs/tune.yaml.
+        trials: of each experiment; by default those of ``search``.
+    """
+
+    search: Path
+    trials: Annotated[int, Field(ge=1)] | None = None
+
+
 class MatrixConfig(Strict):
     """The YAML file.
 
@@ -51,8 +64,8 @@ class MatrixConfig(Strict):
         fractions: shares of the ground of train, above 0, up to 1.
         seeds: of the trainings. A seed also draws the labelled chips, the same for all experiments.
         overrides: changes to the configs of all experiments, applied before their own.
-        cell: side of a bootstrap unit in pixels; the chip size by default.
-        draws: of the bootstrap.
+        tune: a search for hyperparameters before the cells; without it, verdicts say that they are untuned.
+        cell: side in pixels of the cells that a result counts in; the chip size by default.
         unequal_budget: why the budgets differ, shown under every table; without it, unequal budgets are an error.
     """
 
@@ -64,9 +77,16 @@ class MatrixConfig(Strict):
     fractions: list[Annotated[float, Field(gt=0, le=1)]]
     seeds: list[Annotated[int, Field(ge=0)]]
     overrides: dict[str, Any] = Field(default_factory=dict)
+    tune: TuningBudget | None = None
     cell: Annotated[int, Field(gt=0)] | None = None
-    draws: Annotated[int, Field(ge=1000)] = 10_000
     unequal_budget: str = ""
+
+
+class LabelledChips(NamedTuple):
+    """Chips whose labels a training uses: to learn, and to choose checkpoint, threshold and calibration."""
+
+    train_chips: int
+    val_chips: int
 
 
 @dataclass(frozen=True)
@@ -80,6 +100,7 @@ class Cell:
         folder: of its files and result.
         config: for `terratorch fit`; it still has to be `placed` in the folder.
         identity: SHA-256 of everything that determines the result: config, dataset content and weights file.
+        chips: that it has the labels of.
     """
 
     experiment: str
@@ -88,6 +109,7 @@ class Cell:
     folder: Path
     config: dict[str, Any]
     identity: str
+    chips: LabelledChips
 
     @property
     def name(self) -> str:
@@ -106,6 +128,7 @@ class Matrix:
         places: scene files of each place with test chips, one per date.
         budget: of all experiments, in words.
         footprints_hash: of the files of footprints; None if objects are not scored.
+        tuning: how hyperparameters were chosen, in words.
     """
 
     config: MatrixConfig
@@ -114,6 +137,7 @@ class Matrix:
     places: tuple[tuple[Path, ...], ...]
     budget: str
     footprints_hash: str | None = None
+    tuning: str = UNTUNED
 
 
 def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()) -> Matrix:
@@ -143,12 +167,12 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
     _same_splits(experiments, datasets)
     budget = _budget_in_words(experiments, declared=config.unequal_budget)
     dataset = datasets[config.baseline]
-    _enough_chips(config, experiments, dataset)
+    chips = _labelled_chips(config, experiments, dataset)
     weights = {name: _weights_hash(values) for name, values in experiments.items()}
     cells = tuple(
         _cell(
             name, fraction, seed, folder=output / config.name, values=experiments[name],
-            content=(dataset.info.content_hash, weights[name]),
+            content=(dataset.info.content_hash, weights[name]), chips=chips[fraction, seed],
         )
         for seed in config.seeds
         for fraction in sorted(config.fractions, reverse=True)
@@ -314,19 +338,34 @@ def _differences(by_name: Mapping[str, Mapping[str, Any]]) -> str:
     return "; ".join(differing)
 
 
-def _enough_chips(config: MatrixConfig, experiments: Mapping[str, dict[str, Any]], dataset: ChipDataset) -> None:
-    least = min(config.fractions)
-    for seed in config.seeds:
+def _labelled_chips(
+    config: MatrixConfig, experiments: Mapping[str, dict[str, Any]], dataset: ChipDataset
+) -> dict[tuple[float, int], LabelledChips]:
+    """Labelled chips by fraction and seed, the same for all experiments.
+
+    Raises:
+        ConfigError: less than a batch of train chips.
+    """
+    fold = experiments[config.baseline]["data"]["init_args"].get("fold")
+    val = len(chosen_chips(dataset, "val", fold=fold, fraction=1, seed=0))
+    chips = {
+        (fraction, seed): LabelledChips(
+            len(chosen_chips(dataset, "train", fold=fold, fraction=fraction, seed=seed)), val
+        )
+        for fraction in config.fractions
+        for seed in config.seeds
+    }
+    for (fraction, seed), labelled in chips.items():
         for name, values in experiments.items():
-            given = values["data"]["init_args"]
-            chips = len(chosen_chips(dataset, "train", fold=given.get("fold"), fraction=least, seed=seed))
-            if chips < given.get("batch_size", 8):
+            batch = values["data"]["init_args"].get("batch_size", 8)
+            if labelled.train_chips < batch:
                 raise ConfigError(
-                    f"fraction {least:g} with seed {seed} leaves {chips} train chips of {dataset.root}, fewer than the "
-                    f"batch_size {given.get('batch_size', 8)} of {name}",
+                    f"fraction {fraction:g} with seed {seed} leaves {labelled.train_chips} train chips of "
+                    f"{dataset.root}, fewer than the batch_size {batch} of {name}",
                     expected="at least one full batch",
                     fix="lower data.init_args.batch_size in the overrides, drop the fraction, or cut smaller chips",
                 )
+    return chips
 
 
 def _tested_places(folder: Path, dataset: ChipDataset) -> tuple[tuple[Path, ...], ...]:
@@ -356,7 +395,14 @@ def _weights_hash(values: Mapping[str, Any]) -> str:
 
 
 def _cell(
-    name: str, fraction: float, seed: int, *, folder: Path, values: dict[str, Any], content: tuple[str, str]
+    name: str,
+    fraction: float,
+    seed: int,
+    *,
+    folder: Path,
+    values: dict[str, Any],
+    content: tuple[str, str],
+    chips: LabelledChips,
 ) -> Cell:
     config = deepcopy(values)
     config["seed_everything"] = seed
@@ -368,4 +414,4 @@ def _cell(
     # Not `fingerprint`: YAML may have dates and infinity, and identities of finished cells must stay.
     identity = hashlib.sha256(json.dumps(identified, sort_keys=True, default=str).encode()).hexdigest()
     # A training takes its experiment's name from the last part of the folder.
-    return Cell(name, fraction, seed, folder / f"{fraction:g}" / str(seed) / name, config, identity)
+    return Cell(name, fraction, seed, folder / f"{fraction:g}" / str(seed) / name, config, identity, chips)

@@ -1,8 +1,7 @@
 """Tables of the finished cells: all cells, each experiment at each label fraction, all pairs, and labels needed.
 
-Seeds are pooled: their confusion counts are added in each bootstrap unit, and the units are drawn. So an interval
-shows how sure a metric is, given the few places that it was measured in. The lowest and highest value of the single
-seeds show how much it depends on the seed.
+A score is the mean over seeds, and differences are paired by seed and ground. Intervals and p hold the chance of both,
+see `terraseg.assess.metrics.seeds`; with few seeds there is no p, and an interval is about these trained models alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,38 +11,46 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from terraseg.assess.metrics.bootstrap import Difference, holm, intervals, paired_difference
+from terraseg.assess.metrics.intervals import holm
 from terraseg.assess.metrics.pixels import METRICS, Formula, formulas, iou
+from terraseg.assess.metrics.seeds import LEAST_SEEDS, Difference, difference, mean_over_seeds
 from terraseg.comparison.cells import CellResult
 from terraseg.comparison.matrix import Cell, MatrixConfig
 from terraseg.contracts.comparison import Tables
 from terraseg.contracts.result import Estimate, Metrics
-from terraseg.errors import DatasetError
 
 _NOT_SHOWN = ("identity", "evaluation")
 
 _PAIRS = (
-    "fraction", "labelled_chips", "better", "other", "gain", "gain_low", "gain_high", "p", "seeds", "seeds_ahead",
-    "p_holm",
+    "fraction", "labelled_chips", "train_chips", "val_chips", "better", "other", "gain", "gain_low", "gain_high", "p",
+    "no_p", "seeds", "seeds_ahead", "p_holm",
 )  # fmt: skip
 
 Finished = tuple[Cell, CellResult, Metrics]
 """A finished cell with its results."""
 
 
-def make_tables(config: MatrixConfig, finished: Sequence[Finished], *, budget: str, unfinished: int) -> Tables:
+def make_tables(
+    config: MatrixConfig, finished: Sequence[Finished], *, budget: str, tuning: str, unfinished: int
+) -> Tables:
     """All tables of the finished cells.
 
     Args:
         config: of the comparison.
         finished: the cells with their results, at least one.
         budget: of all experiments, in words.
+        tuning: how hyperparameters were chosen, in words, see `Matrix.tuning`.
         unfinished: number of other cells.
 
     Raises:
         DatasetError: cells were scored on different units.
     """
-    given = {"baseline": config.baseline, "cells_planned": len(finished) + unfinished, "draws": config.draws}
+    given = {
+        "tuning": tuning,
+        "baseline": config.baseline,
+        "cells_planned": len(finished) + unfinished,
+        "interval_over": "seeds and ground" if len(config.seeds) >= LEAST_SEEDS else "ground alone",
+    }
     rows = pd.DataFrame([{**_row(each, budget=budget), **given} for each in finished])
     groups = _whole_groups(config, finished)
     by_fraction = _by_fraction(config, groups)
@@ -62,6 +69,8 @@ def _row(finished: Finished, *, budget: str) -> dict[str, object]:
         "experiment": cell.experiment,
         "fraction": cell.fraction,
         "seed": cell.seed,
+        **cell.chips._asdict(),
+        "labelled_chips": sum(cell.chips),
         **{key: value for key, value in result.model_dump().items() if key not in _NOT_SHOWN},
         "weights": metrics.weights,
         **estimates,
@@ -84,59 +93,62 @@ class _Group:
     """An experiment at a fraction with all its seeds.
 
     Attributes:
-        labelled_chips: mean over seeds.
+        chips: train_chips, val_chips and labelled_chips, means over seeds.
         ious: by seed.
-        units: confusion counts by unit, summed over seeds.
+        runs: confusion counts by unit of each seed, in the order of the YAML.
     """
 
-    labelled_chips: float
+    chips: dict[str, float]
     ious: dict[int, float | None]
-    units: dict[str, tuple[int, ...]]
+    runs: list[dict[str, tuple[int, int, int, int]]]
 
 
 def _whole_groups(config: MatrixConfig, finished: Sequence[Finished]) -> dict[tuple[str, float], _Group]:
     """Groups with all seeds finished, by experiment and fraction; sorted by fraction, then as in the YAML."""
-    cells: dict[tuple[str, float], list[Finished]] = {}
+    cells: dict[tuple[str, float], dict[int, Finished]] = {}
     for each in finished:
-        cells.setdefault((each[0].experiment, each[0].fraction), []).append(each)
+        cells.setdefault((each[0].experiment, each[0].fraction), {})[each[0].seed] = each
     order = list(config.experiments)
-    return {
-        (name, fraction): _Group(
-            labelled_chips=float(np.mean([result.labelled_chips for _, result, _ in group])),
-            ious={cell.seed: metrics.figures["iou"].value for cell, _, metrics in group},
-            units=_pooled([metrics for _, _, metrics in group]),
-        )
-        for (name, fraction), group in sorted(cells.items(), key=lambda item: (item[0][1], order.index(item[0][0])))
-        if len(group) == len(config.seeds)
-    }
+    groups = {}
+    for (name, fraction), by_seed in sorted(cells.items(), key=lambda item: (item[0][1], order.index(item[0][0]))):
+        if len(by_seed) == len(config.seeds):
+            group = [by_seed[seed] for seed in config.seeds]
+            train, val = np.mean([cell.chips for cell, _, _ in group], axis=0).tolist()
+            groups[name, fraction] = _Group(
+                chips={"labelled_chips": train + val, "train_chips": train, "val_chips": val},
+                ious={cell.seed: metrics.figures["iou"].value for cell, _, metrics in group},
+                runs=[metrics.units for _, _, metrics in group],
+            )
+    return groups
 
 
-def _pooled_formulas() -> dict[str, Formula]:
-    """Formulas of the metrics over pooled seeds."""
+def _formulas() -> dict[str, Formula]:
+    """Formulas of the metrics that a comparison shows."""
     return {name: each for name, each in formulas("confusion").items() if "comparison" in METRICS[name].tables}
 
 
 def _by_fraction(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group]) -> pd.DataFrame:
-    full, pooled = groups.get((config.baseline, max(config.fractions))), _pooled_formulas()
+    full, shown = groups.get((config.baseline, max(config.fractions))), _formulas()
     rows: list[dict[str, object]] = []
     for (name, fraction), own in groups.items():
         baseline = groups.get((config.baseline, fraction))
-        versus = _gain(config, baseline, own) if baseline and name != config.baseline else None
-        estimates = intervals(np.array(list(own.units.values())), pooled, draws=config.draws, seed=0)
+        versus = _gain(baseline, own) if baseline and name != config.baseline else None
+        estimates = mean_over_seeds(own.runs, shown)
         ious = [each for each in own.ious.values() if each is not None]
         row: dict[str, object] = {
             "experiment": name,
             "fraction": fraction,
-            "labelled_chips": own.labelled_chips,
+            **own.chips,
             "seeds": len(own.ious),
             **_columns("iou", estimates["iou"]),
             "iou_least_seed": min(ious, default=None),
             "iou_most_seed": max(ious, default=None),
             **_columns("versus_baseline", versus.estimate if versus else None),
             "p": versus.p if versus else None,
-            **_columns("versus_full_baseline", _gain(config, full, own).estimate if full else None),
+            "no_p": versus.no_p if versus else "",
+            **_columns("versus_full_baseline", _gain(full, own).estimate if full else None),
         }
-        for metric in pooled:
+        for metric in shown:
             row |= _columns(metric, estimates[metric])
         rows.append(row)
     corrected = holm([row["p"] for row in rows])  # type: ignore[misc]  # floats or None
@@ -152,19 +164,20 @@ def _pairs(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group]) -> 
         here = {name: group for (name, of), group in groups.items() if of == fraction}
         found: list[dict[str, object]] = []
         for first, second in combinations(here, 2):
-            gain = _gain(config, here[second], here[first])
+            gain = _gain(here[second], here[first])
             if gain.estimate.value is not None and gain.estimate.value < 0:
                 first, second = second, first
-                gain = _gain(config, here[second], here[first])
+                gain = _gain(here[second], here[first])
             ahead = [_ahead(here[first].ious[seed], here[second].ious[seed]) for seed in config.seeds]
             found.append(
                 {
                     "fraction": fraction,
-                    "labelled_chips": here[first].labelled_chips,
+                    **here[first].chips,
                     "better": first,
                     "other": second,
                     **_columns("gain", gain.estimate),
                     "p": gain.p,
+                    "no_p": gain.no_p,
                     "seeds": len(ahead),
                     "seeds_ahead": sum(ahead),
                 }
@@ -178,23 +191,8 @@ def _ahead(one: float | None, other: float | None) -> bool:
     return (one or 0.0) > (other or 0.0)
 
 
-def _pooled(results: Sequence[Metrics]) -> dict[str, tuple[int, ...]]:
-    """Confusion counts by unit, sorted by unit, summed over results."""
-    first = results[0].units.keys()
-    if any(result.units.keys() != first for result in results):
-        raise DatasetError(
-            f"seeds of {results[0].experiment} were scored on different units",
-            expected="the same dataset, split and cell size",
-            fix="delete the folder of the cells and compare again",
-        )
-    return {
-        unit: tuple(int(count) for count in np.sum([result.units[unit] for result in results], axis=0))
-        for unit in sorted(first)
-    }
-
-
-def _gain(config: MatrixConfig, first: _Group, second: _Group) -> Difference:
-    return paired_difference(first.units, second.units, iou, draws=config.draws)
+def _gain(first: _Group, second: _Group) -> Difference:
+    return difference(first.runs, second.runs, iou)
 
 
 def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:
@@ -209,7 +207,8 @@ def _labels(config: MatrixConfig, by_fraction: pd.DataFrame) -> pd.DataFrame:
     """The fewest labels with which an experiment reaches the baseline's IoU with all labels.
 
     ``reached`` uses the difference in IoU, ``possibly`` the upper and ``surely`` the lower end of its interval, which
-    gives an interval of the labels needed.
+    gives an interval of the labels needed. The latter two are unknown, and ``sure`` is False, where an interval is
+    missing or not about the experiments.
     """
     full = max(config.fractions)
     rows: list[dict[str, object]] = []
@@ -217,11 +216,19 @@ def _labels(config: MatrixConfig, by_fraction: pd.DataFrame) -> pd.DataFrame:
         own = by_fraction[by_fraction["experiment"] == name] if len(by_fraction) else by_fraction
         if len(own) < len(config.fractions) or own["versus_full_baseline"].isna().any():
             continue
-        row: dict[str, object] = {"experiment": name, "baseline": config.baseline, "baseline_fraction": full}
+        sure = len(config.seeds) >= LEAST_SEEDS and bool(own["versus_full_baseline_low"].notna().all())
+        row: dict[str, object] = {
+            "experiment": name,
+            "baseline": config.baseline,
+            "baseline_fraction": full,
+            "val_chips": own["val_chips"].iloc[0],
+            "sure": sure,
+        }
         for word, end in (("reached", ""), ("possibly", "_high"), ("surely", "_low")):
             enough = own[own[f"versus_full_baseline{end}"] >= 0].sort_values("fraction")
-            row[f"{word}_fraction"] = enough["fraction"].iloc[0] if len(enough) else None
-            row[f"{word}_chips"] = enough["labelled_chips"].iloc[0] if len(enough) else None
+            known = len(enough) > 0 and (sure or word == "reached")
+            row[f"{word}_fraction"] = enough["fraction"].iloc[0] if known else None
+            row[f"{word}_chips"] = enough["labelled_chips"].iloc[0] if known else None
         rows.append(row)
     columns = [f"{word}_{what}" for word in ("reached", "possibly", "surely") for what in ("fraction", "chips")]
-    return pd.DataFrame(rows, columns=["experiment", "baseline", "baseline_fraction", *columns])
+    return pd.DataFrame(rows, columns=["experiment", "baseline", "baseline_fraction", "val_chips", "sure", *columns])

@@ -21,16 +21,33 @@ FILES = {
 """File name by table of `Tables`."""
 
 _NEEDED = {
-    "cells": ("comparison", "experiment", "baseline", "cells_planned", "units", "dataset_hash"),
-    "by_fraction": ("comparison", "experiment", "fraction", "iou", "f1", "miou"),
-    "pairs": ("comparison", "better", "other", "gain", "p_holm"),
-    "labels": ("comparison", "experiment", "reached_chips"),
+    "cells": (
+        "comparison",
+        "experiment",
+        "baseline",
+        "cells_planned",
+        "units",
+        "dataset_hash",
+        "train_chips",
+        "val_chips",
+        "tuning",
+        "interval_over",
+    ),
+    "by_fraction": ("comparison", "experiment", "fraction", "iou", "f1", "miou", "train_chips", "val_chips", "no_p"),
+    "pairs": ("comparison", "better", "other", "gain", "p_holm", "no_p"),
+    "labels": ("comparison", "experiment", "reached_chips", "val_chips", "sure"),
 }
-"""Required columns; a file without them is of an older version, or not a comparison."""
+"""Required columns; a file without them is of an older version, or not a comparison.
+
+Older versions added the counts of seeds, gave p that ignored the seeds, and counted train chips alone as labelled.
+"""
+
+UNTUNED = "untuned"
+"""The column ``tuning`` of a comparison without a search for hyperparameters."""
 
 _TEXT = (
     "comparison", "experiment", "baseline", "better", "other", "device", "weights", "class", "split", "label_rule",
-    "budget", "dataset_hash", "model_hash", "config_hash", "attribution",
+    "budget", "tuning", "interval_over", "no_p", "dataset_hash", "model_hash", "config_hash", "attribution",
 )  # fmt: skip
 """Columns to read as text, even if they look like numbers."""
 
@@ -41,7 +58,8 @@ class Tables:
 
     Attributes:
         cells: one row per finished cell, at least one.
-        by_fraction: one row per experiment and fraction, if all seeds are finished.
+        by_fraction: one row per experiment and fraction, if all seeds are finished: means over seeds. Without a
+            p, ``no_p`` says why.
         pairs: one row per pair of experiments and fraction; ``better`` has the higher IoU.
         labels: one row per experiment, if all fractions are finished.
     """
@@ -67,12 +85,18 @@ class Tables:
         return int(self.cells["cells_planned"].iloc[0]) - len(self.cells)
 
     @property
+    def untuned(self) -> bool:
+        """Whether the experiments were compared with the learning rates of their configs, without a search."""
+        return str(self.cells["tuning"].iloc[0]) == UNTUNED
+
+    @property
     def words(self) -> str:
         """Class, split, label rule, budget, intervals and attribution in one paragraph."""
         first = self.cells.iloc[0]
         return (
             f"{first['class']}, {first['split']} split. Label rule: {first['label_rule']}. Budget: {first['budget']}. "
-            f"95 % intervals: {first['units']} cells of {first['cell']} px drawn {first['draws']} times, seeds pooled. "
+            f"Learning rates: {first['tuning']}. Chips: train + validation, both labelled. Values: means over seeds. "
+            f"95 % intervals: over {first['interval_over']}, {first['units']} units of test ground. "
             f"Gain: IoU minus that of {self.baseline} at the same fraction, p corrected (Holm). {first['attribution']}"
         )
 
@@ -135,4 +159,4 @@ def _read(path: Path, table: str) -> pd.DataFrame:
             f"{path} lacks the columns {', '.join(missing)}; it was written by another version",
             fix="delete it and compare again; finished cells are kept",
         )
-    return rows
+    return rows.fillna({"no_p": ""})

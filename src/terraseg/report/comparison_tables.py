@@ -1,6 +1,7 @@
 """A comparison on the screen: tables, which model to use with few labels, and how many labels are enough."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pandas as pd
 from rich import box
@@ -8,7 +9,7 @@ from rich.table import Table
 
 from terraseg.contracts.comparison import Tables
 from terraseg.report.tables import columns
-from terraseg.report.which_model import answer, duration, efficiency, performance
+from terraseg.report.which_model import answer, duration, efficiency, performance, untuned_note
 
 
 def everything(tables: Tables) -> Iterator[Table | str]:
@@ -27,7 +28,7 @@ def by_fraction_table(tables: Tables) -> Table:
         table.add_row(
             str(row["experiment"]),
             f"{row['fraction']:.4g}",
-            f"{row['labelled_chips']:.0f}",
+            chips(row).replace(" ", "\n", 1),
             _with_interval(row, "iou"),
             f"{_number(row['iou_least_seed'])}–{_number(row['iou_most_seed'])}",
             _with_interval(row, "versus_baseline", sign="+"),
@@ -44,7 +45,7 @@ def performance_table(tables: Tables) -> Table:
     for row in performance(tables).to_dict("records"):
         # A terminal is too narrow for more than one interval; the files have all of them.
         values = [_with_interval(row, name) if name == "iou" else _number(row[name]) for name in metrics]
-        table.add_row(str(row["experiment"]), f"{row['labelled_chips']:.0f}", *values)
+        table.add_row(str(row["experiment"]), chips(row).replace(" ", "\n", 1), *values)
     return table
 
 
@@ -71,6 +72,11 @@ def efficiency_table(tables: Tables) -> Table:
     return table
 
 
+def chips(row: dict[str, Any]) -> str:
+    """Chips of train and of validation, such as "5 + 57": all that is labelled."""
+    return f"{row['train_chips']:.0f} + {row['val_chips']:.0f}"
+
+
 def _table(title: str, *, caption: str | None = None) -> Table:
     """A narrow table with folded names, because Rich drops columns that don't fit into 80 characters."""
     table = Table(
@@ -85,25 +91,31 @@ def which_model(tables: Tables) -> list[str]:
     found = answer(tables)
     if found is None:
         return []
-    return [f"With {found.chips:.0f} labelled chips: {found.verdict}", *(f"  {each}" for each in found.evidence)]
+    head = f"With {found.chips:.0f} labelled chips ({found.labels}): {found.verdict}"
+    return [head, *(f"  {each}" for each in found.evidence)]
 
 
 def answers(tables: Tables) -> list[str]:
     """One sentence per experiment: how many labels it needs to reach the IoU of the baseline with all labels."""
-    return [_answer(row) for row in tables.labels.to_dict("records")]
+    return [_answer(row, untuned_note(tables)) for row in tables.labels.to_dict("records")]
 
 
-def _answer(row: dict[str, object]) -> str:
+def _answer(row: dict[str, Any], untuned: str) -> str:
     target = f"{row['baseline']} at fraction {row['baseline_fraction']:.4g}"
-    return (
-        f"{row['experiment']} reaches the IoU of {target}: {_labels(row, 'reached')} "
-        f"(95 %: possibly {_labels(row, 'possibly')}, surely {_labels(row, 'surely')})"
+    sure = (
+        f"95 %: possibly {_labels(row, 'possibly')}, surely {_labels(row, 'surely')}"
+        if row["sure"]
+        else "of these trained models; what the methods need is not known"
     )
+    return f"{row['experiment']} reaches the IoU of {target}{untuned}: {_labels(row, 'reached')} ({sure})"
 
 
-def _labels(row: dict[str, object], word: str) -> str:
+def _labels(row: dict[str, Any], word: str) -> str:
     fraction = row[f"{word}_fraction"]
-    return "never" if pd.isna(fraction) else f"at fraction {fraction:.4g}, {row[f'{word}_chips']:.0f} chips"
+    if pd.isna(fraction):
+        return "never"
+    train = row[f"{word}_chips"] - row["val_chips"]
+    return f"at fraction {fraction:.4g}, {train:.0f} + {row['val_chips']:.0f} chips"
 
 
 def _number(value: object, sign: str = "") -> str:

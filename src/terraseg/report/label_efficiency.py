@@ -1,4 +1,7 @@
-"""The label-efficiency curve: IoU over the number of labelled chips, and the baseline with all labels."""
+"""The label-efficiency curve: IoU over the number of labelled chips, and the baseline with all labels.
+
+Validation chips are labelled too: they choose checkpoint, threshold and calibration.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,6 +11,7 @@ from matplotlib.ticker import NullFormatter, NullLocator
 
 from terraseg.contracts.comparison import Tables
 from terraseg.report.style import GREY, house_style, new_axes, new_figure, series
+from terraseg.report.which_model import untuned_note
 
 
 def label_efficiency(comparisons: Sequence[Tables]) -> Figure:
@@ -18,7 +22,7 @@ def label_efficiency(comparisons: Sequence[Tables]) -> Figure:
         for axes, tables in zip(new_axes(figure, len(comparisons), 1), comparisons, strict=True):
             _panel(axes[0], tables, looks)
         figure.suptitle(
-            "Line: seeds pooled. Band: 95 % interval, spatial block bootstrap. Small points: single seeds. "
+            "Line: mean over seeds. Band: 95 % interval. Small points: single seeds. "
             "Dashed: the baseline with all labels",
             fontsize=8, color=GREY,
         )  # fmt: skip
@@ -39,15 +43,19 @@ def _panel(axes: Axes, tables: Tables, looks: Mapping[str, tuple[str, str]]) -> 
         cells = tables.cells[tables.cells["experiment"] == name]
         axes.plot(cells["labelled_chips"], cells["iou"], ".", color=colour, ms=4, alpha=0.8)
     _full_baseline(axes, tables)
-    chips = sorted(tables.by_fraction["labelled_chips"].unique())
+    chips = tables.by_fraction.drop_duplicates("labelled_chips").sort_values("labelled_chips")
     axes.set_xscale("log")
-    axes.set_xticks(chips, [f"{count:.0f}" for count in chips])
+    axes.set_xticks(
+        chips["labelled_chips"],
+        [f"{train:.0f}\n+ {val:.0f}" for train, val in zip(chips["train_chips"], chips["val_chips"], strict=True)],
+    )
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
     first = tables.cells.iloc[0]
     axes.set(
-        title=f"{tables.name}: IoU of the class {first['class']!r}, {first['split']} split",
-        xlabel="Labelled chips (logarithmic)", ylabel="IoU", ylim=(0, None),
+        title=f"{tables.name}: IoU of the class {first['class']!r}, {first['split']} split{untuned_note(tables)}",
+        xlabel=f"Labelled chips: train + validation (logarithmic). Intervals over {first['interval_over']}",
+        ylabel="IoU", ylim=(0, None),
     )  # fmt: skip
     axes.grid(axis="y", color="#E4E4E4", lw=0.7)
     axes.set_axisbelow(True)

@@ -15,6 +15,7 @@ import pandas as pd
 from terraseg.assess.ground.predictions import Prediction
 from terraseg.contracts.dataset import ChipDataset
 from terraseg.contracts.scene import Scene
+from terraseg.report.comparison_tables import chips
 from terraseg.report.layered_map import LABEL, layered_map
 from terraseg.report.style import CLASS, FALSE_ALARM, HIT, MISS, STRIPE
 from terraseg.report.which_model import duration, is_significant
@@ -73,6 +74,7 @@ def render(template: str, **values: Any) -> str:  # noqa: ANN401 - whatever the 
     )
     environment.filters["share"] = lambda value: f"{100 * value:.1f} %"
     environment.filters["duration"] = duration
+    environment.filters["chips"] = chips
     environment.tests["known"] = pd.notna
     environment.tests["significant"] = is_significant
     script = resources.files("terraseg.report").joinpath("templates/report.js").read_text(encoding="utf-8")

@@ -9,8 +9,8 @@ from typing import Any
 
 from terraseg import __version__
 from terraseg.assess.ground.predictions import Prediction
-from terraseg.assess.metrics.bootstrap import FEW_UNITS, Difference, holm, paired_difference
 from terraseg.assess.metrics.pixels import iou
+from terraseg.assess.metrics.seeds import difference
 from terraseg.contracts.comparison import Tables
 from terraseg.contracts.dataset import ChipDataset
 from terraseg.contracts.result import Estimate, Metrics, read_results
@@ -43,14 +43,14 @@ _WORDS = {
         "Map of the splits",
         "Train, validation and test blocks over the imagery. The gaps between them are not used.",
     ),
-    "iou": ("IoU and F1 with their intervals", "Point: estimate. Line: 95 % interval of the spatial block bootstrap."),
+    "iou": ("IoU and F1 with their intervals", "Point: estimate. Line: 95 % interval over units of ground."),
     "curves": (
         "Precision, recall and reliability",
         "Left: all thresholds, with the one in use marked. Right: share of the class at each predicted probability.",
     ),
     "label_efficiency": (
         "How many labels are enough",
-        "IoU over the number of labelled chips. Band: 95 % interval of the spatial block bootstrap, seeds pooled.",
+        "Mean IoU over seeds, by the number of labelled chips (train + validation). Band: 95 % interval.",
     ),
     "size_recall": (
         "Recall by footprint size",
@@ -97,11 +97,10 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The best experiment compared with another; ``p`` is corrected for the number of comparisons (Holm)."""
+    """The best trained model compared with another: one seed each, so it says nothing about the methods."""
 
     other: str
     gain: Estimate
-    p: float | None
 
 
 def write_report(
@@ -152,7 +151,7 @@ def write_report(
         object_columns=columns("objects"),
         scored_objects=[result for result in results if has_sizes(result)],
         labelled_chips=LABELLED_CHIPS,
-        few_units=min(len(result.units) for result in results) < FEW_UNITS,
+        warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),
         layered=layered and _best_first(layered, results),
         pictures=[one for one in pictures if one.name != _CURVE],
         curve=next((one for one in pictures if one.name == _CURVE), None),
@@ -181,7 +180,10 @@ def _best_first(layered: LayeredMap, results: Sequence[Metrics]) -> LayeredMap:
 
 def _card(prediction: Prediction) -> dict[str, Any]:
     """Facts about a model from the STAC item of its map, including its licence."""
-    keys = ("weights", "model_factory", "model_args", "bands", "unit", "gsd", "tile_size", "threshold", "temperature")
+    keys = (
+        "weights", "model_factory", "model_args", "bands", "unit", "gsd", "tile_size", "threshold", "slope",
+        "intercept",
+    )  # fmt: skip
     return {
         "licence of model and weights": prediction.get("model_licence"),
         **{key.replace("_", " "): prediction.properties.get(f"terraseg:{key}") for key in (*keys, "versions")},
@@ -189,16 +191,12 @@ def _card(prediction: Prediction) -> dict[str, Any]:
 
 
 def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:
-    """The best result compared with every other result of the same cells, on the same draws."""
+    """The best result compared with every other result of the same units."""
     best, *others = results
-    others = [other for other in others if other.units.keys() == best.units.keys()]
-    found: list[Difference] = [
-        paired_difference(other.units, best.units, iou, draws=best.draws, seed=best.seed) for other in others
-    ]
-    corrected = holm([difference.p for difference in found])
     return [
-        Comparison(other.experiment, difference.estimate, p)
-        for other, difference, p in zip(others, found, corrected, strict=True)
+        Comparison(other.experiment, difference([other.units], [best.units], iou).estimate)
+        for other in others
+        if other.units.keys() == best.units.keys()
     ]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from terraseg.assess.metrics.bootstrap import FEW_UNITS
+from terraseg.assess.metrics.intervals import FEW_UNITS
+from terraseg.assess.metrics.seeds import LEAST_SEEDS
 from terraseg.contracts.comparison import Tables
 
 LABELLED_CHIPS = 50
@@ -22,7 +23,7 @@ class Choice:
     """The best experiment at one fraction.
 
     Attributes:
-        chips: number of labelled chips, mean over seeds.
+        chips: number of labelled chips, train and validation together, mean over seeds.
         fraction: of the ground of train.
         best: the row of `Tables.by_fraction` with the highest IoU.
         against: rows of `Tables.pairs` that compare it with the others, the smallest difference first.
@@ -46,12 +47,14 @@ class Answer:
     Attributes:
         comparison: its name.
         chips: number of labelled chips of the answer, the one nearest to the request that was measured.
+        labels: chips of train and of validation, such as "5 train + 57 validation".
         verdict: one sentence.
         evidence: sentences that support it.
     """
 
     comparison: str
     chips: float
+    labels: str
     verdict: str
     evidence: tuple[str, ...]
 
@@ -87,33 +90,54 @@ def answer(tables: Tables, *, labelled_chips: int = LABELLED_CHIPS) -> Answer | 
     return Answer(
         comparison=tables.name,
         chips=choice.chips,
-        verdict=_verdict(choice),
-        evidence=(_score(tables, choice), *_rivals(choice), *_cheapest(tables, choice), _sureness(tables, choice)),
+        labels=f"{choice.best['train_chips']:.0f} train + {choice.best['val_chips']:.0f} validation",
+        verdict=_verdict(tables, choice),
+        evidence=(
+            _score(tables, choice),
+            *_rivals(tables, choice),
+            *_cheapest(tables, choice),
+            _sureness(tables, choice),
+        ),
     )
 
 
-def _verdict(choice: Choice) -> str:
+def _verdict(tables: Tables, choice: Choice) -> str:
     name, alike = choice.best["experiment"], [str(row["other"]) for row in choice.alike]
     if not choice.against:
         return f"Only {name} was measured with this number of labels: there is no choice."
+    untuned = untuned_note(tables)
+    unknown = next((row["no_p"] for row in choice.against if pd.isna(row["p_holm"])), None)
+    if unknown is not None:
+        return (
+            f"No verdict about the methods ({unknown}): of these trained models{untuned}, {name} has the highest IoU."
+        )
     if not alike:
-        return f"Use {name}: it is better than {_listed([row['other'] for row in choice.against])}."
-    return f"{name} has the highest IoU, but the difference to {_listed(alike)} is not significant."
+        return f"Use {name}: it is better than {_listed([row['other'] for row in choice.against])}{untuned}."
+    return f"{name} has the highest IoU, but the difference to {_listed(alike)} is not significant{untuned}."
+
+
+def untuned_note(tables: Tables) -> str:
+    """What every verdict must say of experiments without a search for hyperparameters; empty after one."""
+    return " (learning rates untuned)" if tables.untuned else ""
 
 
 def _score(tables: Tables, choice: Choice) -> str:
     best = choice.best
     weights = tables.cells.loc[tables.cells["experiment"] == best["experiment"], "weights"].iloc[0]
-    return f"{best['experiment']} (weights: {weights}) has an IoU of {_estimate(best, 'iou', sign='')}."
+    mean = f"a mean IoU over {best['seeds']:.0f} seeds" if best["seeds"] > 1 else "an IoU"
+    return f"{best['experiment']} (weights: {weights}) has {mean} of {_estimate(best, 'iou', sign='')}."
 
 
-def _rivals(choice: Choice) -> list[str]:
+def _rivals(tables: Tables, choice: Choice) -> list[str]:
     rivals = []
     for row in choice.against:
-        p = "no p value" if pd.isna(row["p_holm"]) else f"p = {row['p_holm']:.3f}"
         seeds = f"ahead in {row['seeds_ahead']:.0f} of {row['seeds']:.0f} seed{'s' * (row['seeds'] != 1)}"
-        how = "Better than" if is_significant(row) else "Not significantly better than"
-        rivals.append(f"{how} {row['other']}: IoU {_estimate(row, 'gain', sign='+')}, {p}, {seeds}.")
+        gain = f"{row['other']}{untuned_note(tables)}: IoU {_estimate(row, 'gain', sign='+')}"
+        if pd.isna(row["p_holm"]):
+            rivals.append(f"These trained models against those of {gain}, no p ({row['no_p']}), {seeds}.")
+        else:
+            how = "Better than" if is_significant(row) else "Not significantly better than"
+            rivals.append(f"{how} {gain}, p = {row['p_holm']:.3f}, {seeds}.")
     return rivals
 
 
@@ -129,11 +153,14 @@ def _cheapest(tables: Tables, choice: Choice) -> list[str]:
 
 def _sureness(tables: Tables, choice: Choice) -> str:
     units, best = int(tables.cells["units"].iloc[0]), choice.best
-    rough = " These are few cells, so every interval is rough." if units < FEW_UNITS else ""
+    rough = " These are few, so every interval is rough." if units < FEW_UNITS else ""
+    over = str(tables.cells["interval_over"].iloc[0])
+    alone = "" if best["seeds"] >= LEAST_SEEDS else ", so they are about these trained models, not about the methods"
     pairs = int((tables.pairs["fraction"] == choice.fraction).sum())
     corrected = f" p is corrected for the {pairs} pairs at this number of labels (Holm)." if pairs > 1 else ""
     return (
-        f"How sure: the 95 % intervals are over {units} cells of test ground.{rough}{corrected} "
+        f"How sure: the 95 % intervals are over {over}{alone}; there are {units} units of test ground.{rough}"
+        f"{corrected} "
         f"The IoU of {best['experiment']} is {best['iou_least_seed']:.3f} to {best['iou_most_seed']:.3f} by seed "
         f"({best['seeds']:.0f} seed{'s' * (best['seeds'] != 1)}). "
         "Other ground, sensors and dates were not tested."

@@ -29,6 +29,9 @@ def comparison(tmp_path: Path) -> Path:
     make_dataset(tmp_path / "processed", make_scene(tmp_path / "raw", (256, 512), truth=truth), truth, tile_size=64)
     squares = [box(500_000 + 40 * x, 3_997_600, 500_020 + 40 * x, 3_997_620) for x in range(0, 120, 5)]
     gpd.GeoDataFrame(geometry=squares, crs="EPSG:32631").to_file(tmp_path / "known.gpkg")
+    space = {"trials": 9, "max_steps": 2, "val_check_interval": 2}
+    space["space"] = {"model.init_args.optimizer_hparams.weight_decay": {"low": 0.1, "high": 0.2}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
     path = tmp_path / "tiny.yaml"
     values = {
         "name": "tiny",
@@ -41,7 +44,7 @@ def comparison(tmp_path: Path) -> Path:
         },
         "fractions": [0.5],
         "seeds": [3],
-        "draws": 1000,
+        "tune": {"search": "space.yaml", "trials": 1},
         "overrides": {
             "data.init_args.root": "processed",
             "data.init_args.batch_size": 4,
@@ -67,7 +70,9 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
     assert list(cells.index) == ["slow", "quick"]
     assert (cells["steps"] == 4).all()
     assert set(cells["best_step"]) <= {2, 4}
-    assert (cells["labelled_chips"] == 8).all()  # half of 4 x 4 train chips
+    assert (cells["train_chips"] == 8).all()  # half of 4 x 4 train chips
+    assert (cells["labelled_chips"] == 8 + cells["val_chips"]).all()
+    assert cells["tuning"].str.startswith("1 trials of 2 steps for each experiment over weight_decay").all()
     assert (cells["peak_memory_gb"] > 0.2).all()
     assert cells["object_recall_0.5"].between(0, 1).all()
     assert cells.loc["slow", "dataset_hash"] == cells.loc["quick", "dataset_hash"]
@@ -78,12 +83,15 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
         assert cells.loc[name, "iou"] == pytest.approx(metrics.figures["iou"].value, abs=1e-5)
         assert open_bundle(folder / "bundle").info.experiment == name
         assert not (folder / ".lock").exists()
+        trained = yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]
+        assert 0.1 <= trained["optimizer_hparams"]["weight_decay"] <= 0.2
     summary = pd.read_csv("results/comparison_by_fraction.csv").set_index("experiment")
     gain = cells.loc["quick", "iou"] - cells.loc["slow", "iou"]
     assert summary.loc["quick", "versus_baseline"] == pytest.approx(gain, abs=1e-5)
     assert np.isnan(summary.loc["slow", "versus_baseline"])
+    val = cells["val_chips"].iloc[0]
     assert (
-        "slow reaches the IoU of slow at fraction 0.5: at fraction 0.5, 8 chips (95 %: possibly at"
+        f"slow reaches the IoU of slow at fraction 0.5: at fraction 0.5, 8 + {val} chips (of these trained models"
         in capsys.readouterr().out
     )
 

@@ -55,10 +55,10 @@ def place(tmp_path_factory, ground):
             model_licence=f"{name.strip('</b>')}-licence", bands=["B02", "B8A"],
         )  # fmt: skip
         evaluate(
-            predictions=root / "results/predictions", ground_truth=root / "processed", experiment=name, draws=200,
+            predictions=root / "results/predictions", ground_truth=root / "processed", experiment=name,
             output=root / "results/metrics" / f"{name.strip('</b>')}.json",
         )  # fmt: skip
-    index_baseline(dataset=dataset, output=root / "results/metrics", draws=200)
+    index_baseline(dataset=dataset, output=root / "results/metrics")
     _add_objects(root / "results/metrics/weak.json")
     (root / "outputs/weak").mkdir(parents=True)
     curve = {"step": [10, 20], "train/loss": [2.0, 1.0], "val/loss": [2.5, 1.5], "val/iou": [0.2, 0.1]}
@@ -184,10 +184,10 @@ def test_report_says_at_its_top_which_model_to_use_with_few_labels(drawn):
     top = text[: text.index("Result Class building")]
     for said in (
         "Which model should I use with 50 labelled chips, and how sure is that?",
-        "Use strong: it is better than weak.",
-        "Better than weak: IoU +0.200 [",
+        "Use strong: it is better than weak (learning rates untuned).",
+        "Better than weak (learning rates untuned): IoU +0.200 [",
         "Measured on the dataset of this report.",
-        "one has the highest IoU, but the difference to two is not significant.",
+        "one has the highest IoU, but the difference to two is not significant (learning rates untuned).",
         "Measured on another dataset than the rest of this report; 1 training is not finished",
     ):
         assert said in top
@@ -197,7 +197,10 @@ def test_report_says_at_its_top_which_model_to_use_with_few_labels(drawn):
 def test_report_holds_performance_and_cost_of_each_comparison(drawn):
     text = " ".join(" ".join(_Page((drawn[0] / "report.html").read_text()).text).split())
     own = text[text.index("here: performance") : text.index("city: performance")]
-    for said in ("strong 100 0.61", "weak 100 0.60", "9.0 M 4.0 M 1 of 2 10 of 20", "cpu 100 [100, 100]", "2 seeds"):
+    for said in (
+        "strong 100 + 20 0.61", "weak 100 + 20 0.60", "9.0 M 4.0 M 1 of 2 10 of 20",
+        "cpu 100 + 20 [100 + 20, 100 + 20]", "3 seeds",
+    ):
         assert said in own
     assert "<i>made</i> up" in text
 

@@ -1,5 +1,6 @@
 """A comparison's YAML: errors before anything trains, and changes that make a cell run again."""
 
+import json
 import shlex
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers.paths import ROOT
 from terraseg.cli import parse_arguments
 from terraseg.comparison.cells import CellResult, evaluation_of, finished, run_cell, run_cells
 from terraseg.comparison.matrix import Cell, Matrix, MatrixConfig, load_matrix
+from terraseg.comparison.tuning import tuned
 from terraseg.core.files import output_lock, write_json
 from terraseg.errors import ConfigError, LabelError, SceneError, TerrasegError, TrainingError, WeightsError
 from terraseg.learn.check.config import placed
@@ -60,9 +62,8 @@ def _load(given: dict[str, Any], folder: Path, *overrides: str) -> Matrix:
 
 def _finish(cell: Cell, matrix: Matrix) -> None:
     result = CellResult(
-        identity=cell.identity, evaluation=evaluation_of(matrix), labelled_chips=8, parameters=1,
-        trainable_parameters=1,
-        epochs=1, steps=2, best_epoch=0, best_step=2, hours=0.1, images_per_second=1, peak_memory_gb=1, device="cpu",
+        identity=cell.identity, evaluation=evaluation_of(matrix), parameters=1, trainable_parameters=1, epochs=1,
+        steps=2, best_epoch=0, best_step=2, hours=0.1, images_per_second=1, peak_memory_gb=1, device="cpu",
     )  # fmt: skip
     write_json(cell.folder / "cell.json", result.model_dump())
 
@@ -184,7 +185,7 @@ def test_a_change_runs_only_the_affected_cells_again(given: dict[str, Any], home
         "0.5/2/file",
     ]
     assert len(again(_load(given, tmp_path, f"data.init_args.root={home / 'other'}"))) == 8
-    assert len(again(_load({**given, "draws": 2000}, tmp_path))) == 8
+    assert len(again(_load({**given, "cell": 16}, tmp_path))) == 8
     known = tmp_path / "known.gpkg"
     known.write_bytes(b"buildings")
     run_cells(_load({**given, "footprints": str(known)}, tmp_path), _finish)
@@ -201,6 +202,62 @@ def test_a_cell_of_another_run_is_skipped(given: dict[str, Any], tmp_path: Path)
     with output_lock(matrix.cells[0].folder):
         run_cells(matrix, _finish)
     assert [cell.name for cell in matrix.cells if not finished(cell, evaluation_of(matrix))] == ["1/0/scratch"]
+
+
+def test_labelled_chips_are_those_of_train_and_of_validation(given: dict[str, Any], tmp_path: Path) -> None:
+    matrix = _load(given, tmp_path)
+    val = len(matrix.dataset.split("val"))
+    assert {cell.fraction: tuple(cell.chips) for cell in matrix.cells} == {0.5: (8, val), 1.0: (16, val)}
+
+
+def test_finished_cells_of_an_older_version_are_read(given: dict[str, Any], tmp_path: Path) -> None:
+    matrix = _load(given, tmp_path)
+    run_cells(matrix, _finish)
+    for cell in matrix.cells:
+        path = cell.folder / "cell.json"
+        write_json(path, {**json.loads(path.read_text()), "labelled_chips": 8})
+    assert all(finished(cell, evaluation_of(matrix)) for cell in matrix.cells)
+
+
+def test_each_experiment_gets_the_same_search_and_its_best_values_in_every_cell(
+    given: dict[str, Any], tmp_path: Path
+) -> None:
+    runs = list[Path]()
+
+    def tune(config: Path, *, search: Path, output: Path) -> Path:
+        runs.append(output)
+        assert yaml.safe_load(search.read_text())["trials"] == 3
+        data = yaml.safe_load(config.read_text())["data"]["init_args"]
+        assert (data["fraction"], data["seed"]) == (0.5, 0)  # no more labels than the cells have
+        rate = 0.1 if "file" in output.name else 0.2
+        path = output / "best.yaml"
+        path.write_text(yaml.safe_dump({"model": {"class_path": "x", "init_args": {"lr": rate}}}))
+        return path
+
+    plain = _load(given, tmp_path)
+    assert tuned(plain, tune=tune) is plain
+    given["tune"] = {"search": str(ROOT / "configs/tune.yaml"), "trials": 3}
+    matrix = tuned(_load(given, tmp_path), tune=tune)
+    assert [path.name.partition("-")[0] for path in runs] == ["scratch", "file"]
+    assert {(cell.experiment, cell.config["model"]["init_args"]["lr"]) for cell in matrix.cells} == {
+        ("file", 0.1), ("scratch", 0.2),
+    }  # fmt: skip
+    assert not {cell.identity for cell in plain.cells} & {cell.identity for cell in matrix.cells}
+    assert matrix.tuning.startswith("3 trials of 400 steps for each experiment over lr, weight_decay, dice")
+    again = tuned(_load(given, tmp_path), tune=tune)
+    assert len(runs) == 2  # a finished search is kept
+    assert [cell.identity for cell in again.cells] == [cell.identity for cell in matrix.cells]
+    tuned(_load(given, tmp_path, "file:model.init_args.decoder=FCNDecoder"), tune=tune)
+    assert len(runs) == 3  # of the changed experiment
+
+
+def test_a_search_over_a_key_that_an_experiment_lacks_raises_an_error(given: dict[str, Any], tmp_path: Path) -> None:
+    space = yaml.safe_load((ROOT / "configs/tune.yaml").read_text())
+    space["space"] = {"model.init_args.lrr": {"choices": [1]}}
+    (tmp_path / "space.yaml").write_text(yaml.safe_dump(space))
+    given["tune"] = {"search": str(tmp_path / "space.yaml")}
+    with pytest.raises(ConfigError, match=r"no key model\.init_args\.lrr"):
+        tuned(_load(given, tmp_path), tune=print)
 
 
 def test_a_failed_cell_raises_an_error_after_the_others_have_run(given: dict[str, Any], tmp_path: Path) -> None:

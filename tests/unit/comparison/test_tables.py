@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from helpers.comparisons import make_cell, make_comparison, make_config
-from terraseg.assess.metrics.bootstrap import holm
+from terraseg.assess.metrics.intervals import holm
 from terraseg.comparison.tables import make_tables
-from terraseg.contracts.comparison import Tables
+from terraseg.contracts.comparison import UNTUNED, Tables
 from terraseg.errors import DatasetError
 from terraseg.report.comparison_tables import (
     answers,
@@ -30,10 +30,10 @@ def _row(table: pd.DataFrame, name: str, fraction: float | None = None) -> pd.Se
 
 
 def test_a_planted_gain_is_found_with_its_p_value() -> None:
-    tables = make_comparison({"base": (0.4, 0.5, 0.6), "better": (0.45, 0.52, 0.62)})
+    tables = make_comparison({"base": (0.4, 0.5, 0.6), "better": (0.45, 0.52, 0.62)}, own=0.02)
     row = _row(tables.by_fraction, "better", 0.5)
-    assert row["versus_baseline"] == pytest.approx(0.02, abs=0.001)
-    assert 0 < row["versus_baseline_low"] < 0.02 < row["versus_baseline_high"] + 0.001
+    assert row["versus_baseline"] == pytest.approx(0.02, abs=0.006)
+    assert 0 < row["versus_baseline_low"] < row["versus_baseline"] < row["versus_baseline_high"]
     assert 0 < row["p"] < 0.01
     corrected = tables.by_fraction.dropna(subset="p")
     assert corrected["p_holm"].tolist() == holm(corrected["p"].tolist())
@@ -47,11 +47,11 @@ def test_identical_predictions_have_no_difference() -> None:
     assert (row["versus_baseline"], row["p"], row["p_holm"]) == (0, 1, 1)
 
 
-def test_seeds_are_pooled_and_their_range_is_shown() -> None:
+def test_a_score_is_the_mean_over_seeds_and_their_range_is_shown() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6)})
     single = tables.cells[tables.cells["fraction"] == 1]["iou"]
     row = _row(tables.by_fraction, "base", 1.0)
-    assert row["iou"] == pytest.approx(single.mean())  # of equally many pixels
+    assert row["iou"] == pytest.approx(single.mean())
     assert (row["iou_least_seed"], row["iou_most_seed"]) == (single.min(), single.max())
     assert row["iou_low"] < row["iou"] < row["iou_high"]
 
@@ -59,18 +59,18 @@ def test_seeds_are_pooled_and_their_range_is_shown() -> None:
 def test_the_labels_needed_are_those_of_the_least_fraction_with_the_score_of_the_baseline() -> None:
     tables = make_comparison({"base": (0.3, 0.5, 0.6), "better": (0.5, 0.6005, 0.7), "worse": (0.2, 0.3, 0.4)})
     better = _row(tables.labels, "better")
-    assert (better["reached_fraction"], better["reached_chips"]) == (0.5, 50)
+    assert (better["reached_fraction"], better["reached_chips"]) == (0.5, 70)  # 50 of train, 20 of validation
     assert better["possibly_fraction"] == 0.5
     assert _row(tables.labels, "base")["reached_fraction"] == 1
     assert np.isnan(_row(tables.labels, "worse")["reached_chips"])
     said = {line.split()[0]: line for line in answers(tables)}
-    assert "better reaches the IoU of base at fraction 1: at fraction 0.5, 50 chips (95 %" in said["better"]
-    assert said["worse"].endswith("base at fraction 1: never (95 %: possibly never, surely never)")
+    assert "base at fraction 1 (learning rates untuned): at fraction 0.5, 50 + 20 chips (95 %" in said["better"]
+    assert said["worse"].endswith("untuned): never (95 %: possibly never, surely never)")
 
 
 def test_an_unfinished_experiment_has_no_summary() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6), "better": (0.5, 0.6, 0.7)}, leave_out=1)
-    assert len(tables.cells) == 11
+    assert len(tables.cells) == 17
     assert len(tables.by_fraction) == 5
     assert list(tables.labels["experiment"]) == ["base"]
 
@@ -80,14 +80,14 @@ def test_every_row_has_its_dataset_label_rule_and_budget() -> None:
     assert row[["class", "split", "label_rule", "budget", "dataset_hash", "model_hash", "attribution"]].tolist() == [
         "building", "test", "pixel centre", "max_steps 20", "d", "m", "made by the tests",
     ]  # fmt: skip
-    assert (row["labelled_chips"], row["trainable_parameters"], row["best_step"], row["hours"]) == (10, 4e6, 10, 0.9)
+    assert (row["labelled_chips"], row["trainable_parameters"], row["best_step"], row["hours"]) == (30, 4e6, 10, 0.9)
 
 
 def test_seeds_of_other_units_raise_an_error() -> None:
     config = make_config("base")
-    pair = [make_cell("base", 1.0, 0, 0.5), make_cell("base", 1.0, 1, 0.5, units=30)]
+    cells = [make_cell("base", 1.0, 0, 0.5), make_cell("base", 1.0, 1, 0.5, units=30), make_cell("base", 1.0, 2, 0.5)]
     with pytest.raises(DatasetError, match="scored on different units"):
-        make_tables(config, pair, budget="", unfinished=4)
+        make_tables(config, cells, budget="", tuning=UNTUNED, unfinished=6)
 
 
 def test_the_table_on_the_screen_has_a_row_per_experiment_and_fraction() -> None:
@@ -100,7 +100,10 @@ def test_the_screen_shows_both_summaries_and_says_which_model_to_use() -> None:
     tables = make_comparison({"base": (0.4, 0.5, 0.6), "better": (0.45, 0.52, 0.62)})
     assert performance_table(tables).row_count == efficiency_table(tables).row_count == 2
     said = which_model(tables)
-    assert said[0] == "With 50 labelled chips: Use better: it is better than base."
+    assert said[0] == (
+        "With 70 labelled chips (50 train + 20 validation): "
+        "Use better: it is better than base (learning rates untuned)."
+    )
     assert len(said) > 3
     assert which_model(make_comparison({"base": (0.4, 0.5, 0.6)}, leave_out=3)) == []
 
@@ -126,6 +129,6 @@ def test_no_column_is_lost_in_a_terminal_of_80_characters(
 
 
 def test_a_comparison_without_a_finished_fraction_has_tables_too() -> None:
-    tables = make_comparison({"base": (0.4, 0.5, 0.6)}, leave_out=5)
-    assert (len(tables.cells), len(tables.by_fraction), tables.unfinished) == (1, 0, 5)
+    tables = make_comparison({"base": (0.4, 0.5, 0.6)}, leave_out=8)
+    assert (len(tables.cells), len(tables.by_fraction), tables.unfinished) == (1, 0, 8)
     assert [table(tables).row_count for table in (by_fraction_table, performance_table, efficiency_table)] == [0, 0, 0]

@@ -30,9 +30,17 @@ def test_a_comparison_replaces_its_own_rows_alone(tmp_path: Path) -> None:
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.csv"))] == before
     write_tables(tmp_path, make_comparison({**_SCORES, "third": (0.1, 0.2, 0.3)}, name="scene"))
     by_name = {each.name: each for each in read_tables(tmp_path / "comparison.csv")}
-    assert len(by_name["scene"].cells) == 18
-    assert (len(by_name["city"].cells), by_name["city"].unfinished) == (11, 1)
+    assert len(by_name["scene"].cells) == 27
+    assert (len(by_name["city"].cells), by_name["city"].unfinished) == (17, 1)
     assert len(by_name["city"].pairs) == len(city.pairs) == 2
+
+
+def test_tables_with_pooled_seeds_of_an_older_version_say_to_compare_again(tmp_path: Path) -> None:
+    write_tables(tmp_path, make_comparison(_SCORES))
+    rows = pd.read_csv(tmp_path / "comparison_by_fraction.csv").drop(columns=["train_chips", "val_chips", "no_p"])
+    rows.to_csv(tmp_path / "comparison_by_fraction.csv", index=False)
+    with pytest.raises(DatasetError, match="lacks the columns train_chips, val_chips, no_p.*compare again"):
+        read_tables(tmp_path / "comparison.csv")
 
 
 @pytest.mark.parametrize("name", FILES.values())
