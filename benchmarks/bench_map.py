@@ -36,12 +36,12 @@ from terraseg.core.bands import PRITHVI_BANDS, UNIT
 from terraseg.core.memory import ONE_POOL, reuse_freed_memory
 from terraseg.core.memory import peak_memory as process_peak
 from terraseg.core.raster import cog_writer
+from terraseg.core.windows import WindowAxis
 from terraseg.learn.models.load import load_model
 from terraseg.mapping.outputs.polygons import rows_of, vectorise
 from terraseg.mapping.runtimes.pytorch import TorchPredictor
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.blend import even_batches
-from terraseg.mapping.windows.grid import WindowAxis
 
 BATCH = 16
 AS_THE_COMMAND = {**os.environ, **ONE_POOL}
@@ -105,7 +105,6 @@ def bundle_info(experiment: str, crop: int, *, model_factory: str = "", **model_
         classes={0: "background", 1: "building"},
         positive_class=1,
         threshold=0.5,
-        temperature=1,
         tile_size=crop,
         gsd=10,
         weights="random",

@@ -50,12 +50,12 @@ from terraseg.contracts.bundle import Bundle, open_bundle, write_bundle
 from terraseg.contracts.scene import Scene
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.core.memory import peak_memory, reuse_freed_memory
+from terraseg.core.windows import WindowAxis
 from terraseg.learn.models.load import weights_of
 from terraseg.mapping.runtimes.choose import open_predictor
 from terraseg.mapping.runtimes.pytorch import BundlePredictor
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.blend import even_batches
-from terraseg.mapping.windows.grid import WindowAxis
 
 ROOT = Path(__file__).parents[1]
 FASTER_GOALS = {"AMX": 4.0, "AVX2": 3.0}

@@ -262,7 +262,7 @@ def make_info(**changes: Any) -> BundleInfo:
         "classes": {0: "background", 1: "building"},
         "positive_class": 1,
         "threshold": 0.4,
-        "temperature": 1.5,
+        "slope": 1 / 1.5,
         "tile_size": 32,
         "gsd": 10.0,
         "weights": "none",

@@ -86,6 +86,7 @@ def predict(
     from functools import partial
 
     from terraseg.core.tasks import open_workers
+    from terraseg.core.windows import default_overlap
     from terraseg.mapping.inputs.manifest import read_manifest
     from terraseg.mapping.inputs.scenes import places_at, room_for_inputs
     from terraseg.mapping.mosaic import mosaic_products
@@ -115,7 +116,7 @@ def predict(
         source = BundleSource(model, runtime=runtime, device=device, crop=crop)
         options: dict[str, Any] = {
             "crop": crop,
-            "overlap": crop // 4 if overlap is None else overlap,
+            "overlap": default_overlap(crop) if overlap is None else overlap,
             "batch_size": batch_size,
             "threshold": model.info.threshold if threshold is None else threshold,
             "tta": tta,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors.numpy import save_file
 
 from terraseg.core.files import atomic_folder, sha256_of_file
@@ -45,7 +45,9 @@ class BundleInfo(Strict):
         classes: class names by id.
         positive_class: id of the mapped class.
         threshold: lowest probability of the mapped class; the one with the best IoU on the validation split.
-        temperature: divides the logits before softmax; the one with the best likelihood on the validation split.
+        slope: factor of the log-odds of the mapped class, greater than 0; bundles from before have 1 / temperature.
+        intercept: added to it. Both have the best likelihood on the validation split (Platt scaling), and the sigmoid
+            of the sum is the probability.
         tile_size: side of the training chips, in pixels.
         gsd: pixel size of the training chips, in metres.
         processing: what the training's scenes have in common; unknown in bundles from before.
@@ -71,7 +73,8 @@ class BundleInfo(Strict):
     classes: dict[int, str]
     positive_class: int
     threshold: float
-    temperature: float
+    slope: float = Field(default=1.0, gt=0)
+    intercept: float = 0.0
     tile_size: int
     gsd: float
     processing: Processing = Processing()
@@ -82,6 +85,17 @@ class BundleInfo(Strict):
     licence: str
     attribution: str
     versions: dict[str, str]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _temperature_is_a_slope(cls, values: Any) -> Any:  # noqa: ANN401  # pydantic's
+        if not isinstance(values, dict) or "temperature" not in values:
+            return values
+        others = dict(values)
+        temperature = others.pop("temperature")
+        if not isinstance(temperature, int | float) or temperature <= 0:
+            raise ValueError(f"temperature is {temperature!r}, expected a number greater than 0")
+        return {"slope": 1 / temperature, **others}
 
 
 @dataclass(frozen=True)

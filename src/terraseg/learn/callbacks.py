@@ -14,7 +14,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
-from rich.progress import track
 
 from terraseg.contracts.bundle import write_bundle
 from terraseg.core.files import atomic_path, write_json
@@ -23,8 +22,8 @@ from terraseg.errors import ConfigError, TrainingError
 from terraseg.learn.check.config import CLASSES
 from terraseg.learn.models.load import weights_of
 from terraseg.learn.task import SegmentationTask
-from terraseg.learn.training.calibration import Calibration
-from terraseg.learn.training.make_bundle import bundle_info, calibrate
+from terraseg.learn.training.calibration import Calibration, calibrate
+from terraseg.learn.training.make_bundle import bundle_info
 
 
 class MetricsTable(Callback):
@@ -140,8 +139,8 @@ class Timings(Callback):
 class BundleWriter(Callback):
     """Write the bundle at the end of a training, from the checkpoint with the best ``val/iou``.
 
-    It predicts the validation split once more to fit temperature and threshold. Afterwards the task holds the weights
-    of that checkpoint.
+    It maps the validation split to fit slope, intercept and threshold. Afterwards the task holds the weights of that
+    checkpoint.
 
     Args:
         licence: of the backbone and its weights, an SPDX name; written to the bundle.
@@ -195,7 +194,8 @@ class BundleWriter(Callback):
         )
         rank_zero_info(
             f"Bundle in {root / 'bundle'}: validation IoU {calibration.iou:.3f} "
-            f"at threshold {calibration.threshold:.3f}, temperature {calibration.temperature:.2f}"
+            f"at threshold {calibration.threshold:.3f}, "
+            f"log-odds x {calibration.slope:.3f} {calibration.intercept:+.3f}"
         )
 
 
@@ -216,13 +216,14 @@ def _best_by_iou(trainer: Trainer) -> ModelCheckpoint:
 def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:
     was_training = task.training
     task.eval()
-    batches = track(
-        task.trainer.datamodule.whole_val_dataloader(),
-        "Threshold and temperature",
-        disable=not trainer.progress_bar_callback,
+    calibration = calibrate(
+        lambda image: task(image).output,
+        task.chips.val_mosaics(),
+        positive=task.hparams["positive_class"],
+        device=task.device,
+        batch_size=task.chips.batch_size,
+        progress=bool(trainer.progress_bar_callback),
     )
-    positive = task.hparams["positive_class"]
-    calibration = calibrate(lambda image: task(image).output, batches, positive=positive, device=task.device)
     task.train(was_training)
     return calibration
 

@@ -17,7 +17,8 @@ from terraseg.learn.check.config import CLASSES, declared_licence, read_config
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import build_model, check_inputs, set_statistics
 from terraseg.learn.models.load import weights_of
-from terraseg.learn.training.make_bundle import bundle_info, calibrate, check_record, difference, record_of
+from terraseg.learn.training.calibration import calibrate
+from terraseg.learn.training.make_bundle import bundle_info, check_record, difference, record_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,8 +53,8 @@ def bundle_of_config(config: str | Path) -> Bundle:
 def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: torch.device) -> Bundle:
     """The bundle that a training would write if it ended at this checkpoint.
 
-    Bands and statistics come from the dataset and must match the checkpoint. Threshold and temperature are fitted on
-    the validation split, as at the end of a training. The bundle is kept in ``<checkpoint>.bundle``, and used again
+    Bands and statistics come from the dataset and must match the checkpoint. Slope, intercept and threshold are fitted
+    on the validation split, as at the end of a training. The bundle is kept in ``<checkpoint>.bundle``, and used again
     until checkpoint, config or dataset change.
 
     Args:
@@ -93,9 +94,10 @@ def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: 
     torch.set_float32_matmul_precision("highest")  # `import terratorch` lowers it
     calibration = calibrate(
         lambda image: model(image).output,
-        chips.val_dataloader(),
+        chips.val_mosaics(),
         positive=(positive := int(model_section.get("positive_class", 1))),
         device=device,
+        batch_size=chips.batch_size,
     )
     info = bundle_info(
         chips,
@@ -109,8 +111,8 @@ def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: 
     bundle = write_bundle(root, info=info, weights=weights_of(model), config=Path(config).read_text(encoding="utf-8"))
     write_json(root / _SOURCE, source)
     _log.info(
-        "bundle of %s: validation IoU %.3f at threshold %.3f, temperature %.2f",
-        checkpoint, calibration.iou, calibration.threshold, calibration.temperature,
+        "bundle of %s: validation IoU %.3f at threshold %.3f, log-odds x %.3f %+.3f",
+        checkpoint, calibration.iou, calibration.threshold, calibration.slope, calibration.intercept,
     )  # fmt: skip
     return bundle
 

@@ -19,6 +19,7 @@ from terraseg.learn.chips.batches import Batch, Chips, Files
 from terraseg.learn.chips.jitter import jittered
 from terraseg.learn.chips.loader import ResumableLoader
 from terraseg.learn.chips.pack import Pack, open_pack
+from terraseg.learn.chips.mosaics import Mosaics
 from terraseg.learn.chips.samplers import ChipSampler, Draw, OrderedSampler
 from terraseg.learn.chips.standardise import DATASET, Standardiser, standard_of
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
@@ -160,9 +161,9 @@ class ChipDataModule(LightningDataModule):
         """Val chips as they are, in order; each process gets its part of them."""
         return self._in_order(self._chips["val"])
 
-    def whole_val_dataloader(self) -> "DataLoader[Batch]":
-        """All val chips, for the one process that calibrates."""
-        return self._in_order(self._chips["val"], alone=True)
+    def val_mosaics(self) -> Mosaics:
+        """All val chips as images of ground, for the one process that calibrates."""
+        return Mosaics(self._chips["val"])
 
     def test_dataloader(self) -> "DataLoader[Batch]":
         """Test chips as they are, in order; each process gets its part of them."""
@@ -209,9 +210,9 @@ class ChipDataModule(LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
-    def _in_order(self, chips: Chips, *, alone: bool = False) -> "DataLoader[Batch]":
-        replicas, rank = (1, 0) if alone else (self._replicas, self._rank)
-        return self._loader(DataLoader, chips, sampler=OrderedSampler(chips, replicas=replicas, rank=rank))
+    def _in_order(self, chips: Chips) -> "DataLoader[Batch]":
+        sampler = OrderedSampler(chips, replicas=self._replicas, rank=self._rank)
+        return self._loader(DataLoader, chips, sampler=sampler)
 
     def _loader(
         self,

@@ -16,6 +16,7 @@ from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
 from terraseg.core.raster import COG_BLOCK
 from terraseg.core.tasks import core_shares
+from terraseg.core.windows import WindowAxis
 from terraseg.errors import ConfigError, SceneError
 from terraseg.mapping.inputs.vrt import raster_identity, remote_sources
 from terraseg.mapping.outputs.layers import Layer, encode, is_written
@@ -25,7 +26,7 @@ from terraseg.mapping.outputs.stac_item import credit_line, place_times, product
 from terraseg.mapping.runtimes.predictor import Predictor, check_fit
 from terraseg.mapping.windows.blend import predict_strips
 from terraseg.mapping.windows.finished_strips import FinishedStrips
-from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
+from terraseg.mapping.windows.grid import WindowGrid
 from terraseg.mapping.windows.strip_work import StripWork
 
 _log = logging.getLogger(__name__)

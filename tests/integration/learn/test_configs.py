@@ -21,6 +21,7 @@ from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.errors import ConfigError
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.load import load_model
+from terraseg.learn.models.odds import log_odds
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.preprocess import preprocess
 from terraseg.sample.city.make import make_city_scene
@@ -109,8 +110,8 @@ def _assert_mapped_as_in_training(bundle: Bundle) -> None:
     assert main(["predict", "--input", "chip/a_late.tif", "chip/b_middle.tif", "chip/chip.tif", *where]) == 0
     (batch,) = ChipDataModule("data/processed_multitemporal", predict_data_root="chip").predict_dataloader()
     with torch.inference_mode():
-        logits = load_model(bundle)(batch["image"])[0] / bundle.info.temperature
-    expected = logits.softmax(dim=0)[1].numpy()
+        odds = log_odds(load_model(bundle)(batch["image"]), 1)[0]
+    expected = (bundle.info.slope * odds + bundle.info.intercept).sigmoid().numpy()
     with rasterio.open("maps/chip/probability.tif") as probability, rasterio.open("maps/chip/mask.tif") as mask:
         np.testing.assert_allclose(probability.read(1) / 250, expected, atol=0.5 / 250 + 1e-5)
         sure = np.abs(expected - bundle.info.threshold) > 1e-5

@@ -119,8 +119,8 @@ def test_a_finished_training_resumes_to_its_bundle_without_training_again() -> N
     _fit("--ckpt_path", str(_OUTPUTS / "checkpoints/last.ckpt"))
     assert (_OUTPUTS / "metrics.csv").read_bytes() == before[0]
     after = open_bundle(_OUTPUTS / "bundle").info
-    assert (after.weights_hash, after.threshold, after.temperature, after.weights) == (
-        before[1].weights_hash, before[1].threshold, before[1].temperature, before[1].weights,
+    assert (after.weights_hash, after.threshold, after.slope, after.intercept, after.weights) == (
+        before[1].weights_hash, before[1].threshold, before[1].slope, before[1].intercept, before[1].weights,
     )  # fmt: skip
 
 
@@ -230,7 +230,8 @@ def undecided(chips: Path, tmp_path: Path) -> str:
     """The best checkpoint, its head moved so far that half of the chips' pixels are of the class."""
     bundle = open_bundle(_OUTPUTS / "bundle")
     pixels = [rasterio.open(path).read([1, 2, 3, 4, 5, 6]) for path in sorted(chips.glob("*.tif"))]
-    odds = np.median(TorchPredictor(bundle, device="cpu")(np.stack(pixels))) * bundle.info.temperature
+    calibrated = np.median(TorchPredictor(bundle, device="cpu")(np.stack(pixels)))
+    odds = (calibrated - bundle.info.intercept) / bundle.info.slope
     checkpoint = torch.load(_BEST, weights_only=True)
     (bias,) = (value for name, value in checkpoint["state_dict"].items() if "head" in name and value.shape == (2,))
     bias[1] -= odds
@@ -243,14 +244,17 @@ def test_whole_scene_prediction_gives_the_mask_of_terratorch_on_single_chips(
 ) -> None:
     arguments = ("predict", "-c", _CONFIG, "--ckpt_path", undecided, "--predict_output_dir", str(tmp_path / "stock"))
     _terratorch(*arguments, "--data.init_args.predict_data_root", str(chips))
-    # The class of highest probability is that of 0.5 and more, at any temperature.
-    settings = {"input": chips, "output": tmp_path / "ours", "threshold": 0.5, "device": "cpu"}
+    settings = {"input": chips, "output": tmp_path / "ours", "logits": True, "device": "cpu"}
     products = predict(config=_OUTPUTS / "config.yaml", ckpt_path=Path(undecided), **settings)
     assert len(products) == 3
-    masks = [_read(product.mask) for product in products]
-    for product, mask in zip(products, masks, strict=True):
-        np.testing.assert_array_equal(mask, _read(tmp_path / "stock" / f"{product.root.name}_pred.tif"))
-    assert 0.3 < np.mean(masks) < 0.7
+    stock = np.stack([_read(tmp_path / "stock" / f"{product.root.name}_pred.tif") for product in products])
+    assert 0.3 < np.mean(stock) < 0.7
+    # The intercept is the log-odds of a pixel that is as much of the class as not.
+    intercept = open_bundle(Path(undecided).with_suffix(".bundle")).info.intercept
+    beyond = np.stack([_read(product.raster("logits")) / 1000 for product in products]) - intercept
+    sure = np.abs(beyond) > 1e-3
+    assert sure.mean() > 0.5
+    np.testing.assert_array_equal(beyond[sure] > 0, stock[sure] == 1)
 
 
 # --- config and checkpoint instead of a bundle ---

@@ -17,8 +17,8 @@ _WEIGHTS = {
 _INFO = BundleInfo(
     experiment="tiny", model_factory="EncoderDecoderFactory", model_args={"num_classes": 2}, bands=("B03", "B04"),
     unit="reflectance_1e-4", nodata=0, means=(1.0, 2.0), stds=(3.0, 4.0), classes={0: "background", 1: "building"},
-    positive_class=1, threshold=0.4, temperature=1.5, tile_size=32, gsd=10, weights="random", dataset_hash="d",
-    licence="Apache-2.0", attribution="tests", versions={"torch": "2.9.0"},
+    positive_class=1, threshold=0.4, slope=0.8, intercept=-1.5, tile_size=32, gsd=10, weights="random",
+    dataset_hash="d", licence="Apache-2.0", attribution="tests", versions={"torch": "2.9.0"},
 )  # fmt: skip
 
 
@@ -51,6 +51,17 @@ def test_of_an_older_bundle_it_is_unknown_how_its_scenes_were_made(root: Path) -
     del content["processing"]
     (root / "bundle.json").write_text(json.dumps(content))
     assert open_bundle(root).info.processing == Processing()
+
+
+def test_a_bundle_with_a_temperature_has_its_inverse_as_slope(root: Path) -> None:
+    content = json.loads((root / "bundle.json").read_text())
+    del content["slope"], content["intercept"]
+    (root / "bundle.json").write_text(json.dumps({**content, "temperature": 0.5946035385131836}))
+    info = open_bundle(root).info
+    assert (1 / info.slope, info.intercept) == (0.5946035385131836, 0)
+    (root / "bundle.json").write_text(json.dumps({**content, "temperature": 0}))
+    with pytest.raises(CheckpointError, match="temperature is 0"):
+        open_bundle(root)
 
 
 def test_writing_again_replaces_the_bundle_in_one_step(root: Path) -> None:

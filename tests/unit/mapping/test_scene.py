@@ -31,11 +31,12 @@ from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
 from terraseg.core.files import output_lock
+from terraseg.core.windows import WindowAxis
 from terraseg.errors import CheckpointError, ConfigError, OutputError, SceneError, TerrasegError
 from terraseg.mapping.outputs.layers import LOGITS, UNCERTAINTY
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.windows.blend import predict_strips
-from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
+from terraseg.mapping.windows.grid import WindowGrid
 
 OPTIONS: dict[str, Any] = {"crop": 32, "overlap": 8, "batch_size": 3, "threshold": 0.5}
 

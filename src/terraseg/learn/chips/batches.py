@@ -43,6 +43,7 @@ class Chips(Dataset[Batch]):
     ) -> None:
         self.dataset, self.to_input = dataset, to_input
         self.tiles: list[str] = rows["tile"].tolist()
+        self.corners = rows[["scene", "row", "column"]]
         position = {split: {tile: index for index, tile in enumerate(pack.tiles)} for split, pack in packs.items()}
         self.places = [
             (packs[split], position[split][tile]) for split, tile in zip(rows["split"], self.tiles, strict=True)

@@ -1,90 +1,179 @@
-"""Threshold and temperature of a model, fitted on the validation split in one pass and in bounded memory."""
+"""From log-odds to probabilities: slope, intercept and threshold, fitted on blended maps of the validation split."""
 
 import logging
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from rich.progress import track
+from scipy.optimize import minimize
+from scipy.special import expit
+from torch import Tensor
 
 from terraseg.contracts.dataset import IGNORE
+from terraseg.contracts.product import PROBABILITY_SCALE
+from terraseg.learn.chips.mosaics import Mosaic, Mosaics, Windows
+from terraseg.learn.models.odds import log_odds
 
 _log = logging.getLogger(__name__)
 
-_STEPS = 250
-"""Probabilities are kept in steps of 1/250, like those of the maps (`terraseg.contracts.product.PROBABILITY_SCALE`)."""
+_LEVELS = round(1 / PROBABILITY_SCALE) + 1
+"""Values of a probability in a map."""
 
-_TEMPERATURES = torch.logspace(-2, 2, 33, base=2)
-"""1/4 to 4 in ratios of 2^(1/8), 1 among them."""
+_BINS_PER_UNIT, _MOST_ODDS = 64, 32
+"""Log-odds are counted in bins of 1/64 from -32 to 32; the last bins hold all beyond."""
+
+_ODDS = np.arange(-_MOST_ODDS * _BINS_PER_UNIT, _MOST_ODDS * _BINS_PER_UNIT + 1) / _BINS_PER_UNIT
+
+_LEAST_SLOPE = 0.01
+"""A slope of 0 or less would lose or reverse the order of the pixels."""
+
+Counts = npt.NDArray[np.float64]
+Odds = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Temperature and threshold fitted on the validation split.
+    """What turns log-odds into probabilities and a map, fitted on the validation split.
 
     Attributes:
-        temperature: divisor of the logits (Guo et al. 2017, On Calibration of Modern Neural Networks).
-        threshold: lowest probability, at that temperature, of a pixel of the class.
+        slope: factor of the log-odds.
+        intercept: added to the product (Platt 1999, Probabilistic Outputs for Support Vector Machines).
+        threshold: lowest probability of a pixel of the class.
         iou: of the class at that threshold.
     """
 
-    temperature: float
+    slope: float
+    intercept: float
     threshold: float
     iou: float
 
 
-class CalibrationCounts:
-    """Counts over a validation split, from which `fit` takes the best temperature and threshold.
+@torch.inference_mode()
+def calibrate(
+    forward: Callable[[Tensor], Tensor],
+    mosaics: Mosaics,
+    *,
+    positive: int,
+    device: torch.device,
+    batch_size: int,
+    progress: bool = False,
+) -> Calibration:
+    """Fit slope, intercept and threshold on the maps that a model makes of the validation split.
 
-    For each of 33 temperatures: the likelihood, and a histogram of the class's probabilities by truth.
+    The mosaics are predicted twice, in the windows of mapping: first for slope and intercept, then for the threshold of
+    the blended probability. Memory does not depend on the number of mosaics.
 
     Args:
+        forward: normalised images to logits, without dropout.
+        mosaics: of the validation split.
         positive: id of the class.
-        device: where the logits are.
+        device: where ``forward`` expects its images.
+        batch_size: windows in one forward pass.
+        progress: show a progress bar.
     """
 
-    def __init__(self, *, positive: int, device: torch.device | str = "cpu") -> None:
-        self.positive = positive
-        self._temperatures = _TEMPERATURES.to(device)
-        self._nll = torch.zeros(len(_TEMPERATURES), dtype=torch.float64, device=device)
-        self._counts = torch.zeros(len(_TEMPERATURES), 2, _STEPS + 1, dtype=torch.int64, device=device)
+    def predicted(mosaic: Mosaic) -> Iterator[tuple[Windows, Odds]]:
+        for windows in mosaic.windows(batch_size):
+            logits = forward(torch.from_numpy(windows.inputs).to(device)).float()
+            yield windows, log_odds(logits, positive).cpu().numpy()
 
-    def update(self, logits: Tensor, truth: Tensor) -> None:
-        """Count one batch.
+    counts, levels = np.zeros((2, len(_ODDS))), np.zeros((2, _LEVELS))
+    for mosaic in track(mosaics, "Slope and intercept", disable=not progress):
+        for windows, odds in predicted(mosaic):
+            truth = np.stack([mosaic.mask[place] for place in windows.places])
+            counts += count_odds(odds, truth, windows.weights, positive=positive)
+    slope, intercept = fit_odds(counts)
+    for mosaic in track(mosaics, "Threshold", disable=not progress):
+        probability = np.zeros(mosaic.mask.shape, np.float32)
+        for windows, odds in predicted(mosaic):
+            for place, part in zip(windows.places, expit(slope * odds + intercept) * windows.weights, strict=True):
+                probability[place] += part
+        levels += count_levels(probability, mosaic.mask, positive=positive)
+    return Calibration(slope, intercept, *fit_threshold(levels))
 
-        Args:
-            logits: (B, classes, H, W), at temperature 1.
-            truth: (B, H, W) class ids; `IGNORE` is left out.
-        """
-        known = truth != IGNORE
-        pixels, classes = logits.movedim(1, -1)[known].float(), truth[known]
-        row = (classes == self.positive).long() * (_STEPS + 1)
-        for index, temperature in enumerate(self._temperatures):
-            scaled = (pixels / temperature).log_softmax(1)
-            self._nll[index] += nn.functional.nll_loss(scaled, classes, reduction="sum").double()
-            level = (scaled[:, self.positive].exp() * _STEPS).round().long()
-            self._counts[index] += torch.bincount(row + level, minlength=2 * (_STEPS + 1)).reshape(2, -1)
 
-    def fit(self) -> Calibration:
-        """The temperature of the highest likelihood, and the threshold of the highest IoU at it.
+def count_odds(odds: Odds, truth: npt.NDArray[np.int8], weights: Odds, *, positive: int) -> Counts:
+    """(2, bins) weighted counts of log-odds, of the other classes first; `IGNORE` is left out.
 
-        If the optimum is at either end of the range, the split does not determine it (no errors, or nothing but
-        errors), and the temperature stays 1. Without a pixel of the class the threshold stays 0.5. Both are logged.
+    Args:
+        odds, truth, weights: of the same shape.
+        positive: id of the class.
+    """
+    bins = np.clip(np.rint((odds + _MOST_ODDS) * _BINS_PER_UNIT), 0, len(_ODDS) - 1).astype(np.intp)
+    return _by_truth(bins, truth, len(_ODDS), weights, positive=positive)
 
-        Among equally good thresholds the middle one is chosen: the lowest would map anything unlike the split.
-        """
-        index = int(self._nll.argmin())
-        if index in (0, len(_TEMPERATURES) - 1):
-            _log.warning("The validation split does not determine the temperature; it stays 1.")
-            index = len(_TEMPERATURES) // 2
-        others, own = self._counts[index].double().cpu()
-        if own.sum() == 0:
-            _log.warning("The validation split has no pixel of class %d; the threshold stays 0.5.", self.positive)
-            return Calibration(float(_TEMPERATURES[index]), 0.5, math.nan)
-        # hits[k] and alarms[k]: pixels at or above level k
-        hits, alarms = own.flip(0).cumsum(0).flip(0), others.flip(0).cumsum(0).flip(0)
-        iou = (hits / (own.sum() + alarms))[1:]
-        best = (iou == iou.max()).nonzero().flatten() + 1
-        level = int(best[len(best) // 2])
-        # From here a probability rounds to the level: maps apply the threshold before they round. It stays below 1.
-        return Calibration(float(_TEMPERATURES[index]), (level - 0.5) / _STEPS, float(iou[level - 1]))
+
+def count_levels(probability: Odds, truth: npt.NDArray[np.int8], *, positive: int) -> Counts:
+    """(2, 251) counts of a probability by its level in a map, of the other classes first; `IGNORE` is left out."""
+    levels = np.rint(probability / PROBABILITY_SCALE).astype(np.intp)
+    return _by_truth(levels, truth, _LEVELS, np.ones_like(probability), positive=positive)
+
+
+def _by_truth(
+    values: npt.NDArray[np.intp], truth: npt.NDArray[np.int8], size: int, weights: Odds, *, positive: int
+) -> Counts:
+    known = truth != IGNORE
+    rows = (truth[known] == positive) * size + values[known]
+    return np.bincount(rows, weights[known], minlength=2 * size).reshape(2, size)
+
+
+def fit_odds(counts: Counts) -> tuple[float, float]:
+    """Slope and intercept of the highest likelihood, by Platt's method (Lin, Lin, Weng 2007, Machine Learning 68:267).
+
+    The counts weight each window as it is blended, so the sum of the blended probabilities is the true area. A split
+    without errors gets a finite slope, because Platt's targets are not quite 0 and 1. Without pixels of the class (or
+    of anything else) the log-odds stay as they are. That is logged, as is a model that finds the class less likely
+    where it is.
+
+    Args:
+        counts: of `count_odds`.
+    """
+    others, own = counts.sum(axis=1)
+    if min(others, own) == 0:
+        _log.warning(
+            "The validation split has no pixel of %s: slope and intercept stay 1 and 0.",
+            "the class" if own == 0 else "the background",
+        )
+        return 1.0, 0.0
+    pixels = counts.sum(axis=0)
+    targets = counts[1] * (own + 1) / (own + 2) + counts[0] / (others + 2)
+
+    def loss(values: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        """Negative log-likelihood and its gradient, per pixel of the class: a common class and a rare one end alike."""
+        odds = values[0] * _ODDS + values[1]
+        excess = pixels * expit(odds) - targets
+        value = pixels @ np.logaddexp(0, odds) - targets @ odds
+        return value / own, np.array([excess @ _ODDS, excess.sum()]) / own
+
+    found = minimize(
+        loss, (1.0, 0.0), jac=True, method="L-BFGS-B", bounds=[(_LEAST_SLOPE, None), (None, None)],
+        options={"ftol": 1e-15, "gtol": 1e-7, "maxiter": 1000},
+    )  # fmt: skip
+    slope, intercept = map(float, found.x)
+    if slope == _LEAST_SLOPE:
+        _log.warning("On the validation split the class is not more likely where the model expects it.")
+    return slope, intercept
+
+
+def fit_threshold(levels: Counts) -> tuple[float, float]:
+    """The threshold of the highest IoU, and this IoU. Without a pixel of the class: 0.5 and NaN, and a warning.
+
+    Among equally good thresholds the middle one is chosen: the lowest would map anything unlike the split.
+
+    Args:
+        levels: of `count_levels`.
+    """
+    others, own = levels
+    if own.sum() == 0:
+        _log.warning("The validation split has no pixel of the class: the threshold stays 0.5.")
+        return 0.5, math.nan
+    # hits[k] and alarms[k]: pixels at or above level k
+    hits, alarms = np.cumsum(own[::-1])[::-1], np.cumsum(others[::-1])[::-1]
+    iou = (hits / (own.sum() + alarms))[1:]
+    best = np.flatnonzero(iou == iou.max()) + 1
+    level = int(best[len(best) // 2])
+    return (level - 0.5) * PROBABILITY_SCALE, float(iou[level - 1])  # from here a probability rounds to the level

@@ -1,17 +1,14 @@
 """What a checkpoint records of its training, and how trained weights become a bundle."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from terraseg.contracts.bundle import BundleInfo
 from terraseg.errors import CheckpointError
 from terraseg.learn.datamodule import ChipDataModule
-from terraseg.learn.training.calibration import Calibration, CalibrationCounts
+from terraseg.learn.training.calibration import Calibration
 
 RECORD = "terraseg"
 """Key of a checkpoint that holds `record_of` its training."""
@@ -67,24 +64,6 @@ def difference(there: object, here: object) -> str:
     return f"{there!r} there, {here!r} here"
 
 
-@torch.inference_mode()
-def calibrate(
-    forward: Callable[[Tensor], Tensor], batches: Iterable[dict[str, Any]], *, positive: int, device: torch.device
-) -> Calibration:
-    """Threshold and temperature in one pass over the validation split.
-
-    Args:
-        forward: normalised images to logits, without dropout.
-        batches: of the datamodule.
-        positive: id of the class.
-        device: where ``forward`` expects its images.
-    """
-    counts = CalibrationCounts(positive=positive, device=device)
-    for batch in batches:
-        counts.update(forward(batch["image"].to(device)), batch["mask"].to(device))
-    return counts.fit()
-
-
 def bundle_info(
     chips: ChipDataModule,
     calibration: Calibration,
@@ -111,7 +90,8 @@ def bundle_info(
         classes=dict(enumerate(chips.class_names)),
         positive_class=positive_class,
         threshold=calibration.threshold,
-        temperature=calibration.temperature,
+        slope=calibration.slope,
+        intercept=calibration.intercept,
         tile_size=dataset.tile_size,
         gsd=dataset.gsd,
         processing=dataset.processing,

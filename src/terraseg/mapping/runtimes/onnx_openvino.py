@@ -28,7 +28,7 @@ class ExportedPredictor(BundlePredictor):
     """Runs an exported model, whose crop is fixed, and its batch too if the exporter could not leave it open.
 
     Args:
-        bundle: gives statistics, classes and temperature; its model is not loaded.
+        bundle: gives statistics, classes and calibration; its model is not loaded.
         runtime: name and version.
         precision: of the computation, in words.
         digest: SHA-256 of the exported file.
@@ -65,7 +65,7 @@ class OnnxPredictor(ExportedPredictor):
     """ONNX Runtime, in single precision.
 
     Args:
-        bundle: gives statistics, classes and temperature.
+        bundle: gives statistics, classes and calibration.
         model: the exported file.
         digest: its SHA-256.
     """
@@ -92,7 +92,7 @@ class OpenVinoPredictor(ExportedPredictor):
     """OpenVINO.
 
     Args:
-        bundle: gives statistics, classes and temperature.
+        bundle: gives statistics, classes and calibration.
         model: the exported file.
         digest: its SHA-256.
         precision: of the operations that are not quantised.

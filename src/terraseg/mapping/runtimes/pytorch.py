@@ -14,6 +14,7 @@ from terraseg.contracts.bundle import Bundle
 from terraseg.core.normalise import model_input
 from terraseg.errors import ConfigError
 from terraseg.learn.models.load import load_model
+from terraseg.learn.models.odds import log_odds
 
 Precision = Literal["float32", "bfloat16"]
 """Precision inside the model; inputs and logits are always float32."""
@@ -23,14 +24,13 @@ class BundlePredictor(ABC):
     """The `terraseg.mapping.runtimes.predictor.Predictor` of a bundle; a subclass runs the model.
 
     Args:
-        bundle: gives statistics, classes and temperature.
+        bundle: gives statistics, classes and calibration.
         runtime: JSON that identifies the runtime: every setting that may change a pixel.
     """
 
     def __init__(self, bundle: Bundle, *, runtime: dict[str, Any]) -> None:
         self._info = info = bundle.info
         self._means, self._stds = np.asarray(info.means, np.float32), np.asarray(info.stds, np.float32)
-        self._others = [index for index in sorted(info.classes) if index != info.positive_class]
         self.bands, self.frames, self.unit, self.nodata, self.gsd, self.means = (
             info.bands, info.frames, info.unit, info.nodata, info.gsd, info.means,
         )  # fmt: skip
@@ -70,16 +70,12 @@ class BundlePredictor(ABC):
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, frames x bands, rows, columns) to log-odds of the class (batch, rows, columns).
 
-        The log-odds of one class against all others are its logit minus the logsumexp of the other logits, divided by
-        the temperature of the bundle's calibration (Guo et al. 2017, arXiv:1706.04599).
+        The `log_odds` are calibrated with slope and intercept of the bundle. The slope divides by its inverse, because
+        older bundles have a temperature that does, and their maps keep every bit.
         """
         with torch.inference_mode():
             logits = self._forward(self.normalised(pixels)).float()
-            if len(self._others) == 1:
-                rest = logits[:, self._others[0]]
-            else:
-                rest = torch.logsumexp(logits[:, self._others], dim=1)
-            odds = (logits[:, self.class_id] - rest).div_(self._info.temperature)
+            odds = log_odds(logits, self.class_id).div_(1 / self._info.slope).add_(self._info.intercept)
             answer: npt.NDArray[np.float32] = odds.cpu().numpy()
         return answer
 

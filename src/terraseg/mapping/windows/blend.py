@@ -16,11 +16,12 @@ from terraseg.core.bands import band_indices
 from terraseg.core.d4 import inverse, turned
 from terraseg.core.normalise import by_date, never_observed
 from terraseg.core.tasks import read_ahead
+from terraseg.core.windows import WindowAxis
 from terraseg.errors import CheckpointError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster
 from terraseg.mapping.inputs.vrt import remote_sources
 from terraseg.mapping.runtimes.predictor import Predictor, readable
-from terraseg.mapping.windows.grid import Panel, WindowAxis, WindowGrid
+from terraseg.mapping.windows.grid import Panel, WindowGrid
 
 Pixels = npt.NDArray[np.uint16]
 Probability = npt.NDArray[np.float32]

@@ -20,7 +20,7 @@ _MODEL_ARGS = {
 _INFO = BundleInfo(
     experiment="tiny", model_factory="EncoderDecoderFactory", model_args=_MODEL_ARGS, bands=("B03", "B04"),
     unit="reflectance_1e-4", nodata=0, means=(1.0, 2.0), stds=(3.0, 4.0), classes={0: "background", 1: "building"},
-    positive_class=1, threshold=0.4, temperature=1.5, tile_size=32, gsd=10, weights="random", dataset_hash="d",
+    positive_class=1, threshold=0.4, tile_size=32, gsd=10, weights="random", dataset_hash="d",
     licence="Apache-2.0", attribution="tests", versions={"torch": torch.__version__},
 )  # fmt: skip
 

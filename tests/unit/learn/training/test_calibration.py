@@ -1,96 +1,221 @@
 import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from scipy.special import expit, logit
 from torch import Tensor
 
-from terraseg.learn.training.calibration import CalibrationCounts
+from terraseg.core.windows import WindowAxis
+from terraseg.learn.chips.mosaics import Mosaics
+from terraseg.learn.models.odds import log_odds
+from terraseg.learn.training.calibration import (
+    Calibration,
+    calibrate,
+    count_levels,
+    count_odds,
+    fit_odds,
+    fit_threshold,
+)
+
+_SIDE = 32
 
 
-def _logits(margin: Tensor) -> Tensor:
-    return torch.stack([torch.zeros_like(margin), margin], 1)
+def _counts(odds: np.ndarray, truth: np.ndarray, *, positive: int = 1) -> np.ndarray:
+    return count_odds(odds, truth, np.ones(odds.shape, np.float32), positive=positive)
 
 
-def _sample(size: int = 200_000) -> tuple[Tensor, Tensor]:
-    """Margins whose sigmoid is the true probability."""
-    generator = torch.Generator().manual_seed(0)
-    margin = torch.randn(1, 1, size, generator=generator) * 2 - 1
-    truth = (torch.rand(1, 1, size, generator=generator) < margin.sigmoid()).long()
-    return margin, truth
+def _sample(size: int = 200_000) -> tuple[np.ndarray, np.ndarray]:
+    """Log-odds whose sigmoid is the true probability."""
+    random = np.random.default_rng(0)
+    odds = random.normal(-1, 2, (1, 1, size)).astype(np.float32)
+    return odds, (random.random(odds.shape) < expit(odds)).astype(np.int8)
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
-def test_the_temperature_that_made_the_logits_is_found(factor: float) -> None:
-    margin, truth = _sample()
-    counts = CalibrationCounts(positive=1)
-    counts.update(_logits(margin * factor), truth)
-    assert counts.fit().temperature == pytest.approx(factor, rel=0.1)
+# --- slope and intercept ---
 
 
-def test_the_threshold_has_the_best_iou_of_all_steps() -> None:
-    margin, truth = _sample(20_000)
-    counts = CalibrationCounts(positive=1)
-    for part in range(2):  # in batches
-        counts.update(_logits(margin[..., part::2]), truth[..., part::2])
-    found = counts.fit()
-    probability = (margin / found.temperature).sigmoid()
-    level = (probability * 250).round()
-    ious = [_iou(level >= step, truth == 1) for step in range(1, 251)]
-    assert found.iou == pytest.approx(max(ious), abs=1e-6)
-    assert _iou(level >= found.threshold * 250, truth == 1) == pytest.approx(max(ious), abs=1e-6)
-    # A map is cut at the threshold before it is rounded.
-    assert _iou(probability >= found.threshold, truth == 1) == pytest.approx(max(ious), abs=1e-6)
+@pytest.mark.parametrize(("slope", "intercept"), [(1.0, 0.0), (0.5, -1.5), (2.0, 3.0)])
+def test_slope_and_intercept_undo_what_was_done_to_the_log_odds(slope: float, intercept: float) -> None:
+    odds, truth = _sample()
+    found = fit_odds(_counts((odds - intercept) / slope, truth))
+    assert found == pytest.approx((slope, intercept), rel=0.03, abs=0.03)
 
 
-def _iou(predicted: Tensor, truth: Tensor) -> float:
-    return float((predicted & truth).sum() / (predicted | truth).sum())
+def test_a_shifted_prior_is_undone() -> None:
+    # Before, a temperature was fitted: it could not lower all probabilities of a model that was shown too much class.
+    odds, truth = _sample()
+    shifted = odds + 1.5
+    slope, intercept = fit_odds(_counts(shifted, truth))
+    assert expit(shifted).sum() / truth.sum() > 1.5
+    assert expit(slope * shifted + intercept).sum() / truth.sum() == pytest.approx(1, abs=2e-3)
+
+
+def test_the_sum_of_probabilities_is_the_area_of_a_class_in_one_of_ten_thousand_pixels() -> None:
+    odds, _ = _sample()
+    truth = (np.random.default_rng(1).random(odds.shape) < expit(odds - 9)).astype(np.int8)
+    slope, intercept = fit_odds(_counts(odds, truth))
+    assert expit(slope * odds + intercept).sum() / truth.sum() == pytest.approx(1, abs=5e-3)
 
 
 def test_ignored_pixels_have_no_say() -> None:
-    margin, truth = _sample(10_000)
-    ignored = torch.full_like(truth, -1)
-    with_them, without = CalibrationCounts(positive=1), CalibrationCounts(positive=1)
-    without.update(_logits(margin), truth)
-    with_them.update(_logits(torch.cat([margin, -9 * margin], 2)), torch.cat([truth, ignored], 2))
-    assert with_them.fit() == without.fit()
+    odds, truth = _sample(10_000)
+    ignored = np.full_like(truth, -1)
+    both = _counts(np.concatenate([odds, -9 * odds], 2), np.concatenate([truth, ignored], 2))
+    np.testing.assert_array_equal(both, _counts(odds, truth))
 
 
-def test_a_perfect_split_leaves_the_temperature_alone(caplog: pytest.LogCaptureFixture) -> None:
-    counts = CalibrationCounts(positive=1)
-    truth = torch.tensor([[[0, 1, 1, 0]]])
-    counts.update(_logits(truth * 8.0 - 4), truth)
-    found = counts.fit()
-    assert (found.temperature, found.iou) == (1, 1)
-    assert found.threshold == pytest.approx(0.5, abs=0.01)  # as good as any between 0.02 and 0.98
-    assert "temperature" in caplog.text
+def test_a_split_without_errors_gets_a_finite_slope() -> None:
+    truth = np.array([[[0, 1, 1, 0]]], np.int8)
+    slope, intercept = fit_odds(_counts(truth * np.float32(8) - 4, truth))
+    assert 0 < slope < 1
+    assert abs(intercept) < 1e-3
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_split_of_one_class_leaves_the_log_odds_alone(value: int, caplog: pytest.LogCaptureFixture) -> None:
+    odds, truth = _sample(100)
+    assert fit_odds(_counts(odds, np.full_like(truth, value))) == (1, 0)
+    assert ("the class", "the background")[value] in caplog.text
+
+
+def test_a_model_that_is_wrong_everywhere_keeps_its_order(caplog: pytest.LogCaptureFixture) -> None:
+    odds, truth = _sample()
+    slope, intercept = fit_odds(_counts(-odds, truth))
+    assert slope == 0.01
+    assert expit(intercept) == pytest.approx(truth.mean(), abs=0.01)
+    assert "not more likely" in caplog.text
+
+
+@pytest.mark.parametrize("positive", [0, 1, 2])
+def test_log_odds_are_those_of_softmax(positive: int) -> None:
+    logits = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(log_odds(logits, positive).sigmoid(), logits.softmax(1)[:, positive])
+
+
+# --- the threshold ---
+
+
+def test_the_threshold_has_the_best_iou_of_all_levels() -> None:
+    odds, truth = _sample(20_000)
+    probability = expit(odds)
+    threshold, iou = fit_threshold(count_levels(probability, truth, positive=1))
+    level = np.rint(probability * 250)
+    best = max(_iou(level >= step, truth == 1) for step in range(1, 251))
+    assert iou == pytest.approx(best)
+    assert _iou(level >= threshold * 250, truth == 1) == pytest.approx(best)
+
+
+def _iou(predicted: np.ndarray, truth: np.ndarray) -> float:
+    return float((predicted & truth).sum() / (predicted | truth).sum())
+
+
+def test_among_equal_thresholds_the_middle_one_is_chosen() -> None:
+    truth = np.array([[0, 1, 1, 0]], np.int8)
+    threshold, iou = fit_threshold(count_levels(expit(truth * np.float32(8) - 4), truth, positive=1))
+    assert iou == 1
+    assert threshold == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_threshold_can_be_mapped_with_also_where_only_certainty_is_right() -> None:
-    parts = ((100, 12.0, 1), (20, 5.5, 0), (100_000, -8.0, 0))  # pixels, margin, truth
-    counts = CalibrationCounts(positive=1)
-    for pixels, margin, truth in parts:
-        counts.update(_logits(torch.full((1, 1, pixels), margin)), torch.full((1, 1, pixels), truth))
-    found = counts.fit()
-    assert found.iou == 1
-    assert 0.99 < found.threshold < 1
-    assert torch.tensor(12 / found.temperature).sigmoid() >= found.threshold
+    truth = np.array([[1, 0, 0]], np.int8)
+    threshold, iou = fit_threshold(count_levels(expit(np.array([[12, 5.5, -8]], np.float32)), truth, positive=1))
+    assert iou == 1
+    assert 0.99 < threshold < 1
 
 
 def test_a_split_without_the_class_leaves_the_threshold_alone(caplog: pytest.LogCaptureFixture) -> None:
-    counts = CalibrationCounts(positive=1)
-    counts.update(_logits(torch.randn(1, 8, 8)), torch.zeros(1, 8, 8, dtype=torch.long))
-    found = counts.fit()
-    assert found.threshold == 0.5
-    assert math.isnan(found.iou)
-    assert "no pixel of class 1" in caplog.text
+    threshold, iou = fit_threshold(
+        count_levels(np.full((4, 4), 0.3, np.float32), np.zeros((4, 4), np.int8), positive=1)
+    )
+    assert threshold == 0.5
+    assert math.isnan(iou)
+    assert "no pixel of the class" in caplog.text
 
 
-def test_probabilities_of_three_classes_are_those_of_softmax() -> None:
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(1, 3, 40, 40, generator=generator) * 2
-    truth = torch.distributions.Categorical(logits=logits.movedim(1, -1)).sample()
-    counts = CalibrationCounts(positive=2)
-    counts.update(logits, truth)
-    found = counts.fit()
-    level = ((logits / found.temperature).softmax(1)[:, 2] * 250).round()
-    assert _iou(level >= found.threshold * 250, truth == 2) == pytest.approx(found.iou, abs=1e-6)
+# --- what is mapped ---
+
+
+def _chips(images: np.ndarray, masks: np.ndarray, corners: list[tuple[int, int]]) -> Any:
+    """Chips of one layer whose pixels are the model's input."""
+    pack = SimpleNamespace(images=images[:, None], masks=masks)
+    return SimpleNamespace(
+        corners=pd.DataFrame([("scene", *corner) for corner in corners], columns=["scene", "row", "column"]),
+        places=[(pack, k) for k in range(len(images))],
+        to_input=lambda pixels: pixels.astype(np.float32),
+        dataset=SimpleNamespace(info=SimpleNamespace(tile_size=_SIDE)),
+    )
+
+
+def _calibrated(forward: Callable[[Tensor], Tensor], chips: Any) -> Calibration:
+    return calibrate(forward, Mosaics(chips), positive=1, device=torch.device("cpu"), batch_size=4)
+
+
+def _sure_in_the_middle(image: Tensor) -> Tensor:
+    """A model that overrates its window's border, as models do that lack context there."""
+    along = torch.arange(_SIDE) - (_SIDE - 1) / 2
+    border = torch.maximum(along[:, None].abs(), along.abs()) > _SIDE / 4
+    odds = image[:, 0] + 3 * border
+    return torch.stack([torch.zeros_like(odds), odds], 1)
+
+
+def _ground() -> tuple[np.ndarray, np.ndarray, np.ndarray, list[tuple[int, int]]]:
+    """True log-odds of 4 x 4 adjoining chips, and chips of them, shuffled."""
+    random = np.random.default_rng(0)
+    side = 4 * _SIDE
+    odds = random.normal(-1, 2, (side, side)).astype(np.float32)
+    truth = (random.random(odds.shape) < expit(odds)).astype(np.int8)
+    corners = [(row, column) for row in range(0, side, _SIDE) for column in range(0, side, _SIDE)]
+    random.shuffle(corners)
+    images, masks = (
+        np.stack([ground[row : row + _SIDE, column : column + _SIDE] for row, column in corners])
+        for ground in (odds, truth)
+    )
+    return truth, images, masks, [(row + 100, column + 7) for row, column in corners]
+
+
+def _mapped(images: np.ndarray, corners: list[tuple[int, int]], found: Calibration) -> np.ndarray:
+    """The map of the ground, window by window, as mapping makes it."""
+    side = 4 * _SIDE
+    ground, blended = np.zeros((side, side), np.float32), np.zeros((side, side))
+    for image, (row, column) in zip(images, corners, strict=True):
+        ground[row - 100 :, column - 7 :][:_SIDE, :_SIDE] = image
+    axis = WindowAxis(side, _SIDE, _SIDE // 4)
+    for top, down in zip(axis.offsets, axis.weights, strict=True):
+        for left, across in zip(axis.offsets, axis.weights, strict=True):
+            place = slice(top, top + _SIDE), slice(left, left + _SIDE)
+            odds = log_odds(_sure_in_the_middle(torch.from_numpy(ground[place])[None, None]), 1)[0].numpy()
+            blended[place] += expit(found.slope * odds + found.intercept) * down[:, None] * across
+    return blended
+
+
+def test_the_blended_map_is_calibrated_not_the_single_windows() -> None:
+    # Before, single chips were calibrated: their borders count for more there than in a map.
+    truth, images, masks, corners = _ground()
+    found = _calibrated(_sure_in_the_middle, _chips(images, masks, corners))
+    mapped = _mapped(images, corners, found)
+    assert mapped.sum() / truth.sum() == pytest.approx(1, abs=5e-3)
+    level = np.rint(mapped * 250)
+    assert found.iou == pytest.approx(_iou(level >= found.threshold * 250, truth == 1), abs=2e-3)
+    assert found.iou == pytest.approx(max(_iou(level >= step, truth == 1) for step in range(1, 251)), abs=2e-3)
+    apart = _calibrated(_sure_in_the_middle, _chips(images, masks, [(10 * row, column) for row, column in corners]))
+    assert abs(_mapped(images, corners, apart).sum() / truth.sum() - 1) > 0.01
+
+
+def test_a_chip_without_neighbours_is_predicted_as_a_whole() -> None:
+    odds, truth = _sample(_SIDE**2)
+    images, masks = odds.reshape(1, _SIDE, _SIDE), truth.reshape(1, _SIDE, _SIDE)
+    shapes: list[tuple[int, ...]] = []
+
+    def forward(image: Tensor) -> Tensor:
+        shapes.append(tuple(image.shape))
+        return torch.cat([torch.zeros_like(image), image], 1)
+
+    found = _calibrated(forward, _chips(images, masks, [(0, 0)]))
+    assert shapes == [(1, 1, _SIDE, _SIDE)] * 2
+    probability = expit(found.slope * images[0] + found.intercept)
+    assert logit(probability.mean()) == pytest.approx(logit(truth.mean()), abs=0.01)

@@ -11,12 +11,13 @@ from odc.geo.geobox import GeoBox
 
 from helpers.predictors import NumpyPredictor
 from terraseg.contracts.product import Product
+from terraseg.core.windows import WindowAxis
 from terraseg.errors import SceneError
 from terraseg.mapping.outputs.layers import MASK, PROBABILITY
 from terraseg.mapping.outputs.polygons import vectorise
 from terraseg.mapping.outputs.rasters import finishing
 from terraseg.mapping.windows.finished_strips import FinishedStrips
-from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
+from terraseg.mapping.windows.grid import WindowGrid
 
 SIDE = 64
 

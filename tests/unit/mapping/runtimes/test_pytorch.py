@@ -10,6 +10,7 @@ import torch
 from helpers.convolution import ConvBundle
 from helpers.factories import make_info, make_scene
 from terraseg.api.mapping import predict
+from terraseg.contracts.bundle import BundleInfo
 from terraseg.contracts.product import find_products
 from terraseg.errors import ConfigError
 from terraseg.learn.models.load import load_model
@@ -22,7 +23,7 @@ def conv(tmp_path: Path, **changes: Any) -> ConvBundle:
 
 @pytest.mark.parametrize("classes", [{0: "a", 1: "b"}, {0: "a", 1: "b", 2: "c"}])
 def test_log_odds_are_those_of_the_calibrated_softmax(tmp_path: Path, classes: dict[int, str]) -> None:
-    bundle = conv(tmp_path, classes=classes, temperature=1.0)
+    bundle = conv(tmp_path, classes=classes, slope=1.0)
     pixels = np.random.default_rng(0).integers(1, 4000, (3, 6, 8, 8)).astype(np.uint16)
     odds = TorchPredictor(bundle, device="cpu")(pixels)
     means = np.asarray(bundle.info.means)[:, None, None]
@@ -31,8 +32,16 @@ def test_log_odds_are_those_of_the_calibrated_softmax(tmp_path: Path, classes: d
         expected = logits.softmax(dim=1)[:, 1].numpy()
     assert odds.dtype == np.float32
     np.testing.assert_allclose(1 / (1 + np.exp(-odds)), expected, atol=1e-5)
-    cooler = TorchPredictor(conv(tmp_path, classes=classes, temperature=2.0), device="cpu")(pixels)
-    np.testing.assert_allclose(cooler, odds / 2, rtol=1e-4, atol=1e-5)
+    scaled = TorchPredictor(conv(tmp_path, classes=classes, slope=0.7, intercept=-2.0), device="cpu")(pixels)
+    np.testing.assert_allclose(scaled, odds * 0.7 - 2, rtol=1e-4, atol=1e-4)
+
+
+def test_a_bundle_with_a_temperature_maps_the_same_pixels_as_before(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(1, 4000, (3, 6, 32, 32)).astype(np.uint16)
+    facts = make_info().model_dump(exclude={"slope", "intercept"})
+    old = ConvBundle(tmp_path, BundleInfo(**facts, temperature=0.5946035385131836))
+    odds = TorchPredictor(conv(tmp_path, slope=1.0), device="cpu")(pixels)
+    np.testing.assert_array_equal(TorchPredictor(old, device="cpu")(pixels), odds / np.float32(0.5946035385131836))
 
 
 def test_nodata_enters_as_the_mean(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from terraseg.core.windows import WindowAxis
 from terraseg.errors import ConfigError
-from terraseg.mapping.windows.grid import WindowAxis, WindowGrid
+from terraseg.mapping.windows.grid import WindowGrid
 
 
 @st.composite
