@@ -16,10 +16,11 @@ from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import GEOTIFF, files_in
 from terraseg.errors import ConfigError, DatasetError, TrainingError
 from terraseg.learn.chips.batches import Batch, Chips, Files
+from terraseg.learn.chips.chip_stats import chip_stats
 from terraseg.learn.chips.jitter import jittered
 from terraseg.learn.chips.loader import ResumableLoader
-from terraseg.learn.chips.pack import Pack, open_pack
 from terraseg.learn.chips.mosaics import Mosaics
+from terraseg.learn.chips.pack import Pack, open_pack
 from terraseg.learn.chips.samplers import ChipSampler, Draw, OrderedSampler
 from terraseg.learn.chips.standardise import DATASET, Standardiser, standard_of
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
@@ -48,8 +49,8 @@ class ChipDataModule(LightningDataModule):
         augment: show train chips under random rotations and flips (D4).
         jitter: change brightness and contrast of each band of each train chip at random, by this many standard
             deviations of the band; done on the device. 0: not at all.
-        statistics: source of the means and deviations that standardise the bands: ``dataset`` (its train split), or a
-            backbone such as ``prithvi_eo_v1_100`` (those of its pretraining).
+        statistics: source of the means and deviations that standardise the bands: ``dataset`` (its train split, or the
+            train chips of the fold), or a backbone such as ``prithvi_eo_v1_100`` (those of its pretraining).
         class_share: share of the train chips drawn that hold the class; by default as they come.
         fold: validate on this fold of the cross-validation that the dataset was prepared for (`split.folds`), and train
             on the rest of train and val without the gap; by default the prepared splits. The test split is always the
@@ -104,7 +105,10 @@ class ChipDataModule(LightningDataModule):
             raise DatasetError(f"{root} has unit {info.unit}", expected=UNIT, fix="run the preparation again")
         self.indices = band_indices(bands or info.bands, info.bands, where=str(self.root))
         self.bands: tuple[str, ...] = tuple(info.bands[index] for index in self.indices)
-        self.means, self.stds = standard_of(self.dataset, self.bands, statistics=statistics)
+        stats = None
+        if fold is not None and statistics == DATASET:
+            stats = chip_stats(self.dataset, chosen_chips(self.dataset, "train", fold=fold, fraction=1.0, seed=seed))
+        self.means, self.stds = standard_of(self.dataset, self.bands, statistics=statistics, stats=stats)
         self.nodata = info.nodata
         self.to_input = Standardiser(
             self.bands, tuple(info.bands), self.means, self.stds, nodata=info.nodata, frames=info.frames

@@ -14,11 +14,11 @@ from rasterio.windows import Window
 
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE, ChipKind, Split, chip_checksum, chip_path, layer_names
 from terraseg.contracts.scene import NODATA, Scene
+from terraseg.contracts.statistics import TrainHistogram
 from terraseg.prepare.chip_file import ChipFormat
 from terraseg.prepare.labels.rasterize import centres, coverage, inside_area, make_mask
 from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.split_blocks import Rect
-from terraseg.prepare.statistics import TrainHistogram
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from rich.progress import track
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split, chip_checksum, chip_path
 from terraseg.contracts.scene import NODATA
+from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 from terraseg.core.normalise import unobserved
 from terraseg.prepare.config import FolderOptions
 from terraseg.prepare.import_files import Header, Pair, mask_is_sound, read_image, read_mask
-from terraseg.prepare.statistics import TrainHistogram
 
 _GLOBAL_CRS = "EPSG:6933"
 """EASE-Grid 2.0: metres everywhere and true areas; at high latitudes distances are off by a factor of up to two."""

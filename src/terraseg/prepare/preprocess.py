@@ -23,6 +23,7 @@ from rich.progress import track
 from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files, known_extent
 from terraseg.contracts.scene import NODATA, Scene, find_places
+from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.processing import check_same_processing, processing_of
@@ -33,7 +34,6 @@ from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cu
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.labels.shift import LabelShift, measure_shift
 from terraseg.prepare.plan import ground_of, plan_scene
-from terraseg.prepare.statistics import TrainHistogram
 
 _log = logging.getLogger(__name__)
 

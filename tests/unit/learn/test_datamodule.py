@@ -21,6 +21,7 @@ from terraseg.core.d4 import turned
 from terraseg.core.normalise import normalise
 from terraseg.core.separation import separation
 from terraseg.errors import ConfigError, DatasetError, SceneError
+from terraseg.learn.chips.chip_stats import chip_stats
 from terraseg.learn.chips.jitter import jittered
 from terraseg.learn.chips.pack import open_pack
 from terraseg.learn.chips.samplers import ChipSampler, OrderedSampler
@@ -166,7 +167,6 @@ def test_ranks_score_each_chip_once_in_as_many_batches(prepared, replicas):
     assert all(torch.equal(mask, whole[tile]) for tile, mask in scored)
 
 
-def _shown(batch):
 def test_one_process_gets_all_val_chips_as_mosaics_of_their_ground(prepared):
     module = _as_rank(prepared, 0, replicas=3)
     chips = {(row.row, row.column): row.tile for row in module.chips_of("val").itertuples()}
@@ -180,6 +180,7 @@ def test_one_process_gets_all_val_chips_as_mosaics_of_their_ground(prepared):
     assert windows.inputs.shape[1:] == (len(module.bands), 32, 32)
 
 
+def _shown(batch):
     return zip(batch["filename"], batch["mask"], strict=True)
 
 
@@ -311,6 +312,26 @@ def test_a_fraction_leaves_fewer_train_chips_and_a_batch_must_still_fit(prepared
         _module(prepared, fraction=0.001)
     with pytest.raises(ConfigError, match="fraction 0; expected a share of train"):
         _module(prepared, fraction=0)
+
+
+def test_a_fold_is_standardised_without_its_own_validation_ground(prepared):
+    dataset = open_dataset(prepared)
+    module = _module(prepared, fold=0, batch_size=2)
+    pixels = np.full((len(dataset.info.bands), 300, 300), np.nan)
+    for chip in module.chips_of("train").itertuples():
+        with rasterio.open(dataset.image(chip.split, chip.tile)) as source:
+            pixels[:, chip.row : chip.row + 32, chip.column : chip.column + 32] = source.read()
+    pixels = np.where((pixels == dataset.info.nodata).any(axis=0), np.nan, pixels)
+    np.testing.assert_allclose(module.means, np.nanmean(pixels, axis=(1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(module.stds, np.nanstd(pixels, axis=(1, 2)), rtol=1e-6)
+    assert not np.allclose(module.means, _module(prepared, batch_size=2).means, rtol=1e-5)
+    again = _module(prepared, fold=0, batch_size=2)  # from the file
+    np.testing.assert_array_equal(module.means, again.means)
+
+
+def test_statistics_of_all_train_chips_are_those_of_the_preparation(prepared):
+    dataset = open_dataset(prepared)
+    assert chip_stats(dataset, dataset.split("train")) == dataset.stats
 
 
 def test_a_fold_reads_chips_of_train_and_val_and_keeps_the_test(prepared):

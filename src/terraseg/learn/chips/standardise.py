@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.contracts.dataset import ChipDataset
+from terraseg.contracts.dataset import ChipDataset, Stats
 from terraseg.core.bands import UNIT
 from terraseg.core.normalise import by_date, model_input
 from terraseg.errors import ConfigError, DatasetError
 from terraseg.learn.models.specs import SPECS
 
 DATASET = "dataset"
-"""The statistics of train."""
+"""The statistics of train, or of the train chips of a fold."""
 
 _Floats = npt.NDArray[np.float32]
 
@@ -63,12 +63,15 @@ class Standardiser:
         return model_input(pixels, frames=self.frames, means=self.means, stds=self.stds, nodata=nodata, out=out)
 
 
-def standard_of(dataset: ChipDataset, bands: Sequence[str], *, statistics: str) -> tuple[_Floats, _Floats]:
+def standard_of(
+    dataset: ChipDataset, bands: Sequence[str], *, statistics: str, stats: Stats | None = None
+) -> tuple[_Floats, _Floats]:
     """Mean and standard deviation of each band, in DN.
 
     Args:
         bands: ESA names.
         statistics: ``dataset``, or a backbone with published statistics (`terraseg.learn.models.specs`).
+        stats: those that ``dataset`` stands for; by default of the prepared train split.
 
     Raises:
         DatasetError: the dataset has no statistics of a band, or a band is constant over train.
@@ -76,12 +79,13 @@ def standard_of(dataset: ChipDataset, bands: Sequence[str], *, statistics: str) 
     """
     if statistics != DATASET:
         return _published(statistics, bands)
-    lost = [name for name in dataset.info.bands if name not in dataset.stats.bands]
+    stats = stats or dataset.stats
+    lost = [name for name in dataset.info.bands if name not in stats.bands]
     if lost:
         raise DatasetError(
             f"{dataset.root}/stats.json has no statistics of {', '.join(lost)}", fix="run the preparation again"
         )
-    held = [dataset.stats.bands[name] for name in bands]
+    held = [stats.bands[name] for name in bands]
     means, stds = (np.array([getattr(band, key) for band in held], dtype=np.float32) for key in ("mean", "std"))
     if not (stds > 0).all():
         flat = [name for name, std in zip(bands, stds, strict=True) if std <= 0]

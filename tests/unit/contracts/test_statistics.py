@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terraseg.prepare.statistics import TrainHistogram
+from terraseg.contracts.statistics import TrainHistogram
 
 
 @settings(max_examples=40, deadline=None)

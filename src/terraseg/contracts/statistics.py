@@ -1,4 +1,4 @@
-"""Exact statistics of train, from a histogram of all 65,536 digital numbers of each band."""
+"""Exact statistics of chips, from a histogram of all 65,536 digital numbers of each band."""
 
 from collections.abc import Mapping, Sequence
 
