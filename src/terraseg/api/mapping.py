@@ -85,7 +85,7 @@ def predict(
     from dataclasses import replace
     from functools import partial
 
-    from terraseg.core.tasks import open_workers
+    from terraseg.core.parallel import open_workers
     from terraseg.core.windows import default_overlap
     from terraseg.mapping.inputs.manifest import read_manifest
     from terraseg.mapping.inputs.scenes import places_at, room_for_inputs

@@ -18,8 +18,8 @@ from terraseg.learn.tune.space import Search, check_space, read_search
 def tuned(matrix: Matrix, *, tune: Callable[..., Path]) -> Matrix:
     """The matrix with the best values of each experiment's search in all of its cells, and in their identities.
 
-    A search trains with the smallest fraction and the first seed, so that it learns from no more labels than the
-    cells. Its folder is ``<cells>/<name>/tune/<experiment>-<hash of everything it depends on>``; a finished search is
+    A search trains with the smallest fraction and the first seed, so that it sees no more train labels than a cell
+    does; cells of other seeds share its values. Its folder is ``<cells>/<name>/tune/<experiment>-<hash of everything it depends on>``; a finished search is
     not run again.
 
     Args:
@@ -40,11 +40,12 @@ def tuned(matrix: Matrix, *, tune: Callable[..., Path]) -> Matrix:
     for cell in first:
         check_space(search, cell.config, name=f"experiment {cell.experiment}")
     best = {cell.experiment: _best(cell, search, tune=tune) for cell in first}
+    count = f"{search.trials} trial{'s' * (search.trials != 1)}"
     keys = ", ".join(key.rpartition(".")[2] for key in search.space)
     return replace(
         matrix,
         cells=tuple(_with(cell, best[cell.experiment]) for cell in matrix.cells),
-        tuning=f"{search.trials} trials of {search.max_steps} steps for each experiment over {keys}, "
+        tuning=f"{count} of {search.max_steps} steps for each experiment over {keys}, "
         f"at fraction {fraction:g} with seed {seed}",
     )
 

@@ -15,7 +15,7 @@ from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Place
 from terraseg.core.memory import reuse_freed_memory
-from terraseg.core.tasks import Workers
+from terraseg.core.parallel import Workers
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.inputs.manifest import Entry
 from terraseg.mapping.runtimes.predictor import Predictor

@@ -26,8 +26,8 @@ from terraseg.contracts.scene import NODATA, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.parallel import processors
 from terraseg.core.processing import check_same_processing, processing_of
-from terraseg.core.tasks import processors
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cut_block

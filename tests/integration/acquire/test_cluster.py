@@ -16,7 +16,6 @@ import shapely
 from helpers.clusters import dask_cluster
 from terraseg.acquire.config import AcquireConfig
 from terraseg.api.acquire import download
-from terraseg.core import tasks
 from terraseg.errors import ConfigError
 from terraseg.sample.city.make import make_city
 from terraseg.sample.servers import stac_server
@@ -60,6 +59,6 @@ def _pixels(path: Path) -> np.ndarray[Any, Any]:
 
 
 def test_a_missing_scheduler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_CONNECT_TIMEOUT", "1s")
+    monkeypatch.setattr(parallel, "_CONNECT_TIMEOUT", "1s")
     with pytest.raises(ConfigError, match="tcp://127.0.0.1:9"):
-        list(tasks.run_tasks(str, [1, 2], workers=1, scheduler="tcp://127.0.0.1:9"))
+        list(parallel.run_tasks(str, [1, 2], workers=1, scheduler="tcp://127.0.0.1:9"))

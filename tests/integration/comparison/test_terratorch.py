@@ -72,7 +72,7 @@ def test_a_comparison_is_trained_scored_and_tabled_and_run_again_trains_nothing(
     assert set(cells["best_step"]) <= {2, 4}
     assert (cells["train_chips"] == 8).all()  # half of 4 x 4 train chips
     assert (cells["labelled_chips"] == 8 + cells["val_chips"]).all()
-    assert cells["tuning"].str.startswith("1 trials of 2 steps for each experiment over weight_decay").all()
+    assert cells["tuning"].str.startswith("1 trial of 2 steps for each experiment over weight_decay").all()
     assert (cells["peak_memory_gb"] > 0.2).all()
     assert cells["object_recall_0.5"].between(0, 1).all()
     assert cells.loc["slow", "dataset_hash"] == cells.loc["quick", "dataset_hash"]

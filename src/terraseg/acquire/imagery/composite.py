@@ -26,8 +26,8 @@ from terraseg.acquire.imagery.provenance import (
 from terraseg.contracts.scene import open_scene, scene_writer
 from terraseg.core.files import atomic_path, fingerprint, output_error
 from terraseg.core.offsets import HISTOGRAM_BINS, SHIFTED_BASELINE, OffsetCheck, check_offsets, dark_values
+from terraseg.core.parallel import run_tasks
 from terraseg.core.raster import GDAL_CACHE, CogOptions, cog_writer
-from terraseg.core.tasks import run_tasks
 from terraseg.errors import OutputError, SceneError
 
 _log = logging.getLogger(__name__)

@@ -37,8 +37,8 @@ from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
 from terraseg.contracts.subsets import ground_pixels, ground_units
+from terraseg.core.parallel import read_ahead
 from terraseg.core.polygons import POLYGONAL, polygons_in_collections
-from terraseg.core.tasks import read_ahead
 from terraseg.errors import DatasetError, LabelError, SceneError
 
 DEFAULT_CELL = 224

@@ -22,7 +22,7 @@ from rich.progress import track
 from terraseg.contracts.dataset import IGNORE, ChipDataset, Split, chip_checksum, pairs_on_disk
 from terraseg.core.files import atomic_folder, write_json
 from terraseg.core.normalise import unobserved
-from terraseg.core.tasks import processors
+from terraseg.core.parallel import processors
 from terraseg.errors import DatasetError
 
 _log = logging.getLogger(__name__)

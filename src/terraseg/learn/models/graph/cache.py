@@ -18,7 +18,7 @@ from rich.progress import track
 
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.core.files import atomic_folder, fingerprint, write_json
-from terraseg.core.tasks import processors
+from terraseg.core.parallel import processors
 from terraseg.errors import ConfigError
 from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
