@@ -206,7 +206,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         if weights is None:
             return
         if weights == FROM_DATA:
-            weights = balanced_class_weights(self.chips.dataset)
+            weights = balanced_class_weights(self.chips.dataset, self.chips.chips_of("train"))
             rank_zero_info("Class weights from the data: " + ", ".join(f"{weight:.3g}" for weight in weights))
         names = self.chips.class_names
         if len(weights) != len(names):

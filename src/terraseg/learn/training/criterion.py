@@ -1,7 +1,11 @@
 """The criterion of a training: a weighted sum of losses, and class weights from the data."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import pandas as pd
+import rasterio
 import torch
 from torch import Tensor, nn
 
@@ -56,19 +60,37 @@ class SegmentationLoss(nn.Module):
         return losses
 
 
-def balanced_class_weights(dataset: ChipDataset) -> list[float]:
-    """Pixels / (classes x pixels of the class), over train: inverse to a class's share, 1 if all are equal.
+def balanced_class_weights(dataset: ChipDataset, chips: pd.DataFrame) -> list[float]:
+    """Pixels / (classes x pixels of the class): inverse to a class's share, 1 if all are equal.
 
     The rule of King and Zeng 2001, Political Analysis 9, as in scikit-learn's ``class_weight="balanced"``.
 
+    Args:
+        dataset: with the chips.
+        chips: rows of tiles.parquet that the training learns from; labels of others are not read.
+
     Raises:
-        DatasetError: a class has no pixel in train.
+        DatasetError: a class has no pixel in the chips.
     """
-    counts = {key: dataset.stats.class_pixels.get(key, 0) for key in sorted(dataset.info.classes)}
+    pixels = class_pixels(dataset, chips)
+    counts = {key: pixels.get(key, 0) for key in sorted(dataset.info.classes)}
     missing = [dataset.info.classes[key] for key, count in counts.items() if count == 0]
     if missing:
         raise DatasetError(
-            f"{dataset.root}/stats.json counts no pixel of {', '.join(missing)}: its weight would be infinite",
+            f"{len(chips)} train chips of {dataset.root} have no pixel of {', '.join(missing)}: its weight would be "
+            "infinite",
             fix="give class_weights as a list, or prepare chips that hold the class",
         )
     return [sum(counts.values()) / (len(counts) * count) for count in counts.values()]
+
+
+def class_pixels(dataset: ChipDataset, chips: pd.DataFrame) -> dict[int, int]:
+    """Pixels of each class in some chips: from stats.json if they are all of train, else counted in their masks."""
+    if set(chips["tile"]) == set(dataset.split("train")["tile"]):
+        return dataset.stats.class_pixels
+    counts = Counter[int]()
+    for split, tile in zip(chips["split"], chips["tile"], strict=True):
+        with rasterio.open(dataset.mask(split, tile)) as source:
+            values, numbers = np.unique(source.read(1), return_counts=True)
+        counts.update(dict(zip(values.tolist(), numbers.tolist(), strict=True)))
+    return counts

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import segmentation_models_pytorch as smp
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -198,11 +199,27 @@ def dataset(tmp_path: Path) -> ChipDataset:
 def test_balanced_weights_are_those_of_scikit_learn(dataset: ChipDataset) -> None:
     labels = np.repeat([0, 1], [dataset.stats.class_pixels[0], dataset.stats.class_pixels[1]])
     expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels)
-    np.testing.assert_allclose(balanced_class_weights(dataset), expected)
+    np.testing.assert_allclose(balanced_class_weights(dataset, dataset.split("train")), expected)
+
+
+def test_balanced_weights_of_a_label_fraction_read_no_other_labels(tmp_path: Path) -> None:
+    truth = make_truth((256, 512))
+    dataset = make_dataset(tmp_path / "set", make_scene(tmp_path, (256, 512), truth=truth), truth, tile_size=64)
+    train = dataset.split("train")
+    chips = train[train["class_fraction"].between(0.01, 0.99)].iloc[:2]
+    for tile in set(train["tile"]) - set(chips["tile"]):
+        dataset.mask("train", tile).unlink()
+    masks = []
+    for tile in chips["tile"]:
+        with rasterio.open(dataset.mask("train", tile)) as source:
+            masks.append(source.read(1))
+    labels = np.stack(masks)
+    expected = compute_class_weight("balanced", classes=np.array([0, 1]), y=labels[labels >= 0])
+    np.testing.assert_allclose(balanced_class_weights(dataset, chips), expected)
 
 
 def test_a_class_without_pixels_has_no_weight(dataset: ChipDataset) -> None:
     stats = dataset.stats.model_copy(update={"class_pixels": {0: 10}})
     write_dataset(dataset.root, info=dataset.info, tiles=dataset.tiles, stats=stats, audit=dataset.audit)
     with pytest.raises(DatasetError, match="no pixel of building"):
-        balanced_class_weights(open_dataset(dataset.root))
+        balanced_class_weights(open_dataset(dataset.root), dataset.split("train"))
