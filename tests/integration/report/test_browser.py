@@ -34,7 +34,7 @@ def report(tmp_path_factory):
         folder = root / "results/predictions" / name.split()[1].strip('"')
         make_product(folder, scene, make_probability(truth, skill=skill), experiment=name)
         evaluate(
-            predictions=folder, ground_truth=root / "processed", experiment=name, draws=20,
+            predictions=folder, ground_truth=root / "processed", experiment=name,
             output=root / "results/metrics" / f"{folder.name}.json",
         )  # fmt: skip
     scores = {"from_scratch": (0.2, 0.3, 0.6), "pretrained": (0.3, 0.5, 0.61)}
