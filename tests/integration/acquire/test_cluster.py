@@ -59,6 +59,8 @@ def _pixels(path: Path) -> np.ndarray[Any, Any]:
 
 
 def test_a_missing_scheduler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from terraseg.core import parallel
+
     monkeypatch.setattr(parallel, "_CONNECT_TIMEOUT", "1s")
     with pytest.raises(ConfigError, match="tcp://127.0.0.1:9"):
         list(parallel.run_tasks(str, [1, 2], workers=1, scheduler="tcp://127.0.0.1:9"))
