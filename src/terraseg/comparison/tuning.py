@@ -19,8 +19,8 @@ def tuned(matrix: Matrix, *, tune: Callable[..., Path]) -> Matrix:
     """The matrix with the best values of each experiment's search in all of its cells, and in their identities.
 
     A search trains with the smallest fraction and the first seed, so that it sees no more train labels than a cell
-    does; cells of other seeds share its values. Its folder is ``<cells>/<name>/tune/<experiment>-<hash of everything it depends on>``; a finished search is
-    not run again.
+    does; cells of other seeds share its values. Its folder is
+    ``<cells>/<name>/tune/<experiment>-<hash of everything it depends on>``; a finished search is not run again.
 
     Args:
         matrix: its `MatrixConfig.tune` has the budget; without it, the matrix is returned as it is.
