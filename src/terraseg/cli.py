@@ -11,8 +11,7 @@ from terraseg import __version__
 from terraseg.api.options import add_options, call, summary
 from terraseg.errors import ConfigError, TerrasegError
 
-# The modules named here are light to import.
-VERBS = {
+VERBS = {  # the modules named here are light to import
     "data download": "api.acquire:download",
     "data labels": "api.acquire:labels",
     "data city": "sample.steps:make_city",
@@ -79,8 +78,8 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         "--print-completion", action=_Completion, metavar="SHELL", help="print completion for bash, zsh or tcsh"
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    data = verbs.add_parser("data", help="download, labels, city, preprocess, import")
-    steps = data.add_subparsers(title="steps", required=True, metavar="STEP")
+    data_help = "download, labels, city, preprocess, import"
+    steps = verbs.add_parser("data", help=data_help).add_subparsers(title="steps", required=True, metavar="STEP")
     for verb, path in VERBS.items():
         name = verb.removeprefix("data ")
         each = (verbs if name == verb else steps).add_parser(name, help=summary(path))
@@ -112,7 +111,6 @@ def _function(path: str) -> Any:  # noqa: ANN401
 
 
 def _show(verb: str, result: Any, options: Mapping[str, Any]) -> None:  # noqa: ANN401
-    """Print what the verb returned, as tables and lines."""
     if verb == "check":
         for finding in result:
             _print(f"{finding.severity}: {finding}", style="red" if finding.severity == "error" else "yellow")
@@ -142,10 +140,9 @@ def _start_logging(*, verbose: bool) -> None:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler], force=True)
+    level = logging.INFO if verbose else logging.WARNING
+    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
     logging.getLogger("terraseg").setLevel(logging.INFO)
-    if verbose:
-        logging.getLogger().setLevel(logging.INFO)
 
 
 if __name__ == "__main__":
