@@ -154,7 +154,7 @@ def test_the_declared_bands_and_classes_pass_in_any_dialect() -> None:
     ("factory", "change", "message"),
     [
         ("PrithviModelFactory", {}, "EncoderDecoderFactory or SMPModelFactory"),
-        ("EncoderDecoderFactory", {"backbone_pretrained": True}, "`weights` says"),
+        ("EncoderDecoderFactory", {"backbone_pretrained": True}, "`weights`"),
         ("EncoderDecoderFactory", {"decoder": "Nothing"}, "can't be built.*Nothing"),
         ("EncoderDecoderFactory", {"colour": "red"}, "can't be built.*colour"),
     ],
