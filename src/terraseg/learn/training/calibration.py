@@ -118,7 +118,8 @@ def _by_truth(
 ) -> Counts:
     known = truth != IGNORE
     rows = (truth[known] == positive) * size + values[known]
-    return np.bincount(rows, weights[known], minlength=2 * size).reshape(2, size)
+    counted: Counts = np.bincount(rows, weights=weights[known], minlength=2 * size).astype(np.float64)
+    return counted.reshape(2, size)
 
 
 def fit_odds(counts: Counts) -> tuple[float, float]:

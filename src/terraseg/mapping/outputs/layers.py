@@ -81,7 +81,7 @@ def _probability(probability: Probability, threshold: float, class_id: int) -> P
 
 
 def _mask(probability: Probability, threshold: float, class_id: int) -> Pixels:
-    own = _probability(probability, threshold, class_id) >= threshold_level(threshold)  # as metrics see it
+    own = np.rint(probability / PROBABILITY_SCALE) >= threshold_level(threshold)  # as metrics see it
     # In bytes: with numpy's default integers of eight bytes this would be the slowest layer by far.
     mask: Pixels = np.multiply(own, class_id, dtype=np.uint8)
     return mask
