@@ -94,7 +94,7 @@ def choose_chips(
         pixels = np.stack(candidates)
         of_class = _probability(reference, pixels, batch_size=batch_size) >= threshold
         of_class &= _observed(pixels, reference)
-        for chip, held in zip(candidates, of_class.reshape(len(pixels), -1).any(axis=1).tolist(), strict=True):
+        for chip, held in zip(candidates, [bool(each.any()) for each in of_class], strict=True):
             (holding if held else others).append(chip)
         candidates = list(islice(chips, count))
     compared = [*holding, *others][:wanted]
