@@ -87,7 +87,7 @@ def objects() -> Bars:
     return {"match_100k_polygons_s": _bar(seconds, at_most=20)}
 
 
-def coverage(worlds: int = 8, rounds: int = 150) -> Bars:
+def coverage(worlds: int = 8, rounds: int = 100) -> Bars:
     """Share of 95 % intervals that hold the IoU of the world that their ground was taken from.
 
     Test blocks are those that `assign` chooses in scenes like the demo's, with blocks of 192 px; cells are measured on
@@ -104,7 +104,7 @@ def coverage(worlds: int = 8, rounds: int = 150) -> Bars:
         bars |= _held(found, expected, f"{count}_blocks")
     rng = np.random.default_rng(0)
     cells = [_summed(ground, 2240 // _METRES) for ground in grounds]
-    found = [_of_mask(cells[each // rounds], 12, rng=rng) for each in range(rounds * worlds)]
+    found = [_of_mask(cells[each % worlds], 12, rng=rng) for each in range(4 * rounds * worlds)]
     return bars | _held(found, expected, "measured_cells")
 
 

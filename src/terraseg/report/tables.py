@@ -41,8 +41,11 @@ def metrics_table(paths: Sequence[str | Path]) -> Table:
     """
     results, metrics = by_iou([read_metrics(path) for path in paths]), columns("results")
     title = " / ".join(dict.fromkeys(f"{result.class_name}, {result.split} split" for result in results))
-    table = Table(title=title, caption=_caption(results), caption_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("Experiment, weights", overflow="fold")
+    table = Table(
+        title=title, caption=_caption(results), caption_justify="left", box=box.SIMPLE_HEAD, collapse_padding=True,
+        pad_edge=False,
+    )  # fmt: skip
+    table.add_column("Experiment, weights", overflow="fold", min_width=10)
     for metric in metrics.values():
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for result in results:

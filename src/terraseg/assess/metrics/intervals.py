@@ -91,10 +91,11 @@ def estimate(
         return Estimate(value=value, reason="undefined without one of the units: too few of them have the class")
     if effective < LEAST_EFFECTIVE:
         return Estimate(value=value, reason=f"nearly all of the class lies in one of the {units} units of ground")
-    moved = without - value
+    moved = (without - without.mean()) * math.sqrt((units - 1) / units)
     variance = float(moved @ moved)
-    pairs = 2 * len(near) / (units * (units - 1))  # share of all pairs; the moves add up to 0, so a pair's product is
-    together = 2 * float(moved[near[:, 0]] @ moved[near[:, 1]]) + pairs * variance  # negative by chance
+    # The moves add up to 0, so without any correlation the sum of all products of pairs is -variance.
+    expected = -variance * 2 * len(near) / (units * (units - 1))
+    together = 2 * float(moved[near[:, 0]] @ moved[near[:, 1]]) - expected
     half = float(stats.t.isf((1 - CONFIDENCE) / 2, effective - 1)) * math.sqrt(variance + max(together, 0.0))
     low, high = limits
     return Estimate(value=value, low=max(value - half, low), high=min(value + half, high))

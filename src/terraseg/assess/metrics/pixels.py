@@ -270,7 +270,7 @@ METRICS = {
     "average_precision": Metric("AP", average_precision, "histograms", tables=("results",)),
     "ece": Metric("ECE", ece, "histograms", tables=("results", "places"), needs_probability=True),
     "calibration_ratio": Metric(
-        "p / area", calibration_ratio, "histograms", tables=("results",), needs_probability=True, limits=(0.0, math.inf)
+        "p/area", calibration_ratio, "histograms", tables=("results",), needs_probability=True, limits=(0.0, math.inf)
     ),
 }
 """Pixel metrics by name, in the order of the tables."""

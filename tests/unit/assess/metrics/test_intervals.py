@@ -23,7 +23,7 @@ def test_interval_of_a_mean_over_equal_units_is_that_of_student():
     tp = rng.integers(300, 700, 12)
     figure = _interval(np.stack([tp, 0 * tp, 1000 - tp, 0 * tp], axis=1), pixels.recall)
     error = stats.t.isf(0.025, 11) * (tp / 1000).std(ddof=1) / np.sqrt(12)
-    assert (figure.value - figure.low, figure.high - figure.value) == pytest.approx((error, error), rel=0.06)
+    assert (figure.value - figure.low, figure.high - figure.value) == pytest.approx((error, error), rel=0.01)
 
 
 def test_units_that_hold_most_of_the_class_count_as_few():
