@@ -83,14 +83,9 @@ def estimate(
     """
     if np.isnan(value):
         return Estimate(value=None, reason="undefined: nothing to divide by (no such pixels or objects)")
-    units, whole = len(without), held.sum()
-    effective = whole**2 / (held**2).sum() if whole else float(units)
-    if reason := too_few(units):
+    units, effective = len(without), effective_units(held)
+    if reason := no_interval(without, effective=effective):
         return Estimate(value=value, reason=reason)
-    if np.isnan(without).any():
-        return Estimate(value=value, reason="undefined without one of the units: too few of them have the class")
-    if effective < LEAST_EFFECTIVE:
-        return Estimate(value=value, reason=f"nearly all of the class lies in one of the {units} units of ground")
     moved = (without - without.mean()) * math.sqrt((units - 1) / units)
     variance = float(moved @ moved)
     # The moves add up to 0, so without any correlation the sum of all products of pairs is -variance.
@@ -99,6 +94,31 @@ def estimate(
     half = float(stats.t.isf((1 - CONFIDENCE) / 2, effective - 1)) * math.sqrt(variance + max(together, 0.0))
     low, high = limits
     return Estimate(value=value, low=max(value - half, low), high=min(value + half, high))
+
+
+def effective_units(held: Counts) -> float:
+    """Kish's effective number of units.
+
+    Args:
+        held: (units,) how much each unit tells about the class.
+    """
+    return float(held.sum() ** 2 / (held.astype(np.float64) ** 2).sum()) if held.any() else float(len(held))
+
+
+def no_interval(without: Values, *, effective: float) -> str:
+    """Why units give no interval; empty if they give one.
+
+    Args:
+        without: (units,) the metric without each unit, NaN if undefined.
+        effective: their effective number.
+    """
+    if reason := too_few(len(without)):
+        return reason
+    if np.isnan(without).any():
+        return "undefined without one of the units: too few of them have the class"
+    if effective < LEAST_EFFECTIVE:
+        return f"nearly all of the class lies in one of the {len(without)} units of ground"
+    return ""
 
 
 def too_few(units: int) -> str:

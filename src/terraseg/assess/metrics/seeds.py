@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from terraseg.assess.metrics.intervals import CONFIDENCE, LEAST_EFFECTIVE, too_few
+from terraseg.assess.metrics.intervals import CONFIDENCE, effective_units, no_interval
 from terraseg.assess.metrics.pixels import Counts, Formula, Values
 from terraseg.contracts.result import Estimate
 from terraseg.errors import DatasetError
@@ -112,12 +112,8 @@ def _over_seeds(counts: Counts, metric: Callable[[Counts], Values], *, paired: b
     value = float(scores.mean())
     moved = metric(total[:, np.newaxis] - counts).mean(axis=0) - value
     held = counts[..., :3].sum(axis=(0, *range(2, counts.ndim)))  # pixels of the class in map or truth
-    effective = float(held.sum() ** 2 / (held.astype(np.float64) ** 2).sum()) if held.any() else float(units)
-    reason = too_few(units)
-    if not reason and np.isnan(moved).any():
-        reason = "undefined without one of the units: too few of them have the class"
-    elif not reason and effective < LEAST_EFFECTIVE:
-        reason = f"nearly all of the class lies in one of the {units} units of ground"
+    effective = effective_units(held)
+    reason = no_interval(moved, effective=effective)
     if reason:
         return Difference(Estimate(value=value, reason=reason), None, reason)
     # The plain jackknife is too small for a ratio over unequal units, but right where what both share cancels out.
