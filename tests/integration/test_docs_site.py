@@ -58,5 +58,5 @@ def test_the_tutorial_holds_the_readmes_commands_and_the_reference_the_docstring
     assert "terratorch fit --config configs/demo_unet.yaml" in tutorial
     assert "--8&lt;--" not in tutorial
     reference = (site / "reference/index.html").read_text(encoding="utf-8")
-    for name in ("dataset.open_dataset", "assess.evaluate.evaluate", "mapping.bundle", "prepare.run", "errors"):
+    for name in ("api.prepare.preprocess", "api.assess.evaluate", "contracts.dataset.open_dataset", "errors"):
         assert f'id="terraseg.{name}"' in reference

@@ -236,7 +236,7 @@ def _number(text: str) -> float | None:
 
 
 def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("class_name", "split", "threshold", "rule", "label_rule", "split_rule", "weights", "seed", "attribution")
+    keys = ("class_name", "split", "threshold", "rule", "label_rule", "split_rule", "weights", "warnings", "attribution")
     return {
         **{name: metrics["figures"][name] for name in _METRICS},
         **{key: metrics[key] for key in keys},

@@ -137,7 +137,7 @@ def test_ctrl_c_leaves_nothing_half_written_and_the_next_run_finishes(city, tmp_
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
-    assert "run the same command again to go on" in said
+    assert "run the same command again" in said
     assert list(tmp_path.iterdir()) == []
     assert _run(*command).returncode == 0
     open_dataset(tmp_path / "set")
@@ -165,4 +165,4 @@ def test_predicting_without_a_bundle_or_with_a_broken_one(city, tmp_path):
 
 def test_scoring_where_nothing_was_predicted(tmp_path):
     done = _run("evaluate", "--predictions", tmp_path, "--ground-truth", tmp_path, "--output", tmp_path / "m")
-    _one_line(done, "no finished prediction", "src/predict.py")
+    _one_line(done, "no finished prediction", "terraseg predict")
