@@ -21,6 +21,7 @@ from terraseg.serve.store import Job, Store, read_json
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
+_FACTS = ("class_name", "split", "threshold", "rule", "label_rule", "split_rule", "weights", "attribution", "warnings")
 _METRICS = ("iou", "f1", "precision", "recall", "average_precision", "ece", "miou")
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
@@ -236,10 +237,9 @@ def _number(text: str) -> float | None:
 
 
 def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("class_name", "split", "threshold", "rule", "label_rule", "split_rule", "weights", "warnings", "attribution")
     return {
         **{name: metrics["figures"][name] for name in _METRICS},
-        **{key: metrics[key] for key in keys},
+        **{key: metrics[key] for key in _FACTS},
         "units": len(metrics["units"]),
         "pixels": metrics["pixels"],
     }

@@ -105,7 +105,7 @@ def test_the_watch_on_requests_and_the_console_sees_something(browser, report, t
 def test_which_model_to_use_stands_in_the_first_screen_and_is_a_key_away(open_report):
     page = open_report(viewport={"width": 1280, "height": 900})
     verdict = page.locator("#choice .verdict")
-    assert verdict.inner_text() .startswith("Use pretrained: it is better than from_scratch")
+    assert verdict.inner_text().startswith("Use pretrained: it is better than from_scratch")
     box = verdict.bounding_box()
     assert box["y"] + box["height"] < 900
     links = page.get_by_role("navigation").get_by_role("link")

@@ -14,8 +14,8 @@ from odc.geo.geom import Geometry
 
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import SourceScene
+from terraseg.acquire.imagery.cloud_mask import clear_views
 from terraseg.acquire.imagery.composite import access
-from terraseg.acquire.imagery.composite_block import clear_views
 
 _log = logging.getLogger(__name__)
 _SIDE = 256

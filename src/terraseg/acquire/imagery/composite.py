@@ -15,7 +15,7 @@ from rich.progress import track
 
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import SourceScene, catalogue
-from terraseg.acquire.imagery.composite_block import Access, BlockResult, BlockTask, compute_block
+from terraseg.acquire.imagery.composite_block import BlockResult, BlockTask, compute_block
 from terraseg.acquire.imagery.provenance import (
     FINGERPRINT,
     describe_observations,
@@ -23,6 +23,7 @@ from terraseg.acquire.imagery.provenance import (
     observations_path,
     scene_item,
 )
+from terraseg.acquire.imagery.read import Access
 from terraseg.contracts.scene import open_scene, scene_writer
 from terraseg.core.files import atomic_path, fingerprint, output_error
 from terraseg.core.offsets import HISTOGRAM_BINS, SHIFTED_BASELINE, OffsetCheck, check_offsets, dark_values

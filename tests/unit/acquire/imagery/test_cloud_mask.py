@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from terraseg.acquire.imagery.bright_roofs import roofs_called_cloud
+from terraseg.acquire.imagery.cloud_mask import roofs_called_cloud
 from terraseg.sample.city.imagery import draw_sky
 
 
