@@ -15,10 +15,8 @@ lint: .venv/installed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-# Two processes: one that has run every test has crashed with a segmentation fault when it started another program.
 unit: .venv/installed
-	$(BIN)/pytest tests/unit --ignore tests/unit/learn
-	$(BIN)/pytest tests/unit/learn
+	$(BIN)/pytest tests/unit
 
 # Two test files in parallel, one thread each: most of them wait for their own processes. Unit tests fork, and xdist's
 # workers do not always survive a fork.

@@ -2,6 +2,7 @@
 
 import threading
 from abc import abstractmethod
+from functools import cache
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -17,6 +18,17 @@ from terraseg.errors import ConfigError
 from terraseg.mapping.runtimes.pytorch import BundlePredictor, Precision
 
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@cache
+def openvino_core() -> openvino.Core:
+    """The one OpenVINO of the process.
+
+    Its CPU plugin gives the thread a stack for signals (OpenVINO 2026.4). Two plugins that end in the order of their
+    start leave one that is no longer mapped, and the next signal, such as that of a child's end, kills the process.
+    Here one plugin starts, and it stays.
+    """
+    return openvino.Core()
 
 
 def filled(inputs: npt.NDArray[np.float32], size: int) -> npt.NDArray[np.float32]:
@@ -121,7 +133,7 @@ class OpenVinoPredictor(ExportedPredictor):
             "ENABLE_CPU_PINNING": False,  # a pinned thread waits while another program uses its core
         }
         try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            self._compiled = openvino_core().compile_model(model, "CPU", settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             raise ConfigError(f"OpenVINO can't run {model.name} ({reason})", fix="--runtime torch") from error

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
-import openvino
 import torch
 from pydantic import BaseModel, ValidationError
 from rich import box
@@ -22,6 +21,7 @@ from terraseg.contracts.bundle import Bundle
 from terraseg.core.files import sha256_of_file
 from terraseg.core.settings import Strict
 from terraseg.errors import CheckpointError
+from terraseg.mapping.runtimes.onnx_openvino import openvino_core
 
 FORMAT = 3
 """Version of parity.json; files of other versions raise an error."""
@@ -129,7 +129,7 @@ def this_machine() -> dict[str, str]:
 
     Virtual machines report one name, such as "AMD EPYC", for processors with different instructions.
     """
-    processor = str(openvino.Core().get_property("CPU", "FULL_DEVICE_NAME"))
+    processor = str(openvino_core().get_property("CPU", "FULL_DEVICE_NAME"))
     instructions = " ".join(sorted(name for name, there in torch.cpu.get_capabilities().items() if there is True))
     versions = {name: version(name) for name in ("torch", "onnxruntime", "openvino")}
     return {"processor": processor, "instructions": instructions, **versions}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import openvino
 import pytest
 import rasterio
 import torch
@@ -399,7 +398,7 @@ def test_impossible_combinations_raise_an_error(bundle: NetBundle) -> None:
 
 
 def test_a_missing_precision_is_not_replaced_silently(bundle: NetBundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    if "FP16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if "FP16" in exported.openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         pytest.skip("needs a processor without a precision that OpenVINO knows")
     monkeypatch.setitem(exported._HINTS, "bfloat16", "f16")
     with pytest.raises(ConfigError, match="on this processor, not in f16"):
