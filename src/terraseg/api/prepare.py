@@ -1,5 +1,6 @@
 """Making datasets: `preprocess` scenes and footprints, or `import_folders` of images and masks."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from terraseg.api.config import DATA_CONFIG, load_data_config
@@ -51,18 +52,21 @@ def preprocess(
 
 def import_folders(
     *,
-    images: StrPath,
-    masks: StrPath | None = None,
+    images: StrPath | Sequence[StrPath],
+    masks: StrPath | Sequence[StrPath] | None = None,
+    split_files: Sequence[StrPath] | None = None,
     output: StrPath = "data/processed",
     options: FolderOptions = FolderOptions(),  # noqa: B008 -- it can't be changed
 ) -> "ChipDataset":
     """Make a dataset of your own images and masks.
 
-    Folders ``train``, ``val`` and ``test`` are kept as splits, and audited. Other images are split by location.
+    Folders ``train``, ``val`` and ``test``, three folders, or split files are kept as splits, and audited. Other images
+    are split by location.
 
     Args:
-        images: folder of GeoTIFFs, or of the folders train, val and test.
-        masks: folder of their masks; by default each split has the folders input and ground_truth.
+        images: folder of GeoTIFFs, or of the folders train, val and test; or three folders, in this order.
+        masks: folder or folders of their masks; by default each split has the folders input and ground_truth.
+        split_files: three text files with the names of the images of train, val and test, one in a line.
         output: folder of the dataset; replaced as a whole, and only if it is a dataset or empty.
         options: how to read and split the files.
 
@@ -70,6 +74,8 @@ def import_folders(
         The dataset.
 
     Raises:
+        ConfigError: another number of folders or split files.
+        DatasetError: files without a partner, or a name in a split file without a file.
         SceneError: images that can't be read, differ in bands, or have no place on earth.
         LabelError: masks that can't be read, or hold unknown classes.
         SplitError: too few images for the splits, or the audit found a leak.
@@ -77,4 +83,4 @@ def import_folders(
     """
     from terraseg.prepare.import_folders import import_folders as make
 
-    return make(images=images, masks=masks, output=output, options=options)
+    return make(images=images, masks=masks, split_files=split_files, output=output, options=options)

@@ -28,36 +28,45 @@ from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
 from terraseg.prepare.config import FolderOptions, SplitRule
 from terraseg.prepare.import_chips import Chip, PlacedChip, cut, footprints_of, write_chips
-from terraseg.prepare.import_files import Header, Pair, find_pairs, metres_of, read_header
+from terraseg.prepare.import_files import Header, Pair, metres_of, read_header
+from terraseg.prepare.import_pairs import pairs_of
 from terraseg.prepare.split_blocks import Rect, assign, neighbours
 
 _log = logging.getLogger(__name__)
 
 
 def import_folders(
-    *, images: str | Path, masks: str | Path | None, output: str | Path, options: FolderOptions
+    *,
+    images: str | Path | Sequence[str | Path],
+    masks: str | Path | Sequence[str | Path] | None,
+    split_files: Sequence[str | Path] | None = None,
+    output: str | Path,
+    options: FolderOptions,
 ) -> ChipDataset:
     """Make a dataset from images and masks.
 
-    If there are folders ``train``, ``val`` and ``test``, they set the splits, which are then audited. Other images are
-    split by location: all chips of a block go to one split, and chips within the gap of another split are left out.
+    Folders ``train``, ``val`` and ``test``, three folders of any name, or split files set the splits, which are then
+    audited. Other images are split by location: all chips of a block go to one split, and chips within the gap of
+    another split are left out.
     Files that already have the dataset's format are linked, others are converted.
 
     Args:
-        images: folder of GeoTIFFs, or of the folders ``train``, ``val``, ``test``.
-        masks: folder of the masks, organised in the same way; None if each split has the folders ``input`` and
-            ``ground_truth``.
+        images: folder of GeoTIFFs, or of the folders ``train``, ``val``, ``test``; or three folders, in this order.
+        masks: folder or folders of the masks, organised in the same way; None if each split has the folders ``input``
+            and ``ground_truth``.
+        split_files: text files with the names of the images of train, val and test, one in a line.
         output: folder of the dataset. It must be new, empty or a dataset; a dataset is replaced as a whole.
         options: see `FolderOptions`.
 
     Raises:
-        DatasetError: an image without a mask, or a mask without an image.
+        ConfigError: another number of folders or split files.
+        DatasetError: an image without a mask, a mask without an image, or an unknown name in a split file.
         SceneError: bands, unit, type, size or location are unknown or differ between images.
         LabelError: masks differ from their images in size or location, or have unknown ids.
         SplitError: the splits of the folders overlap, or the area is too small for three splits.
     """
-    images, output = Path(images), Path(output)
-    pairs = find_pairs(images, None if masks is None else Path(masks), options)
+    output = Path(output)
+    pairs = pairs_of(_paths(images), _paths(masks), _paths(split_files), options)
     fingerprint = _fingerprint(pairs, options)
     refuse_foreign(output)
     if (output / "dataset.yaml").is_file():
@@ -122,6 +131,10 @@ def import_folders(
     for name, counts in written.counts.items():
         _log.info("%s: %d chips, %d px of a class", name, counts["chips"], counts["class"])
     return open_dataset(output)
+
+
+def _paths(given: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    return [Path(each) for each in ([given] if isinstance(given, str | Path) else given or ())]
 
 
 def _tile_size(pairs: Sequence[Pair], headers: Sequence[Header], options: FolderOptions) -> int:

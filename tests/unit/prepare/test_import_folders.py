@@ -1,6 +1,7 @@
 """Import of images and masks: the dataset that it makes, and the errors that it raises."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -332,3 +333,33 @@ def test_files_of_any_geotiff_suffix_are_imported(tmp_path):
         path = root / split / "input" / f"{split}0.tif"
         path.rename(path.with_suffix(suffix))
     assert len(_imported(root, tmp_path / "set", **_SAID).tiles) == 6
+
+
+def test_three_folders_of_any_name_and_split_files_set_the_same_splits(tmp_path):
+    root = _benchmark(tmp_path / "given")
+    folders = [root / split for split in SPLITS]
+    options = FolderOptions(**_SAID)
+    of_folders = import_folders(
+        images=[folder / "input" for folder in folders], masks=[folder / "ground_truth" for folder in folders],
+        output=tmp_path / "folders", options=options,
+    )  # fmt: skip
+    for folder in folders:
+        names = [path.name for path in (folder / "input").iterdir()]
+        (tmp_path / f"{folder.name}.txt").write_text("\n".join([*names, ""]))
+        for kind in ("input", "ground_truth"):
+            shutil.copytree(folder / kind, tmp_path / "all" / kind, dirs_exist_ok=True)
+    files = [tmp_path / f"{split}.txt" for split in SPLITS]
+    both = {"images": tmp_path / "all/input", "masks": tmp_path / "all/ground_truth", "options": options}
+    of_files = import_folders(**both, split_files=files, output=tmp_path / "files")
+    expected = {f"{split}{index}": split for split in SPLITS for index in range(2)}
+    for dataset in (of_folders, of_files):
+        assert dict(zip(dataset.tiles["tile"], dataset.tiles["split"], strict=True)) == expected
+
+    files[1].write_text("val0.tif\ntrain1\n")
+    with pytest.raises(DatasetError, match=r"train1\.tif is in the split files of train and val"):
+        import_folders(**both, split_files=files, output=tmp_path / "leak")
+    files[1].write_text("val0.tif\nval\n")  # the stock datamodule takes every name that contains this one
+    with pytest.raises(DatasetError, match=r"names 1 images that are not there: val;"):
+        import_folders(**both, split_files=files, output=tmp_path / "part")
+    with pytest.raises(ConfigError, match="2 folders of images and 0 of masks"):
+        import_folders(images=folders[:2], masks=None, output=tmp_path / "two", options=options)
