@@ -9,10 +9,10 @@ import geopandas as gpd
 import pyogrio
 import shapely
 from odc.geo.geobox import GeoBox
-from pyogrio.errors import DataLayerError, DataSourceError
+from pyogrio.errors import DataSourceError
 from pyproj import Transformer
 
-from terraseg.core.polygons import POLYGONAL, layers_of, polygons_in_collections
+from terraseg.core.polygons import POLYGONAL, open_layer, polygons_in_collections
 from terraseg.errors import AOIError
 
 GSD = 10
@@ -44,25 +44,20 @@ class AOI:
 
 
 def read_aoi(path: str | Path) -> AOI:
-    """Read a GeoJSON or any vector file of one layer. The AOI is the union of its features.
+    """Read a GeoJSON or any vector file. The AOI is the union of the features of a layer.
+
+    Args:
+        path: ``FILE`` or ``FILE:LAYER``.
 
     Raises:
-        AOIError: the file is missing or unreadable or has several layers; its geometry is not polygonal, invalid, not
-            in degrees, over the antimeridian, at a pole, or too wide for one UTM zone.
+        AOIError: the file or layer is missing or unreadable, or no layer of several is named; its geometry is not
+            polygonal, invalid, not in degrees, over the antimeridian, at a pole, or too wide for one UTM zone.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AOIError(f"no area of interest at {path}", fix="correct --aoi")
+    layer = open_layer(path, error=AOIError, option="--aoi")
+    path = layer.path
     try:
-        layers = layers_of(path)
-        if len(layers) > 1:
-            raise AOIError(
-                f"{path} has {len(layers)} layers ({', '.join(layers)})",
-                expected="a file of one layer",
-                fix="write one of them to its own file, such as with QGIS's Save Features As",
-            )
-        frame = pyogrio.read_dataframe(path, layer=layers[0] if layers else None, columns=[])
-    except (DataSourceError, DataLayerError, shapely.errors.ShapelyError) as error:
+        frame = pyogrio.read_dataframe(path, layer=layer.name, columns=[])
+    except (DataSourceError, shapely.errors.ShapelyError) as error:
         raise AOIError(f"{path} can't be read as a vector file ({error})", expected="GeoJSON or GeoPackage") from error
     if not len(frame):
         raise AOIError(f"{path} has no feature", expected="at least one polygon")

@@ -37,7 +37,7 @@ def evaluate(
         index_baseline: score the best single-index threshold instead, tuned on train.
         bundle: score a model on the dataset's chips instead of on maps of scenes.
         experiment: only this one of the experiments in ``predictions``.
-        ground_truth: dataset, mask or polygons.
+        ground_truth: dataset, mask or polygons (FILE or FILE:LAYER).
         split: split of a dataset.
         footprints: footprints of the dataset, for object metrics.
         dataset: what the model was trained on, if ``ground_truth`` is a mask or polygons; its ground is not scored.

@@ -24,7 +24,7 @@ class SplitRule(Strict):
         seed: for the assignment and the folds.
         folds: number of folds for a cross-validation over the blocks of train and val; kind ``blocks`` only. The
             datamodule's ``fold`` selects one for a training. The test split stays the same.
-        path: file of polygons with a CRS (GeoPackage, GeoJSON, GeoParquet); kind ``polygons`` only.
+        path: file of polygons with a CRS (GeoPackage, GeoJSON, GeoParquet), or ``FILE:LAYER``; kind ``polygons`` only.
         column: column of this file with the split, or with the city if ``assign`` is set.
         assign: names in ``column`` for each split, as in ``{train: [Algiers, Oran], val: [Blida], test: [Setif]}``.
     """

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from affine import Affine
-from rasterio.enums import ColorInterp, MaskFlags
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.core.files import GEOTIFF, files_in
+from terraseg.core.masks import bands_without_alpha, has_mask, read_masked
 from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.prepare.config import FolderOptions
 
@@ -113,9 +113,9 @@ def read_header(pair: Pair, options: FolderOptions) -> Header:
     """
     try:
         with rasterio.open(pair.image) as image, rasterio.open(pair.mask) as mask:
-            if mask.shape != image.shape or len(_indexes(mask)) != 1:
+            if mask.shape != image.shape or len(bands_without_alpha(mask)) != 1:
                 raise LabelError(
-                    f"{pair.mask} has {len(_indexes(mask))} bands of {mask.height} x {mask.width} px",
+                    f"{pair.mask} has {len(bands_without_alpha(mask))} bands of {mask.height} x {mask.width} px",
                     expected=f"one band of {image.height} x {image.width} px, as {pair.image.name}",
                 )
             if image.crs and mask.crs and not (mask.crs == image.crs and _same_grid(image, mask)):
@@ -139,7 +139,7 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
     Raises:
         SceneError: bands, unit or type are unknown or not supported.
     """
-    indexes, masked = _indexes(image), _has_mask(image)
+    indexes, masked = bands_without_alpha(image), has_mask(image)
     names = _band_names(path, [image.descriptions[index - 1] for index in indexes], options.bands)
     unit = _unit(path, image.tags().get("UNIT"), options.unit)
     dtype = _dtype(path, image.dtypes, unit)
@@ -221,7 +221,7 @@ def mask_is_sound(pair: Pair, options: FolderOptions) -> bool:
     if options.class_values or options.label_nodata != IGNORE:
         return False
     with rasterio.open(pair.mask) as source:
-        return source.dtypes == ("int8",) and source.nodata in (None, IGNORE) and not _has_mask(source)
+        return source.dtypes == ("int8",) and source.nodata in (None, IGNORE) and not has_mask(source)
 
 
 def metres_of(path: Path, header: Header) -> float:
@@ -294,31 +294,12 @@ def _check_extremes(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[n
 
 
 def _read(path: Path, *, nodata: bool = True) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """Pixels (bands, rows, columns) without alpha, and where GDAL masks them: by a mask, alpha or ``nodata``."""
+    """As in `read_masked`."""
     try:
         with rasterio.open(path) as source:
-            indexes = _indexes(source)
-            pixels = source.read(indexes)
-            masked = np.zeros(pixels.shape, dtype=bool)
-            if nodata or _has_mask(source):
-                masked |= source.read_masks(indexes) == 0
-            for alpha in set(source.indexes) - set(indexes):  # GDAL takes it as a mask for some types only
-                masked |= source.read(alpha) == 0
+            return read_masked(source, nodata=nodata)
     except rasterio.errors.RasterioError as error:
         raise SceneError(f"{path} can't be read ({error})", fix="replace the file") from error
-    return pixels, masked
-
-
-def _indexes(source: rasterio.DatasetReader) -> list[int]:
-    """Numbers of the bands that are not alpha."""
-    kinds = zip(source.indexes, source.colorinterp, strict=True)
-    return [index for index, kind in kinds if kind != ColorInterp.alpha]
-
-
-def _has_mask(source: rasterio.DatasetReader) -> bool:
-    """Whether there is a mask band in the file or in a .msk next to it, or an alpha band."""
-    flags = [flag for of_band in source.mask_flag_enums for flag in of_band]
-    return MaskFlags.per_dataset in flags or ColorInterp.alpha in source.colorinterp
 
 
 def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOptions) -> list[Pair]:

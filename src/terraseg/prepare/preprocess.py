@@ -27,6 +27,7 @@ from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.parallel import processors
+from terraseg.core.polygons import split_layer
 from terraseg.core.processing import check_same_processing, processing_of
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
@@ -323,7 +324,7 @@ def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Pa
     digest = hashlib.sha256(config.model_dump_json(exclude=later).encode())
     files = footprint_files(labels)
     files += [Path(config.completeness.path)] if config.completeness else []
-    files += [Path(config.split.path)] if config.split.path else []
+    files += [split_layer(config.split.path)[0]] if config.split.path else []
     for file in [*(scene.path for scene in scenes), *files]:
         digest.update(f"{file.name} {sha256_of_file(file) if file.is_file() else 'missing'}".encode())
     return digest.hexdigest()

@@ -1,13 +1,12 @@
 """Splits by polygons from a file: one area per split, or several cities per split."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import geopandas as gpd
-import pyogrio.errors
 import shapely
 
 from terraseg.contracts.dataset import SPLITS, Split
+from terraseg.core.polygons import read_polygons
 from terraseg.errors import SplitError
 from terraseg.prepare.config import SplitRule
 
@@ -47,10 +46,10 @@ def read_regions(rule: SplitRule, *, crs: str, gap_m: float) -> list[Region]:
         SplitError: the file, its CRS or its column is missing, a name has no split, a name of the rule is not in the
             file, or polygons of two splits overlap.
     """
-    table = _read(Path(str(rule.path)), str(rule.column))
+    table = _read(str(rule.path), str(rule.column))
     names = table[rule.column].astype(str)
     split_of = _split_of(rule, set(names))
-    shapes = table.geometry.to_crs(crs).make_valid()
+    shapes = table.geometry.to_crs(crs).make_valid()  # a polygon may cross itself after it is projected
     ground = {name: shapely.union_all(shapes[names == name].to_numpy()) for name in sorted(set(names))}
     whole = {split: shapely.union_all([ground[name] for name in ground if split_of[name] == split]) for split in SPLITS}
     regions = []
@@ -65,15 +64,8 @@ def read_regions(rule: SplitRule, *, crs: str, gap_m: float) -> list[Region]:
     return regions
 
 
-def _read(path: Path, column: str) -> gpd.GeoDataFrame:
-    if not path.is_file():
-        raise SplitError(f"no polygons at {path}", fix="correct prepare.split.path")
-    try:
-        table = gpd.read_parquet(path) if path.suffix.lower() == ".parquet" else gpd.read_file(path)
-    except (pyogrio.errors.DataSourceError, OSError, ValueError) as error:
-        raise SplitError(f"{path} can't be read as polygons ({error})", fix="correct prepare.split.path") from error
-    if table.crs is None:
-        raise SplitError(f"{path} has no CRS", expected="polygons with a CRS", fix="write the CRS into the file")
+def _read(path: str, column: str) -> gpd.GeoDataFrame:
+    table = read_polygons(path, error=SplitError, option="prepare.split.path")
     if column not in table.columns or table[column].isna().any():
         raise SplitError(
             f"{path} has no column {column}, or some of its values are empty",

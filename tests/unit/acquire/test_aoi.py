@@ -99,7 +99,7 @@ def test_an_aoi_without_a_grid_is_a_one_line_error(tmp_path: Path, geometry: sha
 
 
 def test_a_file_without_features_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(AOIError, match="no area of interest"):
+    with pytest.raises(AOIError, match="no file at"):
         read_aoi(tmp_path / "missing.geojson")
     broken = tmp_path / "broken.geojson"
     nowhere = '{"type": "Polygon", "coordinates": [[[NaN, 1], [2, 1], [2, 2], [NaN, 1]]]}'
@@ -144,3 +144,4 @@ def test_the_styles_of_qgis_are_no_layer_and_two_layers_are_an_error(tmp_path: P
     pyogrio.write_dataframe(gpd.GeoDataFrame({"a": [1]}, geometry=[box], crs=4326), path, layer="other", append=True)
     with pytest.raises(AOIError, match=r"2 layers \(aoi, other\)"):
         read_aoi(path)
+    assert (read_aoi(f"{path}:aoi").name, read_aoi(f"{path}:aoi").geometry) == ("aoi", box)

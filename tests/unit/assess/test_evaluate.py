@@ -6,6 +6,7 @@ import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio.features
+from rasterio.enums import ColorInterp
 from rich.console import Console
 from shapely.geometry import Polygon, box, shape
 from sklearn.metrics import jaccard_score
@@ -330,6 +331,68 @@ def test_footprints_with_a_dataset_count_objects_on_the_known_ground_of_the_spli
         _evaluate(place, tmp_path, **given, choose_threshold=True)
     with pytest.raises(LabelError, match="needs a dataset"):
         _evaluate(place, tmp_path, **given, ground_truth=product.mask)
+
+
+def _squares(place, ground, crs=None):
+    with rasterio.open(place / "predictions" / "strong" / "scene" / "probability.tif") as source:
+        shapes = rasterio.features.shapes(ground, ground == 1, transform=source.transform)
+        frame = gpd.GeoDataFrame(geometry=[shape(part) for part, _ in shapes], crs=source.crs)
+    return frame.to_crs(crs) if crs else frame
+
+
+def test_a_layer_of_the_truth_is_named_and_the_first_one_is_not_taken(place, ground, tmp_path):
+    squares, path = _squares(place, ground), tmp_path / "two.gpkg"
+    gpd.GeoDataFrame(geometry=[box(*squares.total_bounds)], crs=squares.crs).to_file(path, layer="aoi")
+    squares.to_file(path, layer="buildings")
+    for given in ({"ground_truth": path}, {"footprints": path}, {"by": path}):
+        with pytest.raises(LabelError, match=r"aoi, buildings.*--" + next(iter(given)).replace("_", "-")):
+            _evaluate(place, tmp_path, **given)
+    shutil.copytree(place / "predictions" / "strong", tmp_path / "predictions")
+    squares.to_parquet(tmp_path / "predictions" / "scene" / "building.parquet")
+    squares.to_file(tmp_path / "one.gpkg")
+    named, alone = (
+        _evaluate(place, tmp_path, predictions=tmp_path / "predictions", ground_truth=tmp_path / name)
+        for name in ("two.gpkg:buildings", "one.gpkg")
+    )
+    assert named["figures"] == alone["figures"]
+
+
+def test_truth_elsewhere_is_one_message(place, ground, tmp_path):
+    far = _squares(place, ground)
+    far.geometry = far.translate(xoff=90_000)
+    far.to_file(tmp_path / "far.geojson")
+    with pytest.raises(LabelError, match=r"far\.geojson lies outside the known ground of the test split") as caught:
+        _evaluate(place, tmp_path, footprints=tmp_path / "far.geojson")
+    assert "--footprints" in caught.value.fix
+    with pytest.raises(SceneError, match="share no valid pixel"):
+        _evaluate(place, tmp_path, ground_truth=tmp_path / "far.geojson")
+
+
+@pytest.mark.parametrize("kind", ["internal", "msk", "alpha"])
+def test_masked_truth_is_unknown_like_nodata(place, ground, tmp_path, kind):
+    strip = np.ones(SIZE, np.uint8) * 255
+    strip[:, 200:] = 0
+    with rasterio.open(place / "predictions" / "strong" / "scene" / "probability.tif") as source:
+        how = {"driver": "GTiff", "dtype": "uint8", "crs": source.crs, "transform": source.transform}
+    size = {"height": SIZE[0], "width": SIZE[1]}
+    with rasterio.open(tmp_path / "nodata.tif", "w", count=1, nodata=255, **size, **how) as target:
+        target.write(np.where(strip, ground, 255).astype(np.uint8), 1)
+    bands = 2 if kind == "alpha" else 1
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=kind == "internal"),
+        rasterio.open(tmp_path / "masked.tif", "w", count=bands, **size, **how) as target,
+    ):
+        if kind == "alpha":
+            target.colorinterp = [ColorInterp.gray, ColorInterp.alpha]
+            target.write(strip, 2)
+        else:
+            target.write_mask(strip)
+        target.write(ground.astype(np.uint8), 1)
+    assert (tmp_path / "masked.tif.msk").exists() == (kind == "msk")
+    masked, nodata = (_evaluate(place, tmp_path, ground_truth=tmp_path / name) for name in ("masked.tif", "nodata.tif"))
+    assert masked["pixels"] == nodata["pixels"]
+    assert masked["pixels"]["ignored"] == 256 * 56
+    assert masked["figures"] == nodata["figures"]
 
 
 def test_the_screen_says_what_ten_metres_can_see_and_counts_by_block(place, ground, tmp_path, capsys):

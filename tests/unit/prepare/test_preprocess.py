@@ -352,7 +352,7 @@ def test_polygons_that_cannot_be_used_are_refused(city, tmp_path, boxes, rule, m
 
 def test_missing_and_invalid_polygon_files_raise_an_error(city, tmp_path):
     (tmp_path / "text.geojson").write_text("no polygons")
-    for name, message in (("lost.gpkg", "no polygons at"), ("text.geojson", "can't be read as polygons")):
+    for name, message in (("lost.gpkg", "no file at"), ("text.geojson", "can't be read as a vector file")):
         split = SplitRule(kind="polygons", path=str(tmp_path / name), column="place")
         config = CONFIG.model_copy(update={"split": split})
         with pytest.raises(SplitError, match=message):

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyogrio
 import shapely
-from pyogrio.errors import DataLayerError, DataSourceError, FeatureError
+from pyogrio.errors import DataSourceError, FeatureError
 
 from terraseg.acquire.config import (
     ExtractSource,
@@ -23,7 +23,7 @@ from terraseg.acquire.footprints.cleaning import clean_footprints
 from terraseg.acquire.footprints.geoparquet import PROVIDERS, read_geoparquet
 from terraseg.acquire.footprints.overpass import fetch_osm
 from terraseg.contracts.footprints import DENSE, FootprintSource, write_footprints
-from terraseg.core.polygons import layers_of
+from terraseg.core.polygons import Layer, open_layer
 from terraseg.errors import LabelError
 
 _log = logging.getLogger(__name__)
@@ -103,8 +103,8 @@ def _about_osm(date: str) -> dict[str, str]:
 
 def _read_osm(path: Path, area: shapely.Geometry, tags: _Tags) -> gpd.GeoDataFrame:
     """Polygons with one of the tags from .osm.pbf or .osm. Ids look like ``way/1`` and ``relation/1``."""
-    fields, crs, _ = _describe(path, _OSM_LAYER)
-    available = set(fields)
+    layer = _open(path, _OSM_LAYER)
+    available = set(layer.fields)
     if unknown := [key for key in tags if key not in available]:
         raise LabelError(
             f"labels.tags has the key {', '.join(unknown)}, which GDAL does not read for polygons",
@@ -113,8 +113,8 @@ def _read_osm(path: Path, area: shapely.Geometry, tags: _Tags) -> gpd.GeoDataFra
     columns = ["osm_id", "osm_way_id", *tags, "other_tags"]
     where = " OR ".join(_condition(*tag) for tag in tags.items())
     # MAX_TMPFILE_SIZE, in MB: a larger scratch database of the driver goes to disk.
-    options = {"layer": _OSM_LAYER, "columns": columns, "where": where, "MAX_TMPFILE_SIZE": _OSM_SCRATCH_MB}
-    frame = _read(path, area, crs, **options)
+    options = {"columns": columns, "where": where, "MAX_TMPFILE_SIZE": _OSM_SCRATCH_MB}
+    frame = _read(layer, area, **options)
     relation = frame.pop("osm_id")
     way = frame.pop("osm_way_id")
     frame["id"] = ("relation/" + relation).where(relation.notna(), "way/" + way).astype("string")
@@ -129,13 +129,14 @@ def _condition(key: str, values: Literal[True] | tuple[str, ...]) -> str:
 
 
 def _read_vector(source: VectorSource, area: shapely.Geometry) -> gpd.GeoDataFrame:
-    available, crs, layer = _describe(source.path, source.layer)
+    layer = _open(source.path, source.layer)
+    available = layer.fields
     if source.id_column and source.id_column not in available:
         raise LabelError(f"{source.path} has no column {source.id_column}", expected="one of " + ", ".join(available))
     wanted = [name for name in (source.id_column, "building") if name and name in available]
     # Through Arrow, and as objects: pandas would make floats of whole numbers with a gap, exact up to 2^53 only.
     exact = {"use_arrow": True, "arrow_to_pandas_kwargs": {"integer_object_nulls": True}}
-    frame = _read(source.path, area, crs, layer=layer, columns=wanted, where=source.where, **exact)
+    frame = _read(layer, area, columns=wanted, where=source.where, **exact)
     frame["id"] = _exact(frame[source.id_column], source) if source.id_column else None
     return frame
 
@@ -160,35 +161,24 @@ def _without_blanks(ids: "pd.Series[Any]") -> "pd.Series[Any]":
     return texts.mask(texts.str.strip() == "")
 
 
-def _describe(path: Path, layer: str | None) -> tuple[list[str], str, str | None]:
-    """Columns, CRS and name of a layer, by default the only one."""
-    if not path.is_file():
-        raise LabelError(f"no file at {path}", fix="correct labels.source.path")
-    try:
-        layers = layers_of(path)
-        if layer is None and len(layers) > 1:
-            raise LabelError(
-                f"{path} has {len(layers)} layers ({', '.join(layers)})", fix="set labels.source.layer to one of them"
-            )
-        layer = layer or (layers[0] if layers else None)
-        found = pyogrio.read_info(path, layer=layer)
-    except (DataSourceError, DataLayerError) as error:
-        raise LabelError(f"{path} can't be read as a vector file ({error})") from error
-    if found["crs"] is None:
-        raise LabelError(f"{path} has no CRS", fix="assign it with `ogr2ogr -a_srs`")
-    return [str(name) for name in found["fields"]], str(found["crs"]), layer
+def _open(path: Path, layer: str | None) -> Layer:
+    opened = open_layer(path, error=LabelError, option="labels.source.path", layer=layer)
+    if opened.crs is None:
+        raise LabelError(f"{opened.path} has no CRS", fix="assign it with `ogr2ogr -a_srs`")
+    return opened
 
 
-def _read(path: Path, area: shapely.Geometry, crs: str, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401
-    """Features that intersect the area, in EPSG:4326; ``crs`` is that of the file, ``options`` are for pyogrio.
+def _read(layer: Layer, area: shapely.Geometry, **options: Any) -> gpd.GeoDataFrame:  # noqa: ANN401
+    """Features that intersect the area, in EPSG:4326; ``options`` are for pyogrio.
 
     The geometry is None if its rings are broken, as an extract has them where it cuts ways; the cleaning counts those.
     """
-    box = gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(crs).total_bounds
+    box = tuple(gpd.GeoSeries([shapely.segmentize(area, DENSE)], crs=4326).to_crs(layer.crs).total_bounds)
     try:
-        frame = pyogrio.read_dataframe(path, bbox=tuple(box), on_invalid="ignore", **options).to_crs(4326)
-    except (DataSourceError, DataLayerError, FeatureError, OSError, ValueError) as error:
-        raise LabelError(f"{path} can't be read ({error})") from error
+        frame = pyogrio.read_dataframe(layer.path, layer=layer.name, bbox=box, on_invalid="ignore", **options)
+        frame = frame.to_crs(4326)
+    except (DataSourceError, FeatureError, OSError, ValueError) as error:
+        raise LabelError(f"{layer.path} can't be read ({error})") from error
     shapely.prepare(area)
     broken = frame.geometry.isna()  # features without geometry are not in the box
     return frame[broken | shapely.intersects(area, frame.geometry.to_numpy())].reset_index(drop=True)

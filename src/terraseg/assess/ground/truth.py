@@ -14,7 +14,6 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import pyogrio
 import rasterio
 import rasterio.features
 import shapely
@@ -37,8 +36,9 @@ from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
 from terraseg.contracts.subsets import ground_pixels, ground_units
+from terraseg.core.masks import bands_without_alpha, read_masked
 from terraseg.core.parallel import read_ahead
-from terraseg.core.polygons import POLYGONAL, polygons_in_collections
+from terraseg.core.polygons import read_polygons, sound_polygons, split_layer
 from terraseg.errors import DatasetError, LabelError, SceneError
 
 DEFAULT_CELL = 224
@@ -92,7 +92,8 @@ def open_truth(
     """Open ground truth.
 
     Args:
-        path: a dataset (its root, the folder of a split, or its masks), a mask GeoTIFF, or polygons.
+        path: a dataset (its root, the folder of a split, or its masks), a mask GeoTIFF, or polygons, as ``FILE`` or
+            ``FILE:LAYER``.
         split: the chips of a dataset to score.
         cell: side of a cell in pixels; the chip size by default. If given, cells do not grow to independent units.
         class_name: the class to score; by default class 1 of a dataset, or the class of the polygons.
@@ -110,7 +111,7 @@ def open_truth(
                     f"{path} is the {part[0]} split", expected=f"the {split} split", fix="correct --split or the path"
                 )
             return chip_truth(open_dataset(root), split=split, cell=cell, class_name=class_name)
-    if not path.exists():
+    if not split_layer(path)[0].exists():
         raise LabelError(f"no ground truth at {path}", fix="correct the path in --ground-truth")
     if path.suffix.lower() in {".tif", ".tiff"}:
         return RasterTruth(
@@ -121,7 +122,7 @@ def open_truth(
             cell=cell or DEFAULT_CELL,
             cell_given=cell is not None,
         )
-    return _polygon_truth(path, cell=cell, class_name=class_name)
+    return _polygon_truth(path, cell=cell, class_name=class_name, option="--ground-truth")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,7 +268,7 @@ def chips(dataset: ChipDataset, *, split: Split, scene: str) -> Iterator[Chip]:
 
 @dataclass(frozen=True, kw_only=True)
 class RasterTruth(Truth):
-    """A mask GeoTIFF of class ids. Its nodata value, negative values and all pixels outside are ignored.
+    """A mask GeoTIFF of class ids. Nodata, masked pixels, negative values and all pixels outside are ignored.
 
     ``training`` is ground that is ignored too.
     """
@@ -278,9 +279,10 @@ class RasterTruth(Truth):
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:
         """Every pixel of the products, once; pixels outside the mask are ignored."""
         with _opened_mask(self.path) as mask:
-            if mask.crs is None or mask.count != 1:
+            bands = len(bands_without_alpha(mask))
+            if mask.crs is None or bands != 1:
                 raise LabelError(
-                    f"{self.path} has " + ("no CRS" if mask.crs is None else f"{mask.count} bands"),
+                    f"{self.path} has " + ("no CRS" if mask.crs is None else f"{bands} bands"),
                     expected="the CRS of the prediction" if mask.crs is None else "one band of class ids",
                     fix="give a mask of one band with a CRS as --ground-truth",
                 )
@@ -340,32 +342,25 @@ class PolygonTruth(Truth):
                 yield from _whole(source, product.root.name, read)
 
 
-def _polygon_truth(path: Path, *, cell: int | None, class_name: str | None) -> PolygonTruth:
+def _polygon_truth(path: Path, *, cell: int | None, class_name: str | None, option: str) -> PolygonTruth:
     if path.is_dir() or path.suffix.lower() == ".parquet":
         frame, sources = find_footprints(path)
         attribution: str | None = " · ".join(dict.fromkeys(source.attribution for source in sources))
         extent, found = known_extent(sources), sources[0].class_name
         within = "the requested extent of the footprints"
+        frame = sound_polygons(frame, where=str(path))
+        if frame.empty:
+            raise LabelError(f"{path} has no polygons", fix=f"give footprints with {option}")
     else:
-        try:
-            frame = gpd.read_file(path)
-        except pyogrio.errors.DataSourceError as error:
-            raise LabelError(
-                f"{path} can't be read as vector data ({error})", fix="give a vector file, or footprints from terraseg"
-            ) from error
-        attribution, found = None, path.stem
-        extent, within = None, "the bounding box of the polygons"
-    frame = frame.set_geometry(
-        gpd.GeoSeries(polygons_in_collections(frame.geometry.to_numpy()), frame.index, frame.crs)
-    )
-    frame = frame[frame.geom_type.isin(POLYGONAL)]
-    if frame.empty or frame.crs is None:
-        raise LabelError(f"{path} has no polygons with a CRS", fix="give polygons with a CRS as --ground-truth")
-    # GEOS can't intersect a ring that crosses itself; a repair may leave lines, which are dropped.
-    sound = shapely.make_valid(frame.geometry.to_numpy(), method="structure", keep_collapsed=False)
+        frame = read_polygons(path, error=LabelError, option=option, columns=[])
+        file, layer = split_layer(path)
+        attribution, found = None, layer or file.stem
+        extent, within = shapely.box(*frame.total_bounds), "the bounding box of the polygons"
+    if broken := frame.attrs["left_out"]:
+        within += f", {broken} broken ones left out"
     return PolygonTruth(
-        polygons=gpd.GeoSeries(sound, crs=frame.crs),
-        extent=shapely.box(*frame.total_bounds) if extent is None else extent,
+        polygons=frame.geometry,
+        extent=extent,
         cell=cell or DEFAULT_CELL,
         cell_given=cell is not None,
         class_name=class_name or found,
@@ -402,7 +397,7 @@ def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
     Raises:
         LabelError: no such footprints.
     """
-    polygons = _polygon_truth(path, cell=truth.cell, class_name=truth.class_name)
+    polygons = _polygon_truth(path, cell=truth.cell, class_name=truth.class_name, option="--footprints")
     known = []
     for scene in truth.scenes:
         for chip in chips(truth.dataset, split=truth.split, scene=scene):
@@ -411,6 +406,12 @@ def footprints_in(truth: ChipTruth, path: Path) -> PolygonTruth:
             shapes = [shapely.geometry.shape(part) for part, _ in parts]
             known.append(gpd.GeoSeries(shapes, crs=chip.crs).to_crs(polygons.polygons.crs))
     extent = polygons.extent.intersection(pd.concat(known).union_all())
+    if not extent.area:
+        raise LabelError(
+            f"{path} lies outside the known ground of the {truth.split} split of {truth.dataset.root}",
+            expected="footprints of the ground of the dataset",
+            fix="correct --footprints",
+        )
     return replace(polygons, extent=extent, ground=truth)
 
 
@@ -475,7 +476,9 @@ def _read_mask(mask: rasterio.DatasetReader, corner: tuple[int, int], window: Wi
     if inside is None:
         return np.full(shape, IGNORE, dtype=np.int8)
     part, place = inside
-    known = _as_labels(mask.read(1, window=part), nodata=mask.nodata)
+    (values,), (masked,) = read_masked(mask, nodata=False, window=part)
+    known = _as_labels(values, nodata=mask.nodata)
+    known[masked] = IGNORE
     if known.shape == shape:
         return known
     labels: Labels = np.full(shape, IGNORE, dtype=np.int8)

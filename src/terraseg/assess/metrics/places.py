@@ -8,7 +8,6 @@ from typing import TypeAlias
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pyogrio
 import rasterio
 import shapely
 
@@ -17,7 +16,7 @@ from terraseg.assess.ground.units import Units
 from terraseg.assess.metrics.intervals import Part
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate
-from terraseg.core.polygons import POLYGONAL, polygons_in_collections
+from terraseg.core.polygons import read_polygons
 from terraseg.errors import LabelError
 
 Members: TypeAlias = dict[str, list[int]]
@@ -39,7 +38,7 @@ def by_polygons(cells: Sequence[str], *, products: Sequence[Product], cell: int,
         cells: their names, see `by_block`.
         products: predictions of the scenes of the cells.
         cell: side of a cell in pixels.
-        path: any vector file.
+        path: any vector file, ``FILE`` or ``FILE:LAYER``.
         field: attribute with the group's name; polygons with the same name form one group.
 
     Raises:
@@ -90,16 +89,7 @@ def group_metrics(
 
 
 def _read(path: Path, field: str) -> gpd.GeoDataFrame:
-    try:
-        places = gpd.read_file(path)
-    except pyogrio.errors.DataSourceError as error:
-        raise LabelError(
-            f"{path} can't be read as vector data ({error})", fix="name a vector file with --by"
-        ) from error
-    places = places.set_geometry(gpd.GeoSeries(polygons_in_collections(places.geometry.to_numpy()), crs=places.crs))
-    places = places[places.geom_type.isin(POLYGONAL)]
-    if places.empty or places.crs is None:
-        raise LabelError(f"{path} has no polygons with a CRS", fix="name a file of polygons with a CRS with --by")
+    places = read_polygons(path, error=LabelError, option="--by")
     if field not in places.columns:
         fields = ", ".join(str(column) for column in places.columns if column != places.geometry.name)
         raise LabelError(f"{path} has no field {field!r}, only {fields}", fix="name one of its fields with --by-field")
