@@ -24,6 +24,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.io import DatasetWriter
 
+from terraseg.contracts.values import DN_FROM, FOREIGN_NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.core.files import GEOTIFF, files_in, write_json
 from terraseg.core.raster import cog_writer
@@ -38,10 +39,6 @@ ATTRIBUTION = "terraseg:attribution"
 _PREVIEW = 256
 """Side in pixels of the preview that is read when the values are not as declared."""
 
-_DN_FROM = 2
-"""Values with a median from here on are DN, not reflectance."""
-
-_FOREIGN_NODATA = -9999
 _ROUNDING = 1e-6
 """Largest rounding error of a grid, in pixels."""
 
@@ -137,7 +134,7 @@ def open_scene(path: str | Path) -> Scene:
     geobox = _geobox(path, crs, transform, shape)
     if dtypes != {"uint16"} or nodata != NODATA:
         raise SceneError(
-            f"{path} has type {', '.join(sorted(dtypes))} and nodata {nodata}, {_describe_values(path)}",
+            f"{path} has type {', '.join(sorted(dtypes))} and nodata {nodata}, {describe_values(path)}",
             expected=f"uint16 DN x {REFLECTANCE_SCALE} = reflectance, with nodata {NODATA}",
             fix=_conversion(path, dtypes, nodata),
         )
@@ -149,7 +146,7 @@ def open_scene(path: str | Path) -> Scene:
         )
     if tags.get("UNIT") != UNIT:
         raise SceneError(
-            f"{path} has unit {tags.get('UNIT', 'undeclared')}, {_describe_values(path)}",
+            f"{path} has unit {tags.get('UNIT', 'undeclared')}, {describe_values(path)}",
             expected=f"the tag UNIT={UNIT} (reflectance = DN x {REFLECTANCE_SCALE}, baseline offset removed)",
             fix=f"download it with terraseg, or convert the values and add it with rio edit-info --tag UNIT={UNIT}",
         )
@@ -184,6 +181,15 @@ def _geobox(path: Path, crs: CRS | None, transform: Affine, shape: tuple[int, in
     return geobox
 
 
+def scene_grid(crs: CRS | None, transform: Affine, shape: tuple[int, int]) -> GeoBox | None:
+    """The pixel grid of a raster if a scene may have it (north up, in metres, true to scale), else None."""
+    rounded = _without_rounding(transform)
+    if crs is None or not crs.is_projected or rounded is None:
+        return None
+    geobox = GeoBox(shape, rounded, str(crs))
+    return geobox if is_true_to_scale(geobox) else None
+
+
 def _without_rounding(transform: Affine) -> Affine | None:
     """The transform without rounding errors, so that equal grids are equal; None if it is not north up and square."""
     side = abs(transform.a)
@@ -204,12 +210,12 @@ def _conversion(path: Path, dtypes: set[str], nodata: float | None) -> str:
     look = _preview(path)
     seen = np.zeros(1) if look is None else look[np.isfinite(look)]
     values, known = "(read 1)", f"(!= (read 1) {nodata or 0:.17g})"
-    marked = look is not None and (seen.size < look.size or seen.min(initial=0) <= _FOREIGN_NODATA)
+    marked = look is not None and (seen.size < look.size or seen.min(initial=0) <= FOREIGN_NODATA)
     if (nodata is None and marked) or math.isnan(nodata or 0):
-        known = f"(> (read 1) {_FOREIGN_NODATA})"
+        known = f"(> (read 1) {FOREIGN_NODATA})"
     if any(dtype.startswith("float") for dtype in dtypes):
         bright = seen[seen > 0]
-        scale = 10_000 if bright.size and np.median(bright) < _DN_FROM else 1
+        scale = 10_000 if bright.size and np.median(bright) < DN_FROM else 1
         values = f"(+ 0.5 (* {scale} (read 1)))"
     return (
         f'convert it with rio calc "(where {known} (clip {values} 1 65535) 0)" IN OUT --dtype uint16 --not-masked '
@@ -250,8 +256,8 @@ def _band_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
     return bands
 
 
-def _describe_values(path: Path) -> str:
-    """What a raster's values look like, from a preview, for an error message."""
+def describe_values(path: str | Path) -> str:
+    """What the values of a raster's first band look like, from a preview, for an error message."""
     values = _preview(path)
     if values is None:
         return "and its values can't be read"
@@ -259,11 +265,11 @@ def _describe_values(path: Path) -> str:
     if known.size == 0:
         return "and no value above 0"
     middle = float(np.median(known))
-    kind = "reflectance from 0 to 1" if middle < _DN_FROM else "8 bit" if known.max() < 256 else "DN x 1e-4"
+    kind = "reflectance from 0 to 1" if middle < DN_FROM else "8 bit" if known.max() < 256 else "DN x 1e-4"
     return f"and values around {middle:.3g}, like {kind}"
 
 
-def _preview(path: Path) -> npt.NDArray[np.float64] | None:
+def _preview(path: str | Path) -> npt.NDArray[np.float64] | None:
     try:
         with rasterio.open(path) as source:
             shape = min(source.height, _PREVIEW), min(source.width, _PREVIEW)

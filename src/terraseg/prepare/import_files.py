@@ -13,28 +13,21 @@ from affine import Affine
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
 from terraseg.contracts.scene import NODATA
+from terraseg.contracts.values import check_extremes, check_unit
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.core.files import GEOTIFF, files_in
 from terraseg.core.masks import bands_without_alpha, has_mask, read_masked
 from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.prepare.config import FolderOptions
 
-_FOREIGN_NODATA = -9999
 METRES_OF_DEGREE = 111_320.0
 """Length of a degree of latitude, about."""
 
-_PERCENT = 100
 _APART = 0.1
 """Largest offset between a mask and its image, in pixels."""
 
 _SQUARE = 0.05
 """Largest relative difference between the sides of a pixel, and between the cosine of its corners and 0."""
-
-_DN_FROM = 2
-"""Values with a median from here on are not reflectance of 0 to 1: clouds and glint reach about 1.5."""
-
-_PREVIEW, _FEWEST = 64, 16
-"""Side of the part of an image that is compared with its unit, and the fewest values that tell something."""
 
 _NAMED = 5
 """Most file names or ids in an error message."""
@@ -169,8 +162,8 @@ def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:
     """
     pixels, missing = _read(pair.image)
     missing |= (pixels == header.nodata) | ~np.isfinite(pixels)
-    _check_unit(pair.image, pixels, missing, header)
-    _check_extremes(pair.image, pixels, missing, header)
+    check_unit(pair.image, pixels, missing, scale=header.scale)
+    check_extremes(pair.image, pixels, missing, scale=header.scale, dtype=header.dtype, nodata=header.nodata)
     if pixels.dtype != header.dtype:
         limits = np.iinfo(header.dtype)
         scaled = np.round(np.where(missing, 0, pixels) * header.scale)
@@ -249,48 +242,6 @@ def metres_of(path: Path, header: Header) -> float:
             fix=fix,
         )
     return height * METRES_OF_DEGREE
-
-
-def _check_unit(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], header: Header) -> None:
-    """Check that the values are as large as the unit says."""
-    step = max(1, max(header.shape) // _PREVIEW)
-    part = np.s_[:, ::step, ::step]
-    known = pixels[part][~missing[part] & (pixels[part] > 0)]
-    if known.size < _FEWEST:
-        return
-    middle, is_reflectance = float(np.median(known)), header.scale != 1
-    if is_reflectance == (middle < _DN_FROM):
-        return
-    other = UNIT if is_reflectance else "reflectance"
-    declared = "reflectance (0 to 1)" if is_reflectance else f"{UNIT} (DN)"
-    convertible = middle > _PERCENT if is_reflectance else pixels.dtype.kind == "f"
-    raise SceneError(
-        f"{path} has values around {middle:.3g}, but its unit is {declared}",
-        expected="values from 0 to 1" if is_reflectance else "values from 0 to 10000",
-        fix=f"add --unit {other}; if the file has the tag UNIT, correct it with rio edit-info --tag UNIT={other}"
-        if convertible
-        else f"convert the values to {UNIT}: DN = reflectance x 10000",
-    )
-
-
-def _check_extremes(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[np.bool_], header: Header) -> None:
-    """Check for values that are not observations: -9999, the extremes of the type, and what would be clipped."""
-    limits = np.iinfo(header.dtype)
-    wrong = ((pixels >= limits.max / header.scale) | (pixels == _FOREIGN_NODATA)) & ~missing
-    if limits.min < 0:
-        wrong |= (pixels <= limits.min / header.scale) & ~missing
-    if not wrong.any():
-        return
-    values = [f"{value:.17g}" for value in np.unique(pixels[wrong]).tolist()]
-    shown = ", ".join(values[:_NAMED]) + ", ..." * (len(values) > _NAMED)
-    raise SceneError(
-        f"{path} has the value {shown}, but "
-        + ("declares no such nodata" if math.isnan(header.nodata) else f"its nodata is {header.nodata:g}"),
-        expected=f"reflectance below {limits.max * REFLECTANCE_SCALE:g}",
-        fix=f"if this value means nodata, add --nodata={values[0]}"
-        if len(values) == 1
-        else "set these pixels to one value in the files, and add --nodata=VALUE",
-    )
 
 
 def _read(path: Path, *, nodata: bool = True) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
