@@ -13,6 +13,10 @@ SCL_CLASSES = range(12)
 """Sen2Cor's scene classification, SCL (ESA, Sentinel-2 Products Specification): 0 nodata to 11 snow."""
 
 
+NOT_STATED = "not stated"
+"""Date or licence of footprints whose owner does not state it."""
+
+
 class CatalogueConfig(Strict):
     """The catalogue to search for scenes.
 
@@ -159,10 +163,13 @@ class VectorSource(Strict):
     """Any vector file that GDAL reads.
 
     Attributes:
-        layer: required if the file has several layers.
+        path: ``FILE`` or ``FILE:LAYER``.
+        layer: the same as in ``FILE:LAYER``; required if the file has several layers.
+        coverage: polygons of the ground where the file is complete, ``FILE`` or ``FILE:LAYER``. Outside it nothing is
+            known, so that pixels there are not background. By default the whole AOI.
         where: SQL condition on the columns, such as ``fclass = 'residential'``.
         id_column: column with object ids, to find objects that are listed twice.
-        provider: who made the data.
+        provider: who made the data; by default the credit line.
         extract_date: day of the data.
         licence: SPDX name.
         attribution: credit line for every product.
@@ -171,12 +178,13 @@ class VectorSource(Strict):
     kind: Literal["vector"]
     path: Path
     layer: str | None = None
+    coverage: Path | None = None
     where: str | None = None
     id_column: str | None = None
-    provider: str
-    extract_date: dt.date
-    licence: str
-    attribution: str
+    provider: str | None = None
+    extract_date: dt.date | None = None
+    licence: str = NOT_STATED
+    attribution: str = Field(min_length=1)
 
 
 class GeoParquetSource(Strict):
@@ -238,6 +246,12 @@ class CompletenessConfig(Strict):
     reference: Annotated[VectorSource | GeoParquetSource | BuiltUpRaster, Field(discriminator="kind")]
     cell: int = Field(640, ge=10, multiple_of=10)
     reach: float = Field(20.0, ge=0)
+
+    @model_validator(mode="after")
+    def _reference_is_everywhere(self) -> Self:
+        if isinstance(self.reference, VectorSource) and self.reference.coverage is not None:
+            raise ValueError("a reference has no coverage: remove the key, and choose an AOI within it")
+        return self
 
 
 class LabelsConfig(Strict):

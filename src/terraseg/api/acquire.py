@@ -1,14 +1,21 @@
 """Getting data: `download` scenes and `labels`."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated, Any
 
-from terraseg.acquire.config import AcquireConfig, LabelsConfig
+from pydantic import ValidationError
+
+from terraseg.acquire.config import AcquireConfig, LabelsConfig, VectorSource
 from terraseg.api.config import DATA_CONFIG, load_data_config
-from terraseg.api.options import StrPath
+from terraseg.api.options import Option, StrPath
+from terraseg.core.settings import faults_of
 from terraseg.errors import ConfigError
 
 _log = logging.getLogger(__name__)
+
+_OWN = "your own footprints"
 
 
 def download(
@@ -59,21 +66,35 @@ def download(
 
 
 def labels(
-    *, aoi: StrPath, output: StrPath = "data/osm_buildings", config: StrPath | LabelsConfig = DATA_CONFIG
+    *,
+    aoi: StrPath | None = None,
+    output: StrPath = "data/osm_buildings",
+    config: StrPath | LabelsConfig = DATA_CONFIG,
+    input: Annotated[StrPath | None, Option(_OWN, metavar="FILE[:LAYER]")] = None,  # noqa: A002 -- the option's name
+    coverage: Annotated[StrPath | None, Option(_OWN, metavar="FILE[:LAYER]")] = None,
+    attribution: Annotated[str | None, Option(_OWN)] = None,
+    licence: Annotated[str | None, Option(_OWN)] = None,
+    extract_date: Annotated[str | None, Option(_OWN, metavar="DATE")] = None,
 ) -> Path:
     """Get footprints for an area of interest, cleaned, from OpenStreetMap or files.
 
     Args:
-        aoi: polygon file of the area of interest.
+        aoi: polygon file of the area of interest; by default the coverage.
         output: folder of the footprints; they are called ``<aoi>.parquet``.
         config: data config; its section ``labels`` is read.
+        input: your own vector file of footprints, instead of the config's source.
+        coverage: polygons of the ground where the footprints of ``input`` are complete; outside it pixels are unknown,
+            not background. By default they are complete in the whole ``aoi``.
+        attribution: credit line of ``input``, for every product; required with it.
+        licence: of ``input``, SPDX name.
+        extract_date: day of the data of ``input``, YYYY-MM-DD.
 
     Returns:
         The file of the footprints; their completeness, if configured, lies in a folder beside it.
 
     Raises:
         AOIError: the area can't be read, or is not a polygon.
-        ConfigError: the config can't be read.
+        ConfigError: the config can't be read, or options are missing or do not go together.
         LabelError: a source has no footprint here, or can't be read.
         CatalogueError: the Overpass server does not answer.
         OutputError: the disk is full or the folder can't be written.
@@ -83,7 +104,21 @@ def labels(
     from terraseg.acquire.footprints.sources import write_labels
 
     settings = config if isinstance(config, LabelsConfig) else load_data_config(config).labels
-    area = read_aoi(Path(aoi))
+    own = {"coverage": coverage, "attribution": attribution, "licence": licence, "extract_date": extract_date}
+    given = {key: value for key, value in own.items() if value is not None}
+    if input is not None:
+        settings = settings.model_copy(update={"source": _own_file(input, given)})
+    elif given:
+        names = ", ".join(f"--{key.replace('_', '-')}" for key in given)
+        raise ConfigError(f"{names} without --input", fix="name your file of footprints with --input")
+    around = aoi or getattr(settings.source, "coverage", None)
+    if around is None:
+        raise ConfigError(
+            "no area of interest",
+            expected="the ground where footprints are known",
+            fix="add --aoi, or --coverage with --input",
+        )
+    area = read_aoi(Path(around))
     path = Path(output) / f"{area.name}.parquet"
     footprints = write_labels(path, area=area.geometry, config=settings)
     if settings.completeness is not None:
@@ -94,3 +129,15 @@ def labels(
             config=settings.completeness,
         )
     return path
+
+
+def _own_file(path: StrPath, about: Mapping[str, Any]) -> VectorSource:
+    if "attribution" not in about:
+        raise ConfigError(
+            f"--input {path} needs a credit line, which every product carries",
+            fix='add --attribution, such as --attribution "© City of Nantes"',
+        )
+    try:
+        return VectorSource(kind="vector", path=Path(path), **about)
+    except ValidationError as error:
+        raise ConfigError(faults_of(error), fix="correct these options") from error

@@ -28,7 +28,7 @@ def audit_splits(
         tiles: tiles.parquet in a metric CRS.
         pixels: for each split the number of ``chips``, and of pixels of the ``class``, ``background`` and ``ignored``;
             each pixel counts once.
-        ground: pixels of all scenes.
+        ground: pixels that were dealt to the splits.
         gap_m: least distance required between splits, in metres.
         gsd: pixel size in metres.
         zones: CRSs of the images; distances are measured in them, see `separation`.
@@ -138,6 +138,6 @@ def _check_content(split: str, counts: Mapping[str, int]) -> None:
             raise SplitError(
                 f"the split {split} has {counts['chips']} chips without a pixel of {kind}",
                 expected="class and background in each split",
-                fix="check that the labels lie in the scene; choose another split seed, smaller blocks (block_chips, "
-                "tile_size) or a larger area",
+                fix="use smaller chips (tile_size) or blocks (block_chips), more labelled ground, or, with the split "
+                "kind blocks, another seed",
             )

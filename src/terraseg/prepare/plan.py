@@ -1,6 +1,7 @@
 """Plan of a scene: blocks, their splits, and the positions of their chips. It reads no pixels."""
 
 import logging
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,19 +37,28 @@ class PlannedBlock:
 
 
 def plan_scene(
-    scene: Scene, footprints: npt.NDArray[np.object_], *, config: PrepareConfig, gap: int
+    scene: Scene,
+    footprints: npt.NDArray[np.object_],
+    *,
+    config: PrepareConfig,
+    gap: int,
+    labelled: shapely.Geometry | None = None,
 ) -> list[PlannedBlock]:
     """The blocks of a scene that have chips, for the configured kind of split.
 
     Args:
         footprints: in the scene's CRS; splits are stratified by their density.
         gap: pixels between splits.
+        labelled: the ground that has labels, in the scene's CRS; by default the whole scene. Splits share out this
+            ground only, except those by polygons.
 
     Raises:
         SplitError: the area is too small, or the polygons can't be used.
     """
-    kind = config.split.kind
-    planned = _by_polygons(scene, config, gap) if kind == "polygons" else _by_rule(scene, footprints, config, gap)
+    if config.split.kind == "polygons":
+        planned = _by_polygons(scene, config, gap)
+    else:
+        planned = _by_rule(scene, footprints, config, gap, labelled)
     for block in planned:
         if not block.origins:
             _log.info("block %s (%s) has no chip: the gaps leave too little ground", block.name, block.split)
@@ -62,12 +72,35 @@ def ground_of(scene: Scene, rect: Rect) -> shapely.Geometry:
     return shapely.box(left, bottom, right, top)
 
 
-def _by_rule(scene: Scene, footprints: npt.NDArray[np.object_], config: PrepareConfig, gap: int) -> list[PlannedBlock]:
-    shape = (int(scene.geobox.shape[0]), int(scene.geobox.shape[1]))
-    blocks = make_blocks(shape, tile_size=config.tile_size, rule=config.split)
-    near = neighbours(blocks, gap=gap)
+def labelled_rect(scene: Scene, labelled: shapely.Geometry | None) -> Rect:
+    """The pixels around the ground that has labels, see `plan_scene`."""
+    rows, columns = scene.geobox.shape
+    rect = Rect(0, 0, int(rows), int(columns)) if labelled is None else _pixels_of(scene, labelled)
+    return rect or Rect(0, 0, 0, 0)
+
+
+def _by_rule(
+    scene: Scene,
+    footprints: npt.NDArray[np.object_],
+    config: PrepareConfig,
+    gap: int,
+    labelled: shapely.Geometry | None,
+) -> list[PlannedBlock]:
+    rect, rule = labelled_rect(scene, labelled), config.split
+    cuts = None if labelled is None or rule.kind == "blocks" else _cuts(scene, rect, labelled, config)
+    parts = make_blocks((rect.height, rect.width), tile_size=config.tile_size, rule=rule, cuts=cuts)
+    blocks = [part.moved(rect.top, rect.left) for part in parts]
     frames = np.array([ground_of(scene, block) for block in blocks])
-    splits = assign(blocks, _density(frames, footprints), rule=config.split, gap=gap, near=near)
+    ground = frames if labelled is None else shapely.intersection(frames, labelled)
+    held = shapely.area(ground) > 0
+    blocks, frames, ground = (
+        [block for block, some in zip(blocks, held, strict=True) if some],
+        frames[held],
+        ground[held],
+    )
+    near = neighbours(blocks, gap=gap)
+    share = shapely.area(ground) / shapely.area(frames)
+    splits = assign(blocks, _density(ground, footprints), rule=rule, gap=gap, near=near, labelled=share)
     planned = []
     for index, (block, split) in enumerate(zip(blocks, splits, strict=True)):
         zones = keep_out(index, blocks, splits, gap=gap, near=near)
@@ -95,15 +128,32 @@ def _by_polygons(scene: Scene, config: PrepareConfig, gap: int) -> list[PlannedB
     return planned
 
 
+def _cuts(scene: Scene, rect: Rect, labelled: shapely.Geometry, config: PrepareConfig) -> tuple[int, int]:
+    """Where the strips of val and test start, so that each strip has its share of the labelled ground."""
+    rule, across = config.split, config.split.kind == "columns"
+
+    def before(cut: int) -> float:
+        right, bottom = (rect.left + cut, rect.bottom) if across else (rect.right, rect.top + cut)
+        part = ground_of(scene, Rect(rect.top, rect.left, bottom, right))
+        return float(shapely.clip_by_rect(labelled, *part.bounds).area)
+
+    side = rect.width if across else rect.height
+    whole = before(side)
+    first, second = (
+        bisect_left(range(side), share * whole, key=before) for share in (rule.train, rule.train + rule.val)
+    )
+    return first, second
+
+
 def _stride(config: PrepareConfig, split: Split) -> int:
     return config.train_stride if split == "train" and config.train_stride else config.tile_size
 
 
-def _density(frames: npt.NDArray[np.object_], footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
-    """Covered share of each block, for the stratification; overlaps count twice, which has no effect there."""
-    index, shape = shapely.STRtree(footprints).query(frames)
-    areas = shapely.area(shapely.intersection(frames[index], footprints[shape]))
-    return np.asarray(np.bincount(index, weights=areas, minlength=len(frames)) / shapely.area(frames))
+def _density(ground: npt.NDArray[np.object_], footprints: npt.NDArray[np.object_]) -> npt.NDArray[np.float64]:
+    """Covered share of each ground, for the stratification; overlaps count twice, which has no effect there."""
+    index, shape = shapely.STRtree(footprints).query(ground)
+    areas = shapely.area(shapely.intersection(ground[index], footprints[shape]))
+    return np.asarray(np.bincount(index, weights=areas, minlength=len(ground)) / shapely.area(ground))
 
 
 def _pixels_of(scene: Scene, area: shapely.Geometry) -> Rect | None:

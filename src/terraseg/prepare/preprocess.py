@@ -10,7 +10,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ import shapely
 from rich.progress import track
 
 from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
-from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files, known_extent
+from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
 from terraseg.contracts.scene import NODATA, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import UNIT, band_indices
@@ -29,28 +28,15 @@ from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.parallel import processors
 from terraseg.core.polygons import split_layer
 from terraseg.core.processing import check_same_processing, processing_of
-from terraseg.errors import LabelError, SceneError, SplitError
+from terraseg.errors import SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cut_block
 from terraseg.prepare.config import PrepareConfig
-from terraseg.prepare.labels.shift import LabelShift, measure_shift
-from terraseg.prepare.plan import ground_of, plan_scene
+from terraseg.prepare.labels.of_scene import SceneLabels, labelled_ground, labels_of
+from terraseg.prepare.labels.shift import LabelShift
+from terraseg.prepare.plan import ground_of, labelled_rect, plan_scene
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """Footprints, the area in which they are known, and the completeness cells, in the CRS of one scene.
-
-    ``shift`` is the offset between footprints and imagery, if it was measured.
-    """
-
-    shapes: np.ndarray
-    extent: shapely.Geometry
-    cells: np.ndarray
-    shares: np.ndarray
-    shift: LabelShift | None
 
 
 def preprocess(
@@ -94,12 +80,18 @@ def preprocess(
     }
     tables: list[gpd.GeoDataFrame] = []
     shifts: dict[str, LabelShift] = {}
+    labelled: dict[str, dict[str, float]] = {}
+    ground = 0
     with atomic_folder(output) as folder:
         for place in places:
             scene = place[0]
-            labels_here = _labels_of(scene, labels, sources, config)
+            labels_here = labels_of(scene, labels, sources, config)
             if labels_here.shift:
                 shifts[scene.name] = labels_here.shift
+            if labels_here.labelled is not None:
+                labelled[scene.name] = labelled_ground(scene, labels_here.labelled)
+            dealt = labelled_rect(scene, None if config.split.kind == "polygons" else labels_here.labelled)
+            ground += dealt.height * dealt.width
             results = _cut_place(place, labels_here, folder=folder, config=config, indices=indices, gap=gap)
             rows = []
             for result in results:
@@ -114,7 +106,7 @@ def preprocess(
         audit = audit_splits(
             tiles,
             pixels=counts,
-            ground=sum(place[0].geobox.shape[0] * place[0].geobox.shape[1] for place in places),
+            ground=ground,
             gap_m=gap * found[0].gsd,
             gsd=found[0].gsd,
             zones=zones,
@@ -124,6 +116,8 @@ def preprocess(
                 tiles, folds=config.split.folds, seed=config.split.seed, gap_m=gap * found[0].gsd, gsd=found[0].gsd,
                 zones=zones,
             )  # fmt: skip
+        if labelled:
+            audit["labelled_ground"] = labelled
         if shifts:
             audit["label_shift"] = {
                 name: {**shift.as_record(), "applied": config.label_shift == "apply"} for name, shift in shifts.items()
@@ -167,7 +161,7 @@ def preprocess(
 
 def _cut_place(
     place: tuple[Scene, ...],
-    labels: _Labels,
+    labels: SceneLabels,
     *,
     folder: Path,
     config: PrepareConfig,
@@ -179,7 +173,7 @@ def _cut_place(
     tree, cell_tree = shapely.STRtree(labels.shapes), shapely.STRtree(labels.cells)
     formats = chip_formats(place, indices, tile_size=config.tile_size)
     jobs = []
-    for block in plan_scene(scene, labels.shapes, config=config, gap=gap):
+    for block in plan_scene(scene, labels.shapes, config=config, gap=gap, labelled=labels.labelled):
         frame = ground_of(scene, block.rect)
         cells = cell_tree.query(frame)
         jobs.append(
@@ -218,73 +212,6 @@ def _in_order(
             yield futures.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _labels_of(
-    scene: Scene,
-    labels: str | Path | Sequence[str | Path],
-    sources: Sequence[FootprintSource],
-    config: PrepareConfig,
-) -> _Labels:
-    """Labels of one scene. Reads the files again, so that memory never holds a second copy."""
-    crs = str(scene.geobox.crs)
-    frame = shapely.box(*scene.geobox.extent.boundingbox.bbox)
-    extent = gpd.GeoSeries([known_extent(sources)], crs=4326).to_crs(crs).iloc[0]
-    if not extent.intersects(frame):
-        raise LabelError(
-            f"the area of the labels does not touch the scene {scene.name}",
-            fix="download scene and labels with the same --aoi",
-        )
-    shapes = find_footprints(labels)[0].geometry.to_crs(crs)
-    inside = shapes[shapes.intersects(frame)]
-    if inside.empty:
-        raise LabelError(
-            f"none of the {len(shapes)} footprints lies in the scene {scene.name}",
-            expected=f"at least one {sources[0].class_name}",
-            fix="download scene and labels with the same --aoi",
-        )
-    cells, shares = np.empty(0, dtype=object), np.empty(0)
-    if config.completeness:
-        table = _completeness(Path(config.completeness.path)).to_crs(crs)
-        cells, shares = table.geometry.to_numpy(), table["covered_share"].to_numpy()
-        if not shapely.intersects(cells, frame).any():
-            raise LabelError(
-                f"no cell of {config.completeness.path} lies in the scene {scene.name}",
-                expected="completeness cells of this area",
-                fix="use the file that `data labels` wrote for this area",
-            )
-    polygons, shift = inside.to_numpy(copy=True), None
-    broken = ~shapely.is_valid(polygons)  # only these are copied: a copy of all would be the peak of memory
-    polygons[broken] = shapely.make_valid(polygons[broken])
-    if config.label_shift:
-        shift = measure_shift(scene, polygons)
-        _log.info(
-            "%s: footprints lie %.2f px to the right of the imagery and %.2f px below it%s",
-            scene.name, shift.columns, shift.rows, "" if shift.clear else " (not a clear result)",
-        )  # fmt: skip
-        if config.label_shift == "apply":
-            moved = shift.undone(np.append(polygons, extent), gsd=scene.gsd)
-            polygons, extent = moved[:-1], moved[-1]
-    return _Labels(polygons, extent, cells, shares, shift)
-
-
-def _completeness(path: Path) -> gpd.GeoDataFrame:
-    """Read the completeness cells that `data labels` wrote.
-
-    Raises:
-        LabelError: the file is missing or is not a table of cells.
-    """
-    if not path.is_file():
-        raise LabelError(f"no completeness table at {path}", fix="make it with `data labels`, or remove the key")
-    try:
-        table = gpd.read_parquet(path, columns=["covered_share", "geometry"])
-    except (ValueError, OSError) as error:
-        raise LabelError(
-            f"{path} can't be read as a completeness table ({error})",
-            expected="GeoParquet of cells with the column covered_share",
-            fix="make it with `data labels`, or remove the key",
-        ) from error
-    return table
 
 
 def _frame_dates(places: Sequence[tuple[Scene, ...]]) -> dict[str, tuple[str, ...]]:

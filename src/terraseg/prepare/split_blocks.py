@@ -56,19 +56,22 @@ class Rect:
         )
 
 
-def make_blocks(shape: tuple[int, int], *, tile_size: int, rule: SplitRule) -> list[Rect]:
-    """Divide a scene into blocks that cover it without overlap. The last block of a row or column takes the remainder.
+def make_blocks(
+    shape: tuple[int, int], *, tile_size: int, rule: SplitRule, cuts: tuple[int, int] | None = None
+) -> list[Rect]:
+    """Divide ground into blocks that cover it without overlap. The last block of a row or column takes the remainder.
 
     Args:
-        shape: (rows, columns) of the scene.
+        shape: (rows, columns) of the ground.
         tile_size: side of a chip, in pixels; no block is smaller.
+        cuts: pixels at which the strips of val and test start; by default where the shares of the side say.
 
     Raises:
-        SplitError: the scene is smaller than a chip.
+        SplitError: the ground is smaller than a chip.
     """
     if min(shape) < tile_size:
         raise SplitError(
-            f"the scene has {shape[0]} x {shape[1]} px",
+            f"the labelled ground has {shape[0]} x {shape[1]} px",
             expected=f"room for at least one chip of {tile_size} px",
             fix="choose a smaller --tile-size or a larger area",
         )
@@ -76,8 +79,9 @@ def make_blocks(shape: tuple[int, int], *, tile_size: int, rule: SplitRule) -> l
         rows, columns = (_even_edges(side, rule.block_chips * tile_size) for side in shape)
     else:
         axis = 1 if rule.kind == "columns" else 0
-        cuts = [round(shape[axis] * share) for share in (0, rule.train, rule.train + rule.val, 1)]
-        rows, columns = ([0, shape[0]], cuts) if axis else (cuts, [0, shape[1]])
+        inner = cuts or [round(shape[axis] * share) for share in (rule.train, rule.train + rule.val)]
+        edges = [0, *inner, shape[axis]]
+        rows, columns = ([0, shape[0]], edges) if axis else (edges, [0, shape[1]])
     return [Rect(top, left, bottom, right) for top, bottom in pairwise(rows) for left, right in pairwise(columns)]
 
 
@@ -99,6 +103,7 @@ def assign(
     rule: SplitRule,
     gap: int,
     near: Sequence[Sequence[int]],
+    labelled: npt.NDArray[np.float64] | None = None,
 ) -> list[Split]:
     """The split of each block.
 
@@ -110,6 +115,7 @@ def assign(
         density: (blocks,) share of the ground that the class covers.
         gap: pixels between splits.
         near: `neighbours` of the blocks.
+        labelled: (blocks,) share of each block that has labels, by default 1; each split gets its share of this ground.
 
     Raises:
         SplitError: too few blocks for three splits.
@@ -126,6 +132,7 @@ def assign(
         )
     random = np.random.default_rng(rule.seed)
     order = np.argsort(-density, kind="stable")
+    weights = np.ones(count) if labelled is None else labelled
     best: list[Split] = []
     least = np.inf
     borders = [
@@ -136,7 +143,8 @@ def assign(
     ]
     for _ in range(_ARRANGEMENTS):
         splits = _deal(order, sizes, random)
-        lost = _lost_ground(splits, borders)
+        # If all blocks are fully labelled, the second term is the same for all draws.
+        lost = _lost_ground(splits, borders) + _imbalance(splits, weights, rule) * blocks[0].height * blocks[0].width
         if lost < least:
             best, least = splits, lost
     return best
@@ -188,6 +196,12 @@ def _deal(order: npt.NDArray[np.intp], sizes: dict[Split, int], random: np.rando
 def _overlap(first: Rect, second: Rect) -> int:
     height = min(first.bottom, second.bottom) - max(first.top, second.top)
     return height * (min(first.right, second.right) - max(first.left, second.left))
+
+
+def _imbalance(splits: Sequence[Split], weights: npt.NDArray[np.float64], rule: SplitRule) -> float:
+    """Number of blocks' worth of labelled ground that is in another split than the shares ask for."""
+    of, shares = np.array(splits), {"train": rule.train, "val": rule.val, "test": rule.test}
+    return float(sum(abs(weights[of == split].sum() - share * weights.sum()) for split, share in shares.items()))
 
 
 def _lost_ground(splits: Sequence[Split], borders: Sequence[tuple[int, int, int]]) -> int:

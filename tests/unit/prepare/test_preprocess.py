@@ -163,6 +163,23 @@ def test_incomplete_cells_are_ignored(city, tmp_path):
     assert (known.loc[known["column"] <= 116, "label_completeness"] > 0.99).all()
 
 
+@pytest.mark.parametrize("kind", ["blocks", "columns", "rows"])
+def test_splits_share_out_the_labelled_half_of_a_scene(city, dataset, tmp_path, kind):
+    scene = find_scenes(city[0])[0]
+    footprints, (source,) = find_footprints(city[1])
+    left, bottom, right, top = scene.geobox.extent.boundingbox.bbox
+    lower_left = shapely.Polygon([(left, bottom), (left, top), (right, bottom)])
+    extent = gpd.GeoSeries([lower_left], crs=str(scene.geobox.crs)).to_crs(4326).iloc[0]
+    write_footprints(tmp_path / "osm" / "half.parquet", footprints, source.model_copy(update={"extent": extent.wkt}))
+    config = PrepareConfig(tile_size=16, split=SplitRule(kind=kind, block_chips=2))
+    half = preprocess(scenes=city[0], labels=tmp_path / "osm", output=tmp_path / "set", config=config)
+    known = {split: sum(half.audit["splits"][split][of] for of in ("class", "background")) for split in SPLITS}
+    assert known["test"] / (lower_left.area / 100) == pytest.approx(0.2, abs=0.04)  # test pays for no gap
+    assert min(known.values()) > 0
+    assert half.audit["labelled_ground"][scene.name]["share"] == pytest.approx(0.5, abs=0.01)
+    assert "labelled_ground" not in dataset.audit
+
+
 def test_completeness_of_elsewhere_or_of_nothing_is_refused(city, tmp_path):
     path = tmp_path / "cells.parquet"
     config = CONFIG.model_copy(update={"completeness": Completeness(path=str(path))})

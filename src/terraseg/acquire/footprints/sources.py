@@ -13,6 +13,7 @@ import shapely
 from pyogrio.errors import DataSourceError, FeatureError
 
 from terraseg.acquire.config import (
+    NOT_STATED,
     ExtractSource,
     FootprintConfig,
     LabelsConfig,
@@ -23,7 +24,7 @@ from terraseg.acquire.footprints.cleaning import clean_footprints
 from terraseg.acquire.footprints.geoparquet import PROVIDERS, read_geoparquet
 from terraseg.acquire.footprints.overpass import fetch_osm
 from terraseg.contracts.footprints import DENSE, FootprintSource, write_footprints
-from terraseg.core.polygons import Layer, open_layer
+from terraseg.core.polygons import Layer, open_layer, read_polygons
 from terraseg.errors import LabelError
 
 _log = logging.getLogger(__name__)
@@ -77,10 +78,11 @@ def read_source(
     elif isinstance(source, ExtractSource):
         frame, about = _read_osm(source.path, area, tags), _about_osm(source.extract_date.isoformat())
     elif isinstance(source, VectorSource):
+        area = _covered(source, area)
         frame = _read_vector(source, area)
         about = {
-            "source": source.provider,
-            "extract_date": source.extract_date.isoformat(),
+            "source": source.provider or source.attribution,
+            "extract_date": str(source.extract_date or NOT_STATED),
             "licence": source.licence,
             "attribution": source.attribution,
         }
@@ -126,6 +128,21 @@ def _condition(key: str, values: Literal[True] | tuple[str, ...]) -> str:
         return f'"{key}" IS NOT NULL'
     quoted = ", ".join("'" + value.replace("'", "''") + "'" for value in values)
     return f'"{key}" IN ({quoted})'
+
+
+def _covered(source: VectorSource, area: shapely.Geometry) -> shapely.Geometry:
+    """The part of the area where the source is complete."""
+    if source.coverage is None:
+        return area
+    ground = read_polygons(source.coverage, error=LabelError, option="--coverage (labels.source.coverage)", columns=[])
+    covered = shapely.force_2d(area.intersection(ground.to_crs(4326).union_all()))
+    if not covered.area:
+        raise LabelError(
+            f"{source.coverage} and the AOI don't overlap",
+            expected="the ground where the footprints are complete",
+            fix="correct --aoi or --coverage (labels.source.coverage)",
+        )
+    return covered
 
 
 def _read_vector(source: VectorSource, area: shapely.Geometry) -> gpd.GeoDataFrame:
