@@ -29,12 +29,10 @@ from terraseg.assess.metrics.pixels import (
     Counts,
     PixelCounts,
     confusion,
-    confusions,
     count_pixels,
     ece_of_bins,
     formulas,
     frequencies,
-    iou,
     reliability,
     reliability_bins,
 )
@@ -44,6 +42,7 @@ from terraseg.contracts.dataset import open_dataset
 from terraseg.contracts.product import Product, threshold_level
 from terraseg.contracts.result import Estimate, Metrics, PixelTotals, Reliability, metrics_path, write_metrics
 from terraseg.core.raster import GDAL_CACHE
+from terraseg.core.threshold import best_level
 from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
 
 _log = logging.getLogger(__name__)
@@ -90,7 +89,7 @@ def evaluate(
             chips and within its gap of them is not scored.
         by: polygons of places. Each place gets its own metrics, instead of each block or scene.
         by_field: the attribute of ``by`` with their names.
-        choose_threshold: use the threshold with the highest IoU on the val split; only with a dataset.
+        choose_threshold: use the best threshold on the val split; only with a dataset.
         boundary_tolerance: largest distance between outlines that agree, in metres.
         cell: side of the cells that places are made of, in pixels; the chip size by default. If the truth has no
             blocks, a given side is also that of the independent units; by default it is measured on the errors.
@@ -114,7 +113,7 @@ def evaluate(
     elif not isinstance(truth, ChipTruth):
         warnings.append(TRAINING_GROUND)
     if choose_threshold:
-        threshold, chosen = _best_on_val(truth, products), "with the highest IoU on the val split"
+        threshold, chosen = _best_on_val(truth, products), "chosen on the val split"
     else:
         threshold, chosen = model.threshold, model.threshold_source
     polygons = _polygons(truth, footprints, choose_threshold=choose_threshold)
@@ -207,14 +206,14 @@ def _best_on_val(truth: Truth, products: Sequence[Product]) -> float:
         )
     val = chip_truth(truth.dataset, split="val", cell=truth.cell, class_name=truth.class_name)
     counts = count_pixels(val.pairs(products), positive=val.positive)
-    scores = np.nan_to_num(iou(confusions(counts.total)))[1:]  # at 0 every pixel is the class
-    if not scores.any():
+    others, own = counts.total.astype(np.float64)
+    if not own.any():
         raise SplitError(
             f"the class {truth.class_name!r} never occurs in the val split",
             fix="drop --choose-threshold to use the threshold of the prediction",
         )
-    best = np.flatnonzero(scores == scores.max()) + 1
-    return float(best[len(best) // 2] / (LEVELS - 1))  # in a tie the middle one, as in training
+    level, _ = best_level(others, own)
+    return level / (LEVELS - 1)
 
 
 def _pixel_size(products: Sequence[Product]) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.product import PROBABILITY_SCALE
+from terraseg.core.threshold import best_level
 from terraseg.learn.chips.mosaics import Mosaic, Mosaics, Windows
 from terraseg.learn.models.odds import log_odds
 
@@ -161,9 +162,7 @@ def fit_odds(counts: Counts) -> tuple[float, float]:
 
 
 def fit_threshold(levels: Counts) -> tuple[float, float]:
-    """The threshold of the highest IoU, and this IoU. Without a pixel of the class: 0.5 and NaN, and a warning.
-
-    Among equally good thresholds the middle one is chosen: the lowest would map anything unlike the split.
+    """The threshold of `best_level`, and its IoU. Without a pixel of the class: 0.5 and NaN, and a warning.
 
     Args:
         levels: of `count_levels`.
@@ -172,9 +171,5 @@ def fit_threshold(levels: Counts) -> tuple[float, float]:
     if own.sum() == 0:
         _log.warning("The validation split has no pixel of the class: the threshold stays 0.5.")
         return 0.5, math.nan
-    # hits[k] and alarms[k]: pixels at or above level k
-    hits, alarms = np.cumsum(own[::-1])[::-1], np.cumsum(others[::-1])[::-1]
-    iou = (hits / (own.sum() + alarms))[1:]
-    best = np.flatnonzero(iou == iou.max()) + 1
-    level = int(best[len(best) // 2])
-    return (level - 0.5) * PROBABILITY_SCALE, float(iou[level - 1])  # from here a probability rounds to the level
+    level, iou = best_level(others, own)
+    return (level - 0.5) * PROBABILITY_SCALE, iou  # from here a probability rounds to the level

@@ -100,14 +100,14 @@ def test_log_odds_are_those_of_softmax(positive: int) -> None:
 # --- the threshold ---
 
 
-def test_the_threshold_has_the_best_iou_of_all_levels() -> None:
+def test_the_threshold_loses_at_most_2_percent_of_the_best_iou() -> None:
     odds, truth = _sample(20_000)
     probability = expit(odds)
     threshold, iou = fit_threshold(count_levels(probability, truth, positive=1))
     level = np.rint(probability * 250)
     best = max(_iou(level >= step, truth == 1) for step in range(1, 251))
-    assert iou == pytest.approx(best)
-    assert _iou(level >= threshold * 250, truth == 1) == pytest.approx(best)
+    assert 0.98 * best <= iou <= best
+    assert _iou(level >= threshold * 250, truth == 1) == pytest.approx(iou)
 
 
 def _iou(predicted: np.ndarray, truth: np.ndarray) -> float:
