@@ -35,6 +35,7 @@ from terraseg.learn.models.weights import load_weights
 from terraseg.learn.training.criterion import SegmentationLoss, balanced_class_weights
 from terraseg.learn.training.make_bundle import RECORD, check_record, record_of
 from terraseg.learn.training.one_line_errors import one_line_errors
+from terraseg.learn.training.resume import check_resumed_schedule
 from terraseg.learn.training.scores import SegmentationScores
 
 FROM_DATA = "from_data"
@@ -105,6 +106,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         self.tiled_inference_parameters = tiled_inference_parameters
         self.weights_statement = ""
         self._has_weights = False
+        self._stored_schedules: list[dict[str, Any]] = []
         super().__init__(task="segmentation", plot_on_val=plot_on_val)
         self.monitor = "val/loss"
 
@@ -332,8 +334,11 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         epochs, steps = self.trainer.max_epochs, self.trainer.estimated_stepping_batches
         if epochs in (None, -1):
             epochs = math.ceil(steps / self.trainer.num_training_batches) if math.isfinite(steps) else None
-        options = self.hparams["scheduler_hparams"] or {}
-        return check_schedule(self.hparams["scheduler"], options, epochs=epochs, steps=steps)
+        scheduler, options = self.hparams["scheduler"], self.hparams["scheduler_hparams"] or {}
+        return [
+            *check_schedule(scheduler, options, epochs=epochs, steps=steps),
+            *check_resumed_schedule(self._stored_schedules, scheduler, options, steps=steps),
+        ]
 
     def on_validation_start(self) -> None:
         """Raise an error if the weights are random.
@@ -361,6 +366,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
             CheckpointError: it names the difference.
         """
         self.weights_statement = check_record(checkpoint, self._record(), where=self.trainer.ckpt_path)
+        self._stored_schedules = checkpoint.get("lr_schedulers") or []
 
     def _record(self) -> dict[str, Any]:
         return record_of(self.chips, model_factory=self.hparams["model_factory"], model_args=self.hparams["model_args"])

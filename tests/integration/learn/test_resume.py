@@ -18,6 +18,7 @@ from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.killer import TrainingKilledError
 from helpers.paths import TESTS
 from terraseg.contracts.bundle import open_bundle
+from terraseg.errors import ConfigError
 
 _OUTPUTS = Path("outputs/demo_unet")
 _LAST = str(_OUTPUTS / "checkpoints/last.ckpt")
@@ -107,3 +108,30 @@ def test_a_training_killed_goes_on_from_its_last_epoch(batch: int, workers: int)
     assert torch.load(_LAST, weights_only=True)["global_step"] == batch - 2
     _fit(*options, "--ckpt_path", _LAST)
     _assert_like_unbroken(unbroken)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "short", "longer"),
+    [
+        ([], "--trainer.max_steps=4", ["--trainer.max_steps=8"]),
+        (
+            ["--model.init_args.scheduler=CosineAnnealingLR", "--trainer.max_steps=-1"],
+            "--trainer.max_epochs=1",
+            ["--trainer.max_epochs=2", "--model.init_args.scheduler_hparams={T_max: 2}"],
+        ),
+    ],
+    ids=["OneCycleLR", "CosineAnnealingLR"],
+)
+def test_a_finished_schedule_is_not_continued_by_a_longer_training(
+    schedule: list[str], short: str, longer: list[str]
+) -> None:
+    options = [*schedule, "--trainer.val_check_interval=4"]
+    cosine = ["--model.init_args.scheduler_hparams={T_max: 1}"] if schedule else []
+    _fit(*options, short, *cosine)
+    before = Path(_LAST).read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        _fit(*options, *longer, "--ckpt_path", _LAST)
+    old, new = (1, 2) if schedule else (4, 8)
+    assert f" {old}, this training has {new}" in str(caught.value)
+    assert "--ckpt_path" in str(caught.value)
+    assert Path(_LAST).read_bytes() == before
