@@ -1,7 +1,9 @@
 # The public API: `terraseg.NAME` is imported from its home when it is first used.
 from .acquire.config import AcquireConfig as AcquireConfig
 from .acquire.config import LabelsConfig as LabelsConfig
+from .acquire.imported.options import ImageOptions as ImageOptions
 from .api.acquire import download as download
+from .api.acquire import import_scene as import_scene
 from .api.acquire import labels as labels
 from .api.assess import evaluate as evaluate
 from .api.assess import visualize as visualize

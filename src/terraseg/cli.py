@@ -13,6 +13,7 @@ from terraseg.errors import ConfigError, TerrasegError
 
 VERBS = {  # the modules named here are light to import
     "data download": "api.acquire:download",
+    "data scene": "api.acquire:import_scene",
     "data labels": "api.acquire:labels",
     "data city": "sample.steps:make_city",
     "data preprocess": "api.prepare:preprocess",
@@ -78,7 +79,7 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         "--print-completion", action=_Completion, metavar="SHELL", help="print completion for bash, zsh or tcsh"
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    data_help = "download, labels, city, preprocess, import"
+    data_help = "download, scene, labels, city, preprocess, import"
     steps = verbs.add_parser("data", help=data_help).add_subparsers(title="steps", required=True, metavar="STEP")
     for verb, path in VERBS.items():
         name = verb.removeprefix("data ")

@@ -1,17 +1,21 @@
-"""Getting data: `download` scenes and `labels`."""
+"""Getting data: `download` scenes and `labels`, or `import_scene` from files."""
 
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import ValidationError
 
 from terraseg.acquire.config import AcquireConfig, LabelsConfig, VectorSource
+from terraseg.acquire.imported.options import ImageOptions
 from terraseg.api.config import DATA_CONFIG, load_data_config
 from terraseg.api.options import Option, StrPath
 from terraseg.core.settings import faults_of
 from terraseg.errors import ConfigError
+
+if TYPE_CHECKING:
+    from terraseg.contracts.scene import Scene
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +67,38 @@ def download(
         scenes.append(write_composite(path, geobox=area.geobox, scenes=chosen, config=settings, scheduler=scheduler))
         _log.info("wrote %s from %d scenes", path, len(chosen))
     return scenes
+
+
+def import_scene(
+    input: StrPath,  # noqa: A002 -- the name of the option
+    *,
+    output: StrPath = "data/raw",
+    name: str | None = None,
+    options: ImageOptions = ImageOptions(),  # noqa: B008 -- it can't be changed
+) -> "Scene":
+    """Make a scene of a Sentinel-2 image that you have: a .SAFE product, HLS, an export, any GeoTIFF or VRT.
+
+    What the files state is used. What they don't state is asked for in one message: bands, unit, date, level (L1C or
+    L2A) and attribution; .SAFE and HLS state all of these. An option that contradicts the files or their values raises
+    an error. If the same scene is already there, nothing happens.
+
+    Args:
+        input: a .SAFE folder or zip; a folder with the files of one HLS granule; a GeoTIFF or VRT; a folder with one
+            GeoTIFF per band, named like it (..._B02.tif).
+        output: folder of the scene.
+        name: name of the scene; by default that of the product or file.
+        options: facts that the files don't state, and how to resample and mask.
+
+    Returns:
+        The scene, with its provenance.
+
+    Raises:
+        SceneError: there is no image, a fact is missing, or the values contradict one.
+        OutputError: another scene has this name, the disk is full, or the folder can't be written.
+    """
+    from terraseg.acquire.imported.scene import write_scene
+
+    return write_scene(Path(input), Path(output), options=options, name=name)
 
 
 def labels(

@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.acquire.imagery.read import Access, load, retried
+from terraseg.acquire.imagery.scl import SCL_GSD, masked_by_scl
 
 _ROOF_CLASSES = (8, 9)
 """Classes of clouds that Sen2Cor gives to bright roofs: medium and high probability."""
@@ -22,9 +23,7 @@ _WINDOW = 25
 """Side in pixels of the surroundings that tell whether a date is clear there: 500 m at 20 m."""
 
 _FEWEST_DATES = 3
-_NODATA_CLASSES = (0, 1)
 _NOT_VEGETATED = 5
-_SCL_GSD = 20
 _SCL_SIZE = 256
 _Mask = npt.NDArray[np.bool_]
 
@@ -71,16 +70,11 @@ def clear_and_seen(
     # Read with a margin, so that the mask of a cloud in the neighbouring block grows into this one.
     box = _scl_box(geobox, dilation + (0 if persistence is None else _WINDOW // 2))
     (scl,) = load(scenes, ("SCL",), geobox=box, access=access)
-    masked = np.isin(np.arange(_SCL_SIZE), masked_classes)
     if persistence is not None:
-        called_cloud = np.isin(scl, [number for number in _ROOF_CLASSES if masked[number]])
+        called_cloud = np.isin(scl, [number for number in _ROOF_CLASSES if number in masked_classes])
         scl[roofs_called_cloud(called_cloud, scl > 0, persistence=persistence)] = _NOT_VEGETATED
-    growing = masked & ~np.isin(np.arange(_SCL_SIZE), _NODATA_CLASSES)
-    clouds = growing[scl]
-    if dilation:
-        size = 2 * dilation + 1
-        clouds = ndimage.maximum_filter(clouds.view(np.uint8), size=(1, size, size), mode="constant").view(bool)
-    return _on_block(~(clouds | masked[scl]), box, geobox), _on_block(scl > 0, box, geobox)
+    masked = masked_by_scl(scl, classes=masked_classes, dilation=dilation)
+    return _on_block(~masked, box, geobox), _on_block(scl > 0, box, geobox)
 
 
 def roofs_called_cloud(clouds: _Mask, seen: _Mask, *, persistence: float) -> _Mask:
@@ -107,15 +101,15 @@ def roofs_called_cloud(clouds: _Mask, seen: _Mask, *, persistence: float) -> _Ma
 def _scl_box(geobox: GeoBox, margin: int) -> GeoBox:
     """The 20 m pixels that cover a block, with a margin in pixels: tile corners of Sentinel-2 are multiples of 20 m."""
     left, bottom, right, top = geobox.boundingbox
-    left, bottom = ((math.floor(edge / _SCL_GSD) - margin) * _SCL_GSD for edge in (left, bottom))
-    right, top = ((math.ceil(edge / _SCL_GSD) + margin) * _SCL_GSD for edge in (right, top))
-    return GeoBox.from_bbox((left, bottom, right, top), crs=geobox.crs, resolution=_SCL_GSD, tight=True)
+    left, bottom = ((math.floor(edge / SCL_GSD) - margin) * SCL_GSD for edge in (left, bottom))
+    right, top = ((math.ceil(edge / SCL_GSD) + margin) * SCL_GSD for edge in (right, top))
+    return GeoBox.from_bbox((left, bottom, right, top), crs=geobox.crs, resolution=SCL_GSD, tight=True)
 
 
 def _on_block(masks: _Mask, box: GeoBox, geobox: GeoBox) -> _Mask:
     """Masks (scene, row, column) of 20 m pixels, brought to the 10 m pixels of the block."""
     gsd = geobox.resolution.x
-    factor = round(_SCL_GSD / gsd)
+    factor = round(SCL_GSD / gsd)
     top = round((box.boundingbox.top - geobox.boundingbox.top) / gsd)
     left = round((geobox.boundingbox.left - box.boundingbox.left) / gsd)
     height, width = geobox.shape

@@ -16,15 +16,10 @@ from rich.progress import track
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import SourceScene, catalogue
 from terraseg.acquire.imagery.composite_block import BlockResult, BlockTask, compute_block
-from terraseg.acquire.imagery.provenance import (
-    FINGERPRINT,
-    describe_observations,
-    describe_sources,
-    observations_path,
-    scene_item,
-)
+from terraseg.acquire.imagery.provenance import composite_item, describe_sources, observations_path
 from terraseg.acquire.imagery.read import Access
 from terraseg.contracts.scene import open_scene, scene_writer
+from terraseg.contracts.scene_item import FINGERPRINT, describe_observations
 from terraseg.core.files import atomic_path, fingerprint, output_error
 from terraseg.core.offsets import HISTOGRAM_BINS, SHIFTED_BASELINE, OffsetCheck, check_offsets, dark_values
 from terraseg.core.parallel import run_tasks
@@ -77,7 +72,7 @@ def write_composite(
         )
     folder = _block_folder(path, f"{key[:16]}-{config.block}-{_BLOCK_FORMAT}")
     tasks = _tasks(geobox, scenes, config)
-    item = scene_item(path, geobox=geobox, scenes=scenes, config=config, fingerprint=key)
+    item = composite_item(path, geobox=geobox, scenes=scenes, config=config, fingerprint=key)
     histograms = np.zeros((len(scenes), len(config.bands), HISTOGRAM_BINS), np.int64)
     observed = np.zeros(256, np.int64)
     counts: CogOptions = {"geobox": geobox, "dtype": "uint8", "nodata": None, "bands": ["observations"]}

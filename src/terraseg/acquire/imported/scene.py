@@ -1,0 +1,224 @@
+"""Make a scene of an image: find out what it is, read it tile by tile, mask clouds, write scene and provenance."""
+
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.windows import Window
+from rich.progress import track
+
+from terraseg.acquire.imported.files import opened, scene_name
+from terraseg.acquire.imported.geotiff import find_geotiff
+from terraseg.acquire.imported.hls import find_hls
+from terraseg.acquire.imported.image import Found, Image, complete
+from terraseg.acquire.imported.mask import mask_rule, masked
+from terraseg.acquire.imported.options import ImageOptions
+from terraseg.acquire.imported.pixels import Grid, Sources, open_sources
+from terraseg.acquire.imported.safe import find_safe
+from terraseg.contracts.scene import NODATA, Scene, open_scene, scene_writer
+from terraseg.contracts.scene_item import (
+    COMPOSITE_RULE,
+    FINGERPRINT,
+    MASK_RULE,
+    SOURCES,
+    describe_observations,
+    iso,
+    scene_item,
+)
+from terraseg.core.files import fingerprint
+from terraseg.core.offsets import HISTOGRAM_BINS, OffsetCheck, check_offsets, dark_histogram, dark_values
+from terraseg.core.processing import OFFSET_STATE, Processing
+from terraseg.core.raster import GDAL_CACHE
+from terraseg.errors import OutputError, SceneError
+
+_log = logging.getLogger(__name__)
+
+_TILE = 1024
+"""Side of a tile in pixels: that of the JPEG 2000 blocks of Sentinel-2, so that each is decoded once."""
+
+_CACHE = 2 * GDAL_CACHE
+"""Bytes for GDAL's block cache: a row of blocks of the 20 m and 60 m bands, which are not aligned with the tiles."""
+
+_DN_MAX = 65535
+_THINNING = 4
+_SMALL = 1 << 20
+"""Scenes of up to so many pixels are checked whole, larger ones in every fourth row and column."""
+
+
+def find_image(path: Path) -> Found:
+    """What the files at a path state: a Sentinel-2 product (folder or zip), HLS, a raster, or one raster per band.
+
+    Raises:
+        SceneError: there is no image, there are several, or the metadata are damaged.
+    """
+    root = opened(path)
+    found = find_safe(path, root) or find_hls(path, root) or find_geotiff(path, root)
+    if found is None:
+        raise SceneError(
+            f"{path} holds no image",
+            expected="a .SAFE folder or zip, the files of an HLS granule, a GeoTIFF or VRT, or one GeoTIFF per band",
+        )
+    return found
+
+
+def write_scene(path: Path, output: Path, *, options: ImageOptions, name: str | None = None) -> Scene:
+    """Write an image as a scene with its provenance. A scene that was made from the same files is kept.
+
+    Args:
+        path: see `find_image`.
+        output: folder of the scene.
+        options: facts that the files don't state.
+        name: of the scene; by default the image's.
+
+    Raises:
+        SceneError: see `find_image`; facts are missing, or values contradict them.
+        OutputError: another scene has this name, or the disk is full.
+    """
+    image = complete(find_image(path), options)
+    target = output / f"{scene_name(name or image.found.name)}.tif"
+    key = fingerprint([options.model_dump(mode="json", exclude={"offset_check"}), _identity(image)])
+    if target.exists():
+        done = open_scene(target)
+        if done.item["properties"].get(FINGERPRINT) == key:
+            _log.info("%s is up to date", target)
+            return done
+        raise OutputError(
+            f"{target} was made from another image or with other options", fix="delete it, or choose another --name"
+        )
+    with rasterio.Env(GDAL_CACHEMAX=_CACHE), open_sources(image, gsd=options.gsd) as sources:
+        _write(target, image, sources, options, key)
+    _log.info("wrote %s", target)
+    return open_scene(target)
+
+
+def _write(target: Path, image: Image, sources: Sources, options: ImageOptions, key: str) -> None:
+    scene = sources.scene
+    bands = [str(layer.name) for layer in image.layers]
+    item = scene_item(
+        target,
+        geobox=scene,
+        bands=bands,
+        times=[image.time],
+        attribution=image.attribution,
+        properties={
+            MASK_RULE: mask_rule(image, wanted=options.mask),
+            COMPOSITE_RULE: "none: one image",
+            "terraseg:warp_rule": _warp_rule(image, sources, options),
+            **_processing(image, sources, options).as_properties,
+            "terraseg:facts": dict(image.origins),
+            FINGERPRINT: key,
+        },
+    )
+    groups = _groups(image, sources)
+    step = 1 if scene.shape.x * scene.shape.y <= _SMALL else _THINNING
+    histograms = np.zeros((len(bands), HISTOGRAM_BINS), np.int64)
+    observed = np.zeros(2, np.int64)
+    with scene_writer(target, geobox=scene, bands=bands, item=item) as writer:
+        tiles = list(_tiles(*scene.shape))
+        for window in track(tiles, description=target.stem):
+            tile = scene[window.toslices()]
+            pixels = np.zeros((len(bands), *tile.shape), np.uint16)
+            shown = np.ones(tile.shape, bool)
+            if options.mask and image.found.mask:
+                shown = ~masked(image, sources, tile)
+            seen = shown.copy()
+            for group in groups:
+                values = sources.dn([image.layers[place] for place in group], tile, resampling=options.resampling)
+                for place, dn in zip(group, values, strict=True):
+                    known = shown & ~np.isnan(dn)
+                    seen &= known
+                    dark = dn[::step, ::step][known[::step, ::step]]
+                    histograms[place] += dark_histogram(np.rint(dark).astype(np.int32))
+                    np.copyto(pixels[place], _as_uint16(dn), where=known)
+            observed += np.bincount(seen.ravel(), minlength=2)
+            writer.write(pixels, window=window)
+        if not observed[1]:
+            raise SceneError(
+                f"{image.found.path} has no pixel with an observation in all bands",
+                fix="look at the image; if only its mask hides all of it, add --no-mask; correct --nodata",
+            )
+        check, dark_dn = _checked(image, histograms, options)
+        item["properties"][SOURCES] = [_source(image, check, dark_dn)]
+        if check.contradiction:
+            item["properties"].pop(OFFSET_STATE)
+        describe_observations(item, observed)
+
+
+def _as_uint16(dn: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
+    """DN of observations: at least 1, because 0 means no observation. Values of missing pixels don't matter."""
+    with np.errstate(invalid="ignore"):
+        clipped: npt.NDArray[np.uint16] = np.clip(np.rint(dn), NODATA + 1, _DN_MAX).astype(np.uint16)
+    return clipped
+
+
+def _tiles(height: int, width: int) -> Iterator[Window]:
+    for row, column in itertools.product(range(0, height, _TILE), range(0, width, _TILE)):
+        yield Window(column, row, min(_TILE, width - column), min(_TILE, height - row))
+
+
+def _groups(image: Image, sources: Sources) -> list[list[int]]:
+    """The places of bands that share a grid, and so are interpolated together."""
+    groups: dict[Grid, list[int]] = {}
+    for place, layer in enumerate(image.layers):
+        groups.setdefault(sources.grid(layer), []).append(place)
+    return list(groups.values())
+
+
+def _warp_rule(image: Image, sources: Sources, options: ImageOptions) -> str:
+    if sources.keeps_grid:
+        return "none: the image's own grid"
+    return f"{options.resampling}, from {sources.grid(image.layers[0]).crs}"
+
+
+def _processing(image: Image, sources: Sources, options: ImageOptions) -> Processing:
+    """The resampling is that of coarser bands; in an image with all bands on one grid, nobody knows it."""
+    coarser = len(_groups(image, sources)) > 1
+    return Processing(resampling=options.resampling if coarser else None, level=image.level, offset="removed")
+
+
+def _checked(
+    image: Image, histograms: npt.NDArray[np.int64], options: ImageOptions
+) -> tuple[OffsetCheck, dict[str, int] | None]:
+    """What the darkest pixels show about the offset, and their DN per band."""
+    dark = dark_values(histograms)
+    offsets = sorted({layer.offset for layer in image.layers})
+    (check,) = check_offsets([dark], places=[image.found.name], corrections=[tuple(offsets)])
+    found = f"{image.found.path}: {check.contradiction} (offset {', '.join(f'{each:g}' for each in offsets)})"
+    if check.contradiction and options.offset_check == "raise":
+        raise SceneError(
+            found,
+            expected="dark pixels near 0",
+            fix="state the offset with --offset; if all land is bright, as in a desert, add --offset-check warn",
+        )
+    if check.contradiction:
+        _log.warning("%s", found)
+    elif check.evidence == "none":
+        _log.warning("%s: too few or no dark pixels to check its offset", image.found.path)
+    bands = [str(layer.name) for layer in image.layers]
+    return check, None if dark is None else dict(zip(bands, dark.tolist(), strict=True))
+
+
+def _source(image: Image, check: OffsetCheck, dark: dict[str, int] | None) -> dict[str, Any]:
+    """The source as in a composite's item."""
+    return {
+        **image.found.source,
+        "datetime": iso(image.time),
+        "offset": {str(layer.name): layer.offset for layer in image.layers},
+        "offset_check": "contradicted" if check.contradiction else check.evidence,
+        "dark_dn": dark,
+    }
+
+
+def _identity(image: Image) -> list[object]:
+    """What changes when a file of the image does: its archive's or its own size and time."""
+    layers = [*image.layers, *([image.found.mask[1]] if image.found.mask else [])]
+    files = dict.fromkeys(layer.file.removeprefix("/vsizip/{").split("}")[0] for layer in layers)
+    stats = [(Path(file).stat() if Path(file).exists() else None) for file in files]
+    return [
+        [Path(file).name, stat and [stat.st_size, stat.st_mtime_ns]] for file, stat in zip(files, stats, strict=True)
+    ]
