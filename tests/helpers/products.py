@@ -49,12 +49,12 @@ def write_safe(
     if scl is not None:
         layers["SCL"] = (scl, 20)
     for each, (values, size) in layers.items():
-        place = f"R{size}m/T31TFJ_20230714T105031_{each}_{size}m" if level == "L2A" else f"T31TFJ_20230714T105031_{each}"
+        own = f"T31TFJ_20230714T105031_{each}"
+        place = f"R{size}m/{own}_{size}m" if level == "L2A" else own
         listed.append(f"{granule}/{place}")
         write_jp2(root / f"{granule}/{place}.jp2", values, size, epsg)
-    tag, quantity = (
-        ("RADIO_ADD_OFFSET", "QUANTIFICATION_VALUE") if level == "L1C" else ("BOA_ADD_OFFSET", "BOA_QUANTIFICATION_VALUE")
-    )
+    tag = "RADIO_ADD_OFFSET" if level == "L1C" else "BOA_ADD_OFFSET"
+    quantity = "QUANTIFICATION_VALUE" if level == "L1C" else "BOA_QUANTIFICATION_VALUE"
     offsets = "" if offset is None else "".join(f'<{tag} band_id="{k}">{offset}</{tag}>' for k in range(13))
     space = f"https://psd-14.sentinel2.eo.esa.int/PSD/User_Product_Level-{level[1:]}.xsd"
     (root / f"MTD_MSI{level}.xml").write_text(

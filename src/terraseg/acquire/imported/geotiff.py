@@ -48,8 +48,16 @@ def find_geotiff(path: Path, root: Member) -> Found | None:
         raise SceneError(f"{path} has the band {', '.join(twice)} twice", expected="each band of one image once")
     mask = next((layer for layer in layers if layer.name == "SCL"), None)
     bands = tuple(layer for layer in layers if layer.name != "SCL")
-    name = Path(root.name if root.name else path.name)
-    stated = _facts(files[0], name.stem, bands)
+    name = Path(root.name if len(files) > 1 else files[0].name)
+    stated = _facts(files[0], bands)
+    for file in files[1:]:
+        if other := {fact: one for fact, one in _facts(file, bands).items() if stated.get(fact) != one}:
+            fact, one = next(iter(other.items()))
+            raise SceneError(
+                f"{path}: {file.name} states the {fact} {one.value}, {files[0].name} "
+                + (f"states {stated[fact].value}" if fact in stated else "does not"),
+                expected="files of one image",
+            )
     hints = {} if "unit" in stated else {"unit": describe_values(bands[0].file).removeprefix("and ")}
     if not any(layer.name for layer in bands):
         hints["bands"] = f"{len(bands)} without a band's name"
@@ -97,7 +105,8 @@ def _name(text: str | None) -> str | None:
         return None
 
 
-def _facts(file: Member, name: str, bands: Sequence[Layer]) -> dict[str, Stated]:
+def _facts(file: Member, bands: Sequence[Layer]) -> dict[str, Stated]:
+    name = Path(file.name).stem
     with rasterio.open(gdal_name(file)) as source:
         tags = {key.upper(): value for key, value in source.tags().items()}
     facts = {}

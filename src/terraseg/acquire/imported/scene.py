@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.windows import Window
-from rich.progress import track
 
 from terraseg.acquire.imported.files import opened, scene_name
 from terraseg.acquire.imported.geotiff import find_geotiff
@@ -33,6 +32,7 @@ from terraseg.contracts.scene_item import (
 from terraseg.core.files import fingerprint
 from terraseg.core.offsets import HISTOGRAM_BINS, OffsetCheck, check_offsets, dark_histogram, dark_values
 from terraseg.core.processing import OFFSET_STATE, Processing
+from terraseg.core.progress import track
 from terraseg.core.raster import GDAL_CACHE
 from terraseg.errors import OutputError, SceneError
 

@@ -106,9 +106,7 @@ def test_an_offset_that_the_pixels_contradict_raises_an_error(tmp_path):
     with pytest.raises(SceneError, match=r"as if -1000 were still to add"):
         terraseg.import_scene(root, output=tmp_path / "raw")
     assert not list((tmp_path / "raw").glob("*"))
-    scene = terraseg.import_scene(
-        root, output=tmp_path / "raw", options=terraseg.ImageOptions(offset_check="warn")
-    )
+    scene = terraseg.import_scene(root, output=tmp_path / "raw", options=terraseg.ImageOptions(offset_check="warn"))
     assert "terraseg:offset_state" not in scene.item["properties"]
     with pytest.raises(SceneError, match=r"states the offset 0 in DN, but --offset is -1000"):
         terraseg.import_scene(root, output=tmp_path / "raw", options=terraseg.ImageOptions(offset=-1000))
