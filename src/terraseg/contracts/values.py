@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from terraseg.contracts.dataset import Stats
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 from terraseg.errors import SceneError
 
@@ -16,7 +17,7 @@ FOREIGN_NODATA = -9999
 DN_FROM = 2
 """Values with a median from here on are not reflectance of 0 to 1: clouds and glint reach about 1.5."""
 
-_PERCENT = 100
+_PERCENT, _EIGHT_BIT = 100, 255
 _PREVIEW, _FEWEST = 64, 16
 """Side of the part of an image that is compared with its unit, and the fewest values that tell something."""
 
@@ -53,6 +54,27 @@ def check_unit(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[np.boo
         fix=f"add --unit {other}; if the file has the tag UNIT, correct it with rio edit-info --tag UNIT={other}"
         if convertible
         else f"convert the values to {UNIT}: DN = reflectance x 10000",
+    )
+
+
+def check_levels(where: str | Path, stats: Stats) -> None:
+    """Check that the DN of a dataset are not percent or 8 bit. A single image may be as dark, such as one of water.
+
+    Args:
+        where: the dataset or its images, for the message.
+        stats: of the train split.
+
+    Raises:
+        SceneError: no band has values above 8 bit.
+    """
+    highest = [max(held.percentiles.values()) for held in stats.bands.values() if held.percentiles]
+    if not highest or max(highest) > _EIGHT_BIT:
+        return
+    percent = max(highest) <= _PERCENT
+    raise SceneError(
+        f"{where}: no band has values above {max(highest):g}, but the unit is {UNIT} (DN)",
+        expected="values from 0 to 10000",
+        fix="convert the values: DN = percent x 100" if percent else "convert the values: DN = reflectance x 10000",
     )
 
 

@@ -21,6 +21,7 @@ from terraseg.contracts.dataset import (
     write_dataset,
 )
 from terraseg.contracts.scene import NODATA
+from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_folder
 from terraseg.core.separation import closer_than
@@ -127,6 +128,7 @@ def import_folders(
             },
         )
         stats = written.histogram.stats(info.bands, classes=info.classes)
+        check_levels(pairs[0].image.parent, stats)
         write_dataset(folder, info=info, tiles=tiles, stats=stats, audit=audit)
     for name, counts in written.counts.items():
         _log.info("%s: %d chips, %d px of a class", name, counts["chips"], counts["class"])

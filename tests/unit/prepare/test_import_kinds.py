@@ -198,6 +198,18 @@ def test_values_that_contradict_the_unit_are_refused_and_the_offered_unit_reads_
     np.testing.assert_array_equal(pixels, _image(0))
 
 
+@pytest.mark.parametrize(("most", "dtype"), [(90, "float32"), (90, "uint16"), (255, "uint16")])
+def test_percent_and_8_bit_are_not_dn(tmp_path, most, dtype):
+    def image(seed):
+        return np.random.default_rng(seed).uniform(1, most, (3, _SIDE, _SIDE)).astype(dtype)
+
+    _given(tmp_path / "in", image=image)
+    with pytest.raises(SceneError, match=r"no band has values above \d+, but the unit is reflectance_1e-4") as caught:
+        _imported(tmp_path / "in", tmp_path / "out")
+    assert ("percent" in caught.value.fix) == (most == 90)
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("values", [(0, 255), (1, 2), (255, 0), (0, 100)])
 @pytest.mark.parametrize("dtype", ["uint8", "int16", "float32"])
 def test_masks_with_other_values_than_0_and_1_are_read_with_the_option_that_the_error_offers(tmp_path, values, dtype):

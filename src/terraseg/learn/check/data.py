@@ -19,6 +19,7 @@ import shapely
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset, pairs_on_disk
 from terraseg.contracts.subsets import chosen_chips
+from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band, band_indices
 from terraseg.core.separation import in_metres, separation
 from terraseg.learn.check.finding import Finding, attempt, error, warning
@@ -128,6 +129,8 @@ def check_statistics(dataset: ChipDataset) -> list[Finding]:
             findings.append(
                 warning(where, f"{name}: mean {held.mean:.0f} DN", expected="0 to 10000", fix="check its values")
             )
+    if info.unit == UNIT:
+        findings += attempt(where, lambda: check_levels(dataset.root, stats))[1]
     darkest = [min(held.percentiles.values()) for held in stats.bands.values() if held.percentiles]
     if info.unit == UNIT and darkest and min(darkest) >= _OFFSET:
         findings.append(
