@@ -10,6 +10,7 @@ from .api.assess import visualize as visualize
 from .api.compare import compare as compare
 from .api.config import load_data_config as load_data_config
 from .api.learn import check as check
+from .api.learn import convert as convert
 from .api.learn import models as models
 from .api.learn import tune as tune
 from .api.mapping import export as export

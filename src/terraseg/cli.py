@@ -19,6 +19,7 @@ VERBS = {  # the modules named here are light to import
     "data preprocess": "api.prepare:preprocess",
     "data import": "api.prepare:import_folders",
     "check": "api.learn:check",
+    "convert": "api.learn:convert",
     "tune": "api.learn:tune",
     "predict": "api.mapping:predict",
     "export": "api.mapping:export",
@@ -118,6 +119,10 @@ def _show(verb: str, result: Any, options: Mapping[str, Any]) -> None:  # noqa: 
         if errors := sum(finding.severity == "error" for finding in result):
             raise ConfigError(f"{options['config']} has {errors} error{'s' * (errors > 1)}", fix="see the lines above")
         _print(f"sound: {options['config']}")
+    elif verb == "convert":
+        _print(result.table())
+        for line in (*result.notes, *filter(None, [result.command]), f"terraseg check {options['output']}"):
+            _print(f"next: {line}")
     elif verb == "export":
         _print(_function("mapping.runtimes.parity:parity_table")(result))
     elif verb == "evaluate":

@@ -13,6 +13,8 @@ from terraseg.contracts.dataset import IGNORE
 from terraseg.core.files import doubled_keys, read_yaml
 from terraseg.errors import ConfigError
 from terraseg.learn.check.finding import Finding, error, warning
+from terraseg.learn.migrate.recognise import refuse_others
+from terraseg.learn.migrate.table import BACKBONES, MODEL_ARGS
 from terraseg.learn.models.specs import SPECS
 from terraseg.learn.training.losses import LOSSES
 
@@ -21,7 +23,7 @@ CLASSES = {"data": "terraseg.learn.datamodule.ChipDataModule", "model": "terrase
 
 _MODEL = "model.init_args"
 _SOURCES = ("hub", "hub-or-random", "random")
-_LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
+SCHEDULE_LENGTHS = {"CosineAnnealingLR": "T_max", "OneCycleLR": "total_steps", "PolynomialLR": "total_iters"}
 """The argument of each schedule that sets its length, in steps or epochs."""
 
 _RESTARTS = {
@@ -47,12 +49,16 @@ def read_config(path: str | Path) -> tuple[dict[str, Any], list[Finding]]:
     """Parse an experiment's YAML.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or lacks the sections data and model.
+        ConfigError: the file is missing, is not YAML, is of another program, or lacks the sections data and model.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"no config at {path}", fix="choose one of configs/")
+    if path.suffix == ".py":
+        found = f"{path} is a Python file, as the configs of mmsegmentation are"
+        raise ConfigError(found, expected="a YAML file with trainer, data and model", fix="start from one of configs/")
     config = read_yaml(path, allow_doubled=True)
+    refuse_others(config, where=path)
     tokens = yaml.scan(path.read_text(encoding="utf-8"))
     aliases = [token for token in tokens if isinstance(token, yaml.AliasToken)]
     if not isinstance(config, dict) or not all(isinstance(config.get(key), dict) for key in ("data", "model")):
@@ -98,14 +104,16 @@ def _check_form(config: Mapping[str, Any], *, where: Path) -> None:
     """Check that each section has the type that other code relies on.
 
     Raises:
-        ConfigError: it names the first that has not.
+        ConfigError: it names all that have not.
     """
+    wrong: list[str] = []
 
     def part(of: Mapping[str, Any], key: str, name: str) -> Mapping[str, Any]:
         value = of.get(key) or {}
-        if not isinstance(value, dict):
-            raise ConfigError(f"{where}: {name} is {value!r}", expected="keys with values")
-        return value
+        if isinstance(value, dict):
+            return value
+        wrong.append(f"{name} is {value!r}; expected keys with values")
+        return {}
 
     trainer, model = part(config, "trainer", "trainer"), part(config["model"], "init_args", _MODEL)
     part(config["data"], "init_args", "data.init_args")
@@ -113,10 +121,12 @@ def _check_form(config: Mapping[str, Any], *, where: Path) -> None:
         part(model, key, f"{_MODEL}.{key}")
     callbacks = trainer.get("callbacks") or []
     if not isinstance(callbacks, list) or not all(isinstance(callback, dict) for callback in callbacks):
-        raise ConfigError(f"{where}: trainer.callbacks is {callbacks!r}", expected="a list of class_path and init_args")
+        wrong.append(f"trainer.callbacks is {callbacks!r}; expected a list of class_path and init_args")
     for key in ("max_epochs", "max_steps", "accumulate_grad_batches"):
         if not isinstance(value := trainer.get(key), int | None):
-            raise ConfigError(f"{where}: trainer.{key} is {value!r}", expected="a whole number")
+            wrong.append(f"trainer.{key} is {value!r}; expected a whole number")
+    if wrong:
+        raise ConfigError(f"{where}: {' · '.join(wrong)}")
 
 
 def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Finding]:
@@ -131,6 +141,7 @@ def check_config(config: Mapping[str, Any], *, chips: int | None) -> list[Findin
     epochs, steps = _length(trainer, chips=chips, batch_size=batch_size)
     return [
         *check_sections(config),
+        *check_old_names(model),
         *check_limits(trainer),
         *check_loggers(trainer),
         *check_monitors(config),
@@ -156,6 +167,22 @@ def check_sections(config: Mapping[str, Any]) -> list[Finding]:
     if (precision := model.get("matmul_precision", "highest")) != "highest":
         found = f"{precision}: float32 products depend on the processor"
         findings.append(warning(f"{_MODEL}.matmul_precision", found, expected="highest"))
+    return findings
+
+
+def check_old_names(model: Mapping[str, Any]) -> list[Finding]:
+    """No name or key of ``model_args`` is one that TerraTorch had in 2024, or that `weights` replaces."""
+    arguments, where = model.get("model_args") or {}, f"{_MODEL}.model_args"
+    findings = []
+    if today := BACKBONES.get(str(arguments.get("backbone"))):
+        findings.append(error(f"{where}.backbone", f"{arguments['backbone']} is an old name", fix=f"write {today}"))
+    if model.get("model_factory") != "EncoderDecoderFactory":
+        return findings
+    for key, rule in MODEL_ARGS.items():
+        if key in arguments and key not in ("backbone", "backbone_in_chans"):
+            found = f"{arguments[key]!r}: an old key"
+            fix = f"write {_MODEL}.{rule.to}" if rule.to else f"leave it out: {rule.note.replace('`', '')}"
+            findings.append(error(f"{where}.{key}", found, fix=fix))
     return findings
 
 
@@ -249,9 +276,9 @@ def check_schedule(
         options: its arguments, and ``interval``.
         epochs, steps: length of the training; None if unknown.
     """
-    if scheduler not in _LENGTHS:
+    if scheduler not in SCHEDULE_LENGTHS:
         return []
-    key, where = _LENGTHS[scheduler], f"{_MODEL}.scheduler_hparams"
+    key, where = SCHEDULE_LENGTHS[scheduler], f"{_MODEL}.scheduler_hparams"
     by_step = options.get("interval", "step" if scheduler == "OneCycleLR" else "epoch") == "step"
     length, unit = (steps, "steps") if by_step else (epochs, "epochs")
     if key not in options:

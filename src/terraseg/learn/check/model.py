@@ -6,13 +6,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm
+from terratorch.cli_tools import import_custom_modules
 from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY
 
-from terraseg.learn.check.config import declared_licence
+from terraseg.learn.check.config import check_old_names, declared_licence
 from terraseg.learn.check.finding import Finding, attempt, error, warning
+from terraseg.learn.migrate.table import BACKBONES
 from terraseg.learn.models.build import build_model, check_inputs
-from terraseg.learn.models.specs import SPECS
+from terraseg.learn.models.licences import licence_of
 from terraseg.learn.models.weights import HUB, HUB_OR_RANDOM, RANDOM, hub_answers
 
 _ARGS = "model.init_args.model_args"
@@ -31,8 +32,9 @@ def check_model(
     """
     model = config["model"].get("init_args") or {}
     arguments = model.get("model_args") or {}
-    findings = check_keys(config)
-    names = check_names(model.get("model_factory"), arguments)
+    findings = check_keys(config) + check_custom_modules(config)
+    today = _with_new_names(model)  # the config part has told the old ones; this one tells what else is wrong
+    names = check_names(model.get("model_factory"), today)
     findings += names
     if bands is not None:
         findings += attempt(
@@ -42,8 +44,16 @@ def check_model(
             ),
         )[1]
     if not names:
-        findings += attempt(_ARGS, lambda: build_model(str(model.get("model_factory")), arguments))[1]
+        findings += attempt(_ARGS, lambda: build_model(str(model.get("model_factory")), today))[1]
     return findings + check_weights(str(model.get("weights", HUB)), arguments, licence=declared_licence(config))
+
+
+def _with_new_names(model: Mapping[str, Any]) -> dict[str, Any]:
+    """``model_args`` without what `check_old_names` reports."""
+    old = {finding.key.rpartition(".")[2] for finding in check_old_names(model)}
+    arguments = model.get("model_args") or {}
+    kept = {key: value for key, value in arguments.items() if key not in old or key == "backbone"}
+    return kept if "backbone" not in old else {**kept, "backbone": BACKBONES[str(arguments["backbone"])]}
 
 
 def check_keys(config: Mapping[str, Any]) -> list[Finding]:
@@ -61,6 +71,16 @@ def check_keys(config: Mapping[str, Any]) -> list[Finding]:
             if key not in known:
                 findings.append(_unknown(f"{section}.init_args.{key}", key, known))
     return findings
+
+
+def check_custom_modules(config: Mapping[str, Any]) -> list[Finding]:
+    """The folder of the user's own modules can be imported, as the stock command does before it builds the model."""
+    path = config.get("custom_modules_path")
+    try:
+        import_custom_modules(path)
+    except (ImportError, ValueError) as fault:
+        return [error("custom_modules_path", f"{path} can't be imported ({fault})", expected="a folder of modules")]
+    return []
 
 
 def check_names(factory: str | None, arguments: Mapping[str, Any]) -> list[Finding]:
@@ -101,14 +121,6 @@ def check_weights(weights: str, arguments: Mapping[str, Any], *, licence: str | 
     elif known.lower() != licence.lower():
         findings.append(error(key, licence, expected=f"{known}, the licence of the weights of {backbone}"))
     return findings
-
-
-def licence_of(backbone: str) -> str | None:
-    """SPDX name of the licence of a backbone's published weights; None if unknown."""
-    if backbone in SPECS:
-        return SPECS[backbone].licence
-    config: Any = timm.get_pretrained_cfg(backbone.removeprefix("timm_"), allow_unregistered=True)
-    return str(config.license).upper().replace("APACHE", "Apache") if config and config.license else None
 
 
 def _unknown(key: str, name: str, known: Any) -> Finding:  # noqa: ANN401  # a registry or a mapping

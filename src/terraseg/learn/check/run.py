@@ -6,6 +6,8 @@ from terraseg.core.bands import band
 from terraseg.learn.check.config import check_config, read_config
 from terraseg.learn.check.data import check_data
 from terraseg.learn.check.finding import Finding
+from terraseg.learn.migrate.convert import StockConfigError, converted
+from terraseg.learn.migrate.recognise import is_stock
 
 
 def check(config: str | Path, *, root: str | Path | None = None, model: bool = True) -> list[Finding]:
@@ -14,12 +16,15 @@ def check(config: str | Path, *, root: str | Path | None = None, model: bool = T
     Args:
         config: its YAML.
         root: dataset to use instead of the config's.
-        model: also check the model, which imports TerraTorch (15 s); the rest needs no torch.
+        model: also check the model, which imports TerraTorch; the rest needs no torch.
 
     Raises:
         ConfigError: the config can't be read at all.
+        StockConfigError: it is of TerraTorch's own classes.
     """
     values, findings = read_config(config)
+    if is_stock(values):
+        raise StockConfigError(config, converted(values, name="NAME"))
     if root is not None:
         values["data"].setdefault("init_args", {})["root"] = str(root)
     dataset, chips, faults = check_data(values)
