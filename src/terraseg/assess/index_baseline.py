@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from rich.progress import track
 from scipy.ndimage import uniform_filter
 
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips
@@ -22,6 +21,7 @@ from terraseg.assess.metrics.pixels import LEVELS, METRICS, confusions, iou
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_NODATA
 from terraseg.contracts.result import Estimate, Metrics, metrics_path, write_metrics
+from terraseg.core.progress import track
 from terraseg.errors import SceneError, SplitError
 
 EXPERIMENT = "index_baseline"
@@ -154,7 +154,7 @@ def _tune(dataset: ChipDataset, candidates: list[Candidate], *, cell: int | None
     ]
     histograms = np.zeros((len(rules), 2, 2, 256), dtype=np.int64)
     total = len(dataset.split("train"))
-    for chip in track(_chips(truth), total=total, description="Tuning the index baseline", transient=True):
+    for chip in track(_chips(truth), total=total, description="Tuning the index baseline"):
         bands, known = _read(dataset, chip), chip.truth >= 0
         true = 256 * (chip.truth[known] == truth.positive)
         for number, both in enumerate(rules):

@@ -18,6 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from terraseg.contracts.bundle import write_bundle
 from terraseg.core.files import atomic_path, write_json
 from terraseg.core.memory import peak_memory
+from terraseg.core.progress import Pulse
 from terraseg.errors import ConfigError, TrainingError
 from terraseg.learn.check.config import CLASSES
 from terraseg.learn.models.load import weights_of
@@ -64,7 +65,8 @@ class Timings(Callback):
     """Write timings.json at the end of a training: epochs, steps, hours, images per second, memory, parameters.
 
     Of a training that was resumed, the hours are the sum over its parts and the memory is their peak: main memory of
-    the process in GB (10^9 bytes). Images per second include waiting for data, but not validation.
+    the process in GB (10^9 bytes). Images per second include waiting for data, but not validation. Where standard error
+    is no terminal, which has a progress bar, a line every 30 s says how far the training is.
     """
 
     def __init__(self) -> None:
@@ -93,6 +95,7 @@ class Timings(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Start the clock."""
+        self._pulse = Pulse()
         self._start = self._last = time.monotonic()  # a resumed training may start in the middle of an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
@@ -112,6 +115,8 @@ class Timings(Callback):
         self._train_seconds += now - self._last
         self._images += len(batch["image"]) * trainer.world_size
         self._last = now
+        if trainer.is_global_zero:
+            self._pulse(lambda: _where(trainer))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
         """Do not count a validation in the middle of an epoch as training."""
@@ -134,6 +139,12 @@ class Timings(Callback):
                 "device": str(pl_module.device),
             },
         )
+
+
+def _where(trainer: Trainer) -> str:
+    step = f"step {trainer.global_step} of {trainer.estimated_stepping_batches:.0f}"
+    scores = [name for name in ("train/loss", "val/loss", "val/iou") if name in trainer.callback_metrics]
+    return ", ".join([step, *(f"{name} {float(trainer.callback_metrics[name]):.3f}" for name in scores)])
 
 
 class BundleWriter(Callback):

@@ -35,6 +35,7 @@ from terraseg.learn.models.weights import load_weights
 from terraseg.learn.training.criterion import SegmentationLoss, balanced_class_weights
 from terraseg.learn.training.make_bundle import RECORD, check_record, record_of
 from terraseg.learn.training.one_line_errors import one_line_errors
+from terraseg.learn.training.quiet import leave_out_noise
 from terraseg.learn.training.resume import check_resumed_schedule
 from terraseg.learn.training.scores import SegmentationScores
 
@@ -103,6 +104,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         matmul_precision: Literal["highest", "high", "medium"] = "highest",
     ) -> None:
         one_line_errors()
+        leave_out_noise()
         self.tiled_inference_parameters = tiled_inference_parameters
         self.weights_statement = ""
         self._has_weights = False

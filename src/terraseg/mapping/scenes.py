@@ -16,11 +16,12 @@ from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Place
 from terraseg.core.memory import reuse_freed_memory
 from terraseg.core.parallel import Workers
+from terraseg.core.progress import counter
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.inputs.manifest import Entry
 from terraseg.mapping.runtimes.predictor import Predictor
 from terraseg.mapping.scene import predict_scene, rasters_env
-from terraseg.mapping.windows.strip_work import StripWork, progress_of_rows
+from terraseg.mapping.windows.strip_work import StripWork
 
 _log = logging.getLogger(__name__)
 
@@ -259,11 +260,10 @@ def even_parts(runs: Sequence[range], count: int) -> list[range]:
 
 
 def _show_progress(work: StripWork, finished: threading.Event) -> None:
-    with progress_of_rows() as bar:
-        task = bar.add_task(f"predict {work.place[0].name}", total=work.strips.count)
+    with counter(f"predict {work.place[0].name}, rows of windows", work.strips.count) as show:
         while not finished.wait(_SECONDS_A_LOOK):
-            bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
-        bar.update(task, completed=work.strips.count - sum(map(len, work.strips.missing())))
+            show(work.strips.count - sum(map(len, work.strips.missing())))
+        show(work.strips.count - sum(map(len, work.strips.missing())))
 
 
 def opened(source: BundleSource) -> Predictor:

@@ -15,13 +15,13 @@ import pandas as pd
 import rasterio
 import shapely
 from affine import Affine
-from rich.progress import track
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split, chip_checksum, chip_path
 from terraseg.contracts.scene import NODATA
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 from terraseg.core.normalise import unobserved
+from terraseg.core.progress import track
 from terraseg.prepare.config import FolderOptions
 from terraseg.prepare.import_files import Header, Pair, mask_is_sound, read_image, read_mask
 

@@ -18,6 +18,7 @@ from rich.console import Console
 
 import terraseg
 from terraseg.core.files import fingerprint, sha256_of_file, write_json
+from terraseg.core.progress import widen_tables
 from terraseg.errors import ConfigError, TerrasegError
 
 _log = logging.getLogger(__name__)
@@ -110,6 +111,7 @@ def run_demo(root: Path) -> None:
     """
     if not (root / "configs" / "demo_data.yaml").is_file():
         raise ConfigError(f"{root} has no configs/demo_data.yaml", fix="run the demo in a checkout of the repository")
+    widen_tables()
     console = Console()
     record = _read_record(root / _RECORD)
     before = terraseg.__version__
@@ -170,17 +172,25 @@ def _summary(console: Console, root: Path) -> None:
     models = [json.loads((root / _RESULTS / "metrics" / f"{name}.json").read_text("utf-8")) for name in EXPERIMENTS]
     best = max(models, key=_iou)
     product = terraseg.Product(root / _RESULTS / "predictions" / best["experiment"] / "brandenburg")
-    console.print(
-        "These are settlement areas (OpenStreetMap landuse=residential), not single buildings.", soft_wrap=True
-    )
-    for what, path in (
-        ("map", product.mask),
-        ("probability", product.probability),
-        ("polygons", product.geopackage),
-        ("figures", root / _RESULTS / "figures"),
-        ("report", root / _RESULTS / "report.html"),
-    ):
-        console.print(f"{what:>12}  {path.relative_to(root)}", markup=False, highlight=False, soft_wrap=True)
+    score = best["figures"]["iou"]
+    interval = f" (95 %: {score['low']:.2f} to {score['high']:.2f})" if score["low"] is not None else ""
+    lines = [
+        f"{best['experiment']} finds settlement areas (OpenStreetMap landuse=residential), not single buildings.",
+        f"IoU {score['value']:.2f}{interval} on held-out ground.",
+        *(
+            f"{what:>12}  {path.relative_to(root)}"
+            for what, path in (
+                ("map", product.mask),
+                ("probability", product.probability),
+                ("polygons", product.geopackage),
+                ("figures", root / _RESULTS / "figures"),
+                ("report", root / _RESULTS / "report.html"),
+            )
+        ),
+        "Next: open the report in a browser and the map in QGIS; then docs/own_area.md, for your own area or image.",
+    ]
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(str(best["attribution"]), style="dim", markup=False, soft_wrap=True)
 
 

@@ -11,7 +11,6 @@ import numpy.typing as npt
 import rasterio
 from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
-from rich.progress import track
 
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import SourceScene, catalogue
@@ -23,6 +22,7 @@ from terraseg.contracts.scene_item import FINGERPRINT, describe_observations
 from terraseg.core.files import atomic_path, fingerprint, output_error
 from terraseg.core.offsets import HISTOGRAM_BINS, SHIFTED_BASELINE, OffsetCheck, check_offsets, dark_values
 from terraseg.core.parallel import run_tasks
+from terraseg.core.progress import track
 from terraseg.core.raster import GDAL_CACHE, CogOptions, cog_writer
 from terraseg.errors import OutputError, SceneError
 

@@ -2,12 +2,12 @@
 
 import geopandas as gpd
 import numpy as np
-from rich.progress import track
 
 from terraseg.contracts.dataset import IGNORE, ChipDataset, Stats
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.files import file_lock, fingerprint, write_json
 from terraseg.core.normalise import unobserved
+from terraseg.core.progress import track
 from terraseg.learn.chips.pack import open_pack, pack_folder
 
 
@@ -37,7 +37,7 @@ def _counted(dataset: ChipDataset, rows: gpd.GeoDataFrame) -> TrainHistogram:
     kind = next(iter(packs.values())).images.dtype
     histogram = TrainHistogram(len(info.bands), least=int(np.iinfo(kind).min))
     blocks = list(rows.groupby("block"))  # chips of different blocks share no pixel
-    for _, chips in track(blocks, description="statistics of the chips", transient=True):
+    for _, chips in track(blocks, description="statistics of the chips"):
         top, left = chips["row"].min(), chips["column"].min()
         seen = np.zeros((chips["row"].max() - top + size, chips["column"].max() - left + size), dtype=bool)
         for chip in chips.itertuples():

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import rasterio
-from rich.progress import track
 
 from terraseg.contracts.dataset import IGNORE, ChipDataset, Split, chip_checksum, pairs_on_disk
 from terraseg.core.files import atomic_folder, write_json
 from terraseg.core.normalise import unobserved
 from terraseg.core.parallel import processors
+from terraseg.core.progress import track
 from terraseg.errors import DatasetError
 
 _log = logging.getLogger(__name__)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.progress import track
 from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
 from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.product import PROBABILITY_SCALE
+from terraseg.core.progress import track
 from terraseg.core.threshold import best_level
 from terraseg.learn.chips.mosaics import Mosaic, Mosaics, Windows
 from terraseg.learn.models.odds import log_odds
@@ -83,12 +83,12 @@ def calibrate(
             yield windows, log_odds(logits, positive).cpu().numpy()
 
     counts, levels = np.zeros((2, len(_ODDS))), np.zeros((2, _LEVELS))
-    for mosaic in track(mosaics, "Slope and intercept", disable=not progress):
+    for mosaic in track(mosaics, "Slope and intercept", hidden=not progress):
         for windows, odds in predicted(mosaic):
             truth = np.stack([mosaic.mask[place] for place in windows.places])
             counts += count_odds(odds, truth, windows.weights, positive=positive)
     slope, intercept = fit_odds(counts)
-    for mosaic in track(mosaics, "Threshold", disable=not progress):
+    for mosaic in track(mosaics, "Threshold", hidden=not progress):
         probability = np.zeros(mosaic.mask.shape, np.float32)
         for windows, odds in predicted(mosaic):
             for place, part in zip(windows.places, expit(slope * odds + intercept) * windows.weights, strict=True):

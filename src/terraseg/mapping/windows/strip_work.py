@@ -8,10 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from terraseg.contracts.scene import Place
+from terraseg.core.progress import counter
 from terraseg.mapping.runtimes.predictor import Predictor
 from terraseg.mapping.windows.blend import FinishedStrip
 from terraseg.mapping.windows.finished_strips import FinishedStrips
@@ -50,14 +49,15 @@ class StripWork:
         if before and progress:
             _log.info("%s: resumes after %d of %d rows of windows", name, before, total)
         written: Future[None] | None = None
-        with progress_of_rows(disable=not progress) as bar, ThreadPoolExecutor(1, "write-behind") as writer:
-            task = bar.add_task(f"predict {name}", total=total, completed=before)
+        done = itertools.count(before + 1)
+        rows = counter(f"predict {name}, rows of windows", total, hidden=not progress)
+        with rows as show, ThreadPoolExecutor(1, "write-behind") as writer:
             for part in parts:
                 for finished in itertools.islice(self.stream(predictor=predictor, start=part.start), len(part)):
                     if written is not None:
                         written.result()
                     written = writer.submit(self._keep, finished)
-                    bar.advance(task)
+                    show(next(done))
             if written is not None:
                 written.result()
 
@@ -71,17 +71,3 @@ class StripWork:
 
     def _keep(self, finished: FinishedStrip) -> None:
         self.strips.write(finished.index, self.encode(finished))
-
-
-def progress_of_rows(*, disable: bool = False) -> Progress:
-    """A progress bar on standard error, if that is a terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("rows of windows"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=disable,
-    )

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from rich.progress import track
 
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.core.files import atomic_folder, fingerprint, write_json
 from terraseg.core.parallel import processors
+from terraseg.core.progress import track
 from terraseg.errors import ConfigError
 from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
