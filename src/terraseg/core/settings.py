@@ -1,12 +1,27 @@
 """Checked settings: unknown keys are errors, and one message names every fault of a file."""
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
 
 
 class Strict(BaseModel):
     """Base of every settings and metadata class: it allows no unknown keys and is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler, /) -> dict[str, Any]:  # noqa: ANN401
+        """The schema, which an editor shows, with the words of the docstring for the class and its keys."""
+        from docstring_parser import parse
+
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        words = parse(cls.__doc__ or "")
+        schema["description"] = words.short_description
+        for key in words.params:
+            if key.arg_name in schema.get("properties", {}):
+                schema["properties"][key.arg_name]["description"] = " ".join((key.description or "").split())
+        return schema
 
 
 def faults_of(error: ValidationError) -> str:
