@@ -24,7 +24,9 @@ from terraseg.learn.chips.pack import Pack, open_pack
 from terraseg.learn.chips.samplers import ChipSampler, Draw, OrderedSampler
 from terraseg.learn.chips.standardise import DATASET, Standardiser, standard_of
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
-from terraseg.learn.training.one_line_errors import out_of_memory
+from terraseg.learn.training.one_line_errors import one_line_parser_errors, out_of_memory
+
+one_line_parser_errors()  # the stock parser imports this module before it reads the section's arguments
 
 _READ: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 """The splits that a stage reads."""

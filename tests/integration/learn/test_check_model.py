@@ -81,6 +81,16 @@ def test_unknown_keys_and_classes_are_named(config):
     ]
 
 
+def test_values_of_another_type_are_named_all_at_once(config):
+    config["data"]["init_args"] |= {"batch_size": "many", "augment": "maybe"}
+    config["model"]["init_args"] |= {"lr": "fast", "plot_on_val": 5}
+    assert [line.split(";")[0] for line in _lines(config)] == [
+        "error: data.init_args.batch_size: 'many'",
+        "error: data.init_args.augment: 'maybe'",
+        "error: model.init_args.lr: 'fast'",
+    ]
+
+
 def test_the_licence_is_that_of_the_weights(config, monkeypatch):
     monkeypatch.setattr(module, "hub_answers", lambda: False)
     config["model"]["init_args"]["weights"] = "hub"
@@ -144,3 +154,21 @@ def test_a_training_refuses_a_schedule_that_turns_before_its_end(config, root, f
     )
     with pytest.raises(ConfigError, match="T_max: 1 is less than the 2 steps of the training"):
         fit()
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "fault"),
+    [
+        ("data", "batchsize", 4, "data.init_args: Option 'batchsize' is not accepted"),
+        ("data", "batch_size", "many", "batch_size"),
+        ("model", "los", "ce", "model.init_args: Option 'los' is not accepted"),
+    ],
+)
+def test_faults_that_the_stock_parser_finds_are_one_line(config, section, key, value, fault, fit, capsys):
+    config[section]["init_args"][key] = value
+    with pytest.raises(SystemExit) as end:
+        fit()
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert fault in line
+    assert "Union" not in line

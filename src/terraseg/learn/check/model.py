@@ -3,9 +3,11 @@
 import difflib
 import importlib
 import inspect
+from argparse import ArgumentError
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
+from jsonargparse import ArgumentParser
 from terratorch.cli_tools import import_custom_modules
 from terratorch.registry import BACKBONE_REGISTRY, DECODER_REGISTRY, NECK_REGISTRY
 
@@ -57,20 +59,39 @@ def _with_new_names(model: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_keys(config: Mapping[str, Any]) -> list[Finding]:
-    """The classes of data and model exist and accept each key."""
+    """The classes of data and model exist, and accept each key and its value."""
     findings = []
     for section in ("data", "model"):
         path = str(config[section].get("class_path", ""))
         module, _, name = path.rpartition(".")
         try:
-            known = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+            kind = getattr(importlib.import_module(module), name)
+            known, types = inspect.signature(kind).parameters, get_type_hints(kind.__init__)
         except (ImportError, AttributeError, ValueError):
             findings.append(error(f"{section}.class_path", f"there is no class {path!r}", expected="terraseg.learn..."))
             continue
-        for key in config[section].get("init_args") or {}:
+        for key, value in (config[section].get("init_args") or {}).items():
+            where = f"{section}.init_args.{key}"
             if key not in known:
-                findings.append(_unknown(f"{section}.init_args.{key}", key, known))
+                findings.append(_unknown(where, key, known))
+            elif key in types and not _is_of(types[key], value):
+                findings.append(error(where, f"{value!r}", expected=_named(types[key])))
     return findings
+
+
+def _is_of(kind: Any, value: object) -> bool:  # noqa: ANN401
+    """Whether the stock command's parser accepts a value."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    try:
+        parser.parse_object({"value": value})
+    except ArgumentError:
+        return False
+    return True
+
+
+def _named(kind: Any) -> str:  # noqa: ANN401
+    return kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
 
 
 def check_custom_modules(config: Mapping[str, Any]) -> list[Finding]:
