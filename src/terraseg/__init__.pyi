@@ -2,6 +2,7 @@
 from .acquire.config import AcquireConfig as AcquireConfig
 from .acquire.config import LabelsConfig as LabelsConfig
 from .acquire.imported.options import ImageOptions as ImageOptions
+from .api.acquire import aoi as aoi
 from .api.acquire import download as download
 from .api.acquire import import_scene as import_scene
 from .api.acquire import labels as labels

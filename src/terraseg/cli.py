@@ -12,6 +12,7 @@ from terraseg.api.options import add_options, call, summary
 from terraseg.errors import ConfigError, TerrasegError
 
 VERBS = {  # the modules named here are light to import
+    "data aoi": "api.acquire:aoi",
     "data download": "api.acquire:download",
     "data scene": "api.acquire:import_scene",
     "data labels": "api.acquire:labels",
@@ -80,7 +81,7 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         "--print-completion", action=_Completion, metavar="SHELL", help="print completion for bash, zsh or tcsh"
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    data_help = "download, scene, labels, city, preprocess, import"
+    data_help = "aoi, download, scene, labels, city, preprocess, import"
     steps = verbs.add_parser("data", help=data_help).add_subparsers(title="steps", required=True, metavar="STEP")
     for verb, path in VERBS.items():
         name = verb.removeprefix("data ")
@@ -142,12 +143,11 @@ def _print(what: Any, *, style: str | None = None, to_stderr: bool = False) -> N
 
 
 def _start_logging(*, verbose: bool) -> None:
-    from rich.console import Console
-    from rich.logging import RichHandler
+    from terraseg.core.progress import log_handler, widen_tables
 
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+    widen_tables()
     level = logging.INFO if verbose else logging.WARNING
-    logging.basicConfig(level=level, format="%(message)s", handlers=[handler], force=True)
+    logging.basicConfig(level=level, handlers=[log_handler()], force=True)
     logging.getLogger("terraseg").setLevel(logging.INFO)
 
 

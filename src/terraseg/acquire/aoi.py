@@ -81,7 +81,16 @@ def read_aoi(path: str | Path) -> AOI:
     if frame.crs is not None and frame.crs.to_epsg() != 4326:
         frame = frame.to_crs(4326)
     geometry = shapely.force_2d(frame.geometry.union_all())
-    return AOI(name=path.stem, geometry=geometry, geobox=_geobox(geometry, str(path)))
+    return aoi_of(path.stem, geometry, where=str(path))
+
+
+def aoi_of(name: str, geometry: shapely.Geometry, *, where: str) -> AOI:
+    """The AOI of a valid polygon in EPSG:4326; ``where`` it comes from is for the message.
+
+    Raises:
+        AOIError: as in `read_aoi`.
+    """
+    return AOI(name=name, geometry=geometry, geobox=_geobox(geometry, where))
 
 
 def utm_zone(longitude: float, latitude: float) -> int:

@@ -1,4 +1,4 @@
-"""Getting data: `download` scenes and `labels`, or `import_scene` from files."""
+"""Getting data: the `aoi` of a place, `download` scenes and `labels`, or `import_scene` from files."""
 
 import logging
 from collections.abc import Mapping
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _OWN = "your own footprints"
+
+NOMINATIM = "https://nominatim.openstreetmap.org"
+"""OpenStreetMap's search. Its usage policy allows one request a second."""
 
 
 def download(
@@ -69,6 +72,38 @@ def download(
     return scenes
 
 
+def aoi(
+    place: str,
+    *,
+    output: StrPath = "aoi.geojson",
+    box_km: Annotated[float | None, Option(metavar="N")] = None,
+    url: str = NOMINATIM,
+) -> Path:
+    """Get the area of interest of a place by its name, from OpenStreetMap.
+
+    Args:
+        place: such as "Algiers, Algeria".
+        output: GeoJSON file of the area.
+        box_km: a square of N x N km around the place; by default the boundary of the place.
+        url: address of a Nominatim server.
+
+    Returns:
+        The file, for the ``aoi`` of `download` and `labels`.
+
+    Raises:
+        AOIError: no such place, it has no boundary, or it is too large for one UTM zone.
+        CatalogueError: the server can't be reached or answers with errors.
+        ConfigError: a box without a size.
+        OutputError: the file exists already, or can't be written.
+    """
+    from terraseg.acquire.place import write_place
+
+    if box_km is not None and not box_km > 0:
+        raise ConfigError(f"--box-km {box_km:g}", expected="a side of more than 0 km")
+    write_place(Path(output), place=place, url=url.rstrip("/"), box_km=box_km)
+    return Path(output)
+
+
 def import_scene(
     input: StrPath,  # noqa: A002 -- the name of the option
     *,
@@ -96,9 +131,9 @@ def import_scene(
         SceneError: there is no image, a fact is missing, or the values contradict one.
         OutputError: another scene has this name, the disk is full, or the folder can't be written.
     """
-    from terraseg.acquire.imported.scene import write_scene
+    from terraseg.acquire.imported.scene import find_image, write_scene
 
-    return write_scene(Path(input), Path(output), options=options, name=name)
+    return write_scene(find_image(Path(input)), Path(output), options=options, name=name)
 
 
 def labels(

@@ -17,17 +17,18 @@ import geopandas as gpd
 import numpy as np
 import pandas as pd
 import shapely
-from rich.progress import track
 
 from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
 from terraseg.contracts.scene import NODATA, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram
+from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.parallel import processors
 from terraseg.core.polygons import split_layer
 from terraseg.core.processing import check_same_processing, processing_of
+from terraseg.core.progress import track
 from terraseg.errors import SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits
 from terraseg.prepare.block_chips import BlockJob, BlockResult, chip_formats, cut_block
@@ -140,7 +141,9 @@ def preprocess(
             frame_dates=_frame_dates(places) if config.frames > 1 else {},
             provenance=provenance,
         )
-        write_dataset(folder, info=info, tiles=tiles, stats=histogram.stats(config.bands, classes=classes), audit=audit)
+        stats = histogram.stats(config.bands, classes=classes)
+        check_levels(str(scenes), stats)
+        write_dataset(folder, info=info, tiles=tiles, stats=stats, audit=audit)
     dataset = open_dataset(output)
     for split, held in audit["splits"].items():
         _log.info(

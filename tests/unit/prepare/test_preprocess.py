@@ -219,6 +219,17 @@ def test_a_scene_without_a_labelled_pixel_is_said(tmp_path):
         preprocess(scenes=tmp_path / "raw", labels=labels, output=tmp_path / "set", config=CONFIG)
 
 
+def test_a_scene_of_percent_is_not_one_of_dn(city, tmp_path):
+    scene = find_scenes(city[0])[0]
+    with rasterio.open(scene.path) as source:
+        percent = np.maximum(source.read() // 100, 1)
+    with scene_writer(tmp_path / "raw" / "city.tif", geobox=scene.geobox, bands=scene.bands, item=scene.item) as target:
+        target.write(percent)
+    with pytest.raises(SceneError, match="no band has values above"):
+        preprocess(scenes=tmp_path / "raw", labels=city[1], output=tmp_path / "set", config=CONFIG)
+    assert not (tmp_path / "set").exists()
+
+
 def test_scene_without_labels_in_it_is_refused(city, tmp_path):
     scene = find_scenes(city[0])[0]
     far = shapely.box(600_000, 5_000_000, 600_100, 5_000_100)

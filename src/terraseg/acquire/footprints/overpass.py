@@ -1,7 +1,8 @@
 """OpenStreetMap through the Overpass API: responses are cached as .osm files and read like any extract.
 
-This does not use osmnx: its requests recurse without limit on 429 and 504, it only logs a `remark` (the database ran
-out of time and the answer is incomplete), and it asks 8.8.8.8 for names when the system's resolver fails.
+This does not use osmnx, as the search of places does: its requests to Overpass recurse without limit on 429 and 504, it
+only logs a `remark` (the database ran out of time and the answer is incomplete), and it asks 8.8.8.8 for names when the
+system's resolver fails.
 """
 
 import hashlib
@@ -15,11 +16,12 @@ from typing import Literal
 
 import requests
 import shapely
-from rich.progress import track
 
 from terraseg import __version__
 from terraseg.acquire.config import OverpassSource
+from terraseg.acquire.network import CONNECT_TIMEOUT, no_connection
 from terraseg.core.files import atomic_path
+from terraseg.core.progress import track
 from terraseg.errors import CatalogueError
 
 _log = logging.getLogger(__name__)
@@ -105,7 +107,7 @@ def _where(west: float, south: float, east: float, north: float) -> str:
 
 def _ask(source: OverpassSource, query: str) -> bytes:
     address = source.url.rstrip("/") + "/interpreter"
-    headers = {"User-Agent": f"terraseg/{__version__}"}
+    headers, times = {"User-Agent": f"terraseg/{__version__}"}, (CONNECT_TIMEOUT, source.timeout + 30)
     reason = ""
     for attempt in range(source.retries + 1):
         if attempt:
@@ -113,8 +115,13 @@ def _ask(source: OverpassSource, query: str) -> bytes:
             _log.warning("Overpass: %s; trying again in %g s", reason, pause)
             time.sleep(pause)
         try:
-            answer = requests.post(address, data={"data": query}, headers=headers, timeout=(30, source.timeout + 30))
+            answer = requests.post(address, data={"data": query}, headers=headers, timeout=times)
         except requests.RequestException as error:
+            if unreachable := no_connection(error):
+                raise CatalogueError(
+                    f"Overpass at {source.url} did not answer ({unreachable})",
+                    fix="check the network and labels.source.url, or use an extract (kind: extract)",
+                ) from error
             reason = f"no answer ({type(error).__name__})"
             continue
         if answer.status_code in _RETRY_STATUS:

@@ -16,6 +16,7 @@ from pystac_client.stac_api_io import StacApiIO
 from urllib3 import Retry
 
 from terraseg.acquire.config import AcquireConfig, CatalogueConfig, Period
+from terraseg.acquire.network import CONNECT_TIMEOUT
 from terraseg.core.bands import BANDS
 from terraseg.core.offsets import boa_offset, processing_baseline
 from terraseg.core.processing import Processing, processing_level
@@ -220,15 +221,18 @@ def _confirms(item: pystac.Item, offset: int) -> bool:
 
 
 def _query(chosen: Catalogue, config: AcquireConfig, area: shapely.Geometry, period: Period) -> list[pystac.Item]:
-    # Needed because pystac-client by default gives up at the first 503 of a POST.
+    # Needed because pystac-client by default gives up at the first 503 of a POST. Without a connection at all, another
+    # attempt is of no use.
     retry = Retry(
         total=config.retries,
+        connect=0,
         backoff_factor=config.backoff,
         status_forcelist=_RETRY_STATUS,
         allowed_methods=None,
         retry_after_max=int(config.timeout) or 1,
     )
-    reader = StacApiIO(max_retries=retry, timeout=config.timeout)
+    reader = StacApiIO(max_retries=retry)
+    reader.timeout = (min(CONNECT_TIMEOUT, config.timeout), config.timeout)
     try:
         client = Client.open(chosen.url, stac_io=reader)
         results = client.search(
