@@ -41,7 +41,8 @@ def write_safe(
     number = baseline.replace(".", "")
     name = f"S2A_MSI{level}_20230714T105031_N{number}_R051_T31TFJ_20230714T150000"
     names = bands or [each.name for each in BANDS if level == "L1C" or each.name != "B10"]
-    pixels = pixels or product_pixels(names)
+    shift = np.uint16(-(offset or 0))
+    pixels = pixels or {each: np.where(dn, dn + shift, 0) for each, dn in product_pixels(names).items()}
     granule = f"GRANULE/{level}_T31TFJ_A042099_20230714T105255/IMG_DATA"
     root = folder / f"{name}.SAFE"
     listed = []

@@ -47,8 +47,9 @@ def predict(
         bundle: folder of the bundle, outputs/<experiment>/bundle.
         config: YAML of an experiment instead: its own bundle is used.
         ckpt_path: with ``config``: a checkpoint of the experiment instead of its bundle.
-        input: a scene, a folder of scenes, a VRT, a STAC item, or the http(s) address of a COG or an item. Give several
-            for the dates of a place: a model of several dates takes those on one pixel grid together.
+        input: a scene, a folder of scenes, a VRT, a STAC item, the http(s) address of a COG or an item, or an image
+            that states all facts of a scene, such as a .SAFE product. Give several for the dates of a place: a model of
+            several dates takes those on one pixel grid together.
         manifest: a list of scenes instead: .txt, .csv or .json.
         output: folder of the products; each has its own folder, named after the scene (the first date).
         crop: side of a window in pixels; by default the bundle's chip size.
@@ -105,7 +106,9 @@ def predict(
     model, output = _model(bundle, config, ckpt_path, device=device), Path(output)
     with room_for_inputs(output if scheduler else None) as folder:
         resampling = model.info.processing.resampling
-        open_entry = partial(places_at, folder=folder, frames=model.info.frames, resampling=resampling)
+        open_entry = partial(
+            places_at, folder=folder, frames=model.info.frames, resampling=resampling, bands=model.info.bands
+        )
         outcomes: list[Outcome] = []
         if manifest is None:
             places = open_entry([input] if isinstance(input, str | Path) else input)

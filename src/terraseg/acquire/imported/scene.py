@@ -30,7 +30,15 @@ from terraseg.contracts.scene_item import (
     scene_item,
 )
 from terraseg.core.files import fingerprint
-from terraseg.core.offsets import HISTOGRAM_BINS, OffsetCheck, check_offsets, dark_histogram, dark_values
+from terraseg.core.offsets import (
+    HISTOGRAM_BINS,
+    HISTOGRAM_START,
+    HISTOGRAM_STEP,
+    OffsetCheck,
+    check_offsets,
+    dark_histogram,
+    dark_values,
+)
 from terraseg.core.processing import OFFSET_STATE, Processing
 from terraseg.core.progress import track
 from terraseg.core.raster import GDAL_CACHE
@@ -45,6 +53,7 @@ _CACHE = 2 * GDAL_CACHE
 """Bytes for GDAL's block cache: a row of blocks of the 20 m and 60 m bands, which are not aligned with the tiles."""
 
 _DN_MAX = 65535
+_EIGHT_BIT = 256
 _THINNING = 4
 _SMALL = 1 << 20
 """Scenes of up to so many pixels are checked whole, larger ones in every fourth row and column."""
@@ -66,20 +75,29 @@ def find_image(path: Path) -> Found:
     return found
 
 
-def write_scene(path: Path, output: Path, *, options: ImageOptions, name: str | None = None) -> Scene:
+def holds_product(folder: Path) -> bool:
+    """Whether a folder is a Sentinel-2 product or an HLS granule.
+
+    Raises:
+        SceneError: it holds several, or damaged metadata.
+    """
+    return find_safe(folder, folder) is not None or find_hls(folder, folder) is not None
+
+
+def write_scene(found: Found, output: Path, *, options: ImageOptions, name: str | None = None) -> Scene:
     """Write an image as a scene with its provenance. A scene that was made from the same files is kept.
 
     Args:
-        path: see `find_image`.
+        found: the image, see `find_image`.
         output: folder of the scene.
         options: facts that the files don't state.
         name: of the scene; by default the image's.
 
     Raises:
-        SceneError: see `find_image`; facts are missing, or values contradict them.
+        SceneError: facts are missing, values contradict them, or the image can't be read.
         OutputError: another scene has this name, or the disk is full.
     """
-    image = complete(find_image(path), options)
+    image = complete(found, options)
     target = output / f"{scene_name(name or image.found.name)}.tif"
     key = fingerprint([options.model_dump(mode="json", exclude={"offset_check"}), _identity(image)])
     if target.exists():
@@ -186,14 +204,19 @@ def _checked(
 ) -> tuple[OffsetCheck, dict[str, int] | None]:
     """What the darkest pixels show about the offset, and their DN per band."""
     dark = dark_values(histograms)
+    if not histograms[:, (_EIGHT_BIT - HISTOGRAM_START) // HISTOGRAM_STEP + 1 :].any():
+        _log.warning("%s: no band has values above %d DN, as in percent or 8 bit", image.found.path, _EIGHT_BIT)
     offsets = sorted({layer.offset for layer in image.layers})
     (check,) = check_offsets([dark], places=[image.found.name], corrections=[tuple(offsets)])
     found = f"{image.found.path}: {check.contradiction} (offset {', '.join(f'{each:g}' for each in offsets)})"
     if check.contradiction and options.offset_check == "raise":
+        command = f"terraseg data scene {image.found.path}"
+        states_it = any(layer.scale is not None for layer in image.found.layers)
         raise SceneError(
             found,
             expected="dark pixels near 0",
-            fix="state the offset with --offset; if all land is bright, as in a desert, add --offset-check warn",
+            fix=("download it again" if states_it else f"state the offset: {command} --offset DN")
+            + f"; if all land is bright, as in a desert: {command} --offset-check warn",
         )
     if check.contradiction:
         _log.warning("%s", found)

@@ -4,9 +4,10 @@
 * A VRT: unit, bands and provenance come from its sources, unless it declares its own.
 * A STAC item, local or at an http(s) address: its assets are the bands, or one asset has all bands.
 * A COG at an http(s) address: its provenance is the item next to it, as for a local scene.
+* An image without provenance, such as a .SAFE product or an export: it becomes a scene for this run.
 
-All except the first become a small VRT with an item next to it, in a folder of the run. So readers need to know nothing
-else: GDAL opens it like any file, in any process of this machine.
+VRTs, items and addresses become a small VRT with an item next to it, in a folder of the run. So readers need to know
+nothing else: GDAL opens it like any file, in any process of this machine.
 """
 
 import datetime as dt
@@ -14,7 +15,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from terraseg.core.processing import (
     processing_of,
 )
 from terraseg.errors import CatalogueError, SceneError
+from terraseg.mapping.inputs.images import is_image, scene_of_image
 from terraseg.mapping.inputs.remote import gdal_name, get_json, is_url, url_of, without_secrets
 from terraseg.mapping.inputs.vrt import BandFile, band_sources, is_vrt, sources, write_band_vrt
 
@@ -60,7 +62,12 @@ def room_for_inputs(shared: Path | None = None) -> Iterator[Path]:
 
 
 def places_at(
-    given: Iterable[str | Path], folder: Path, *, frames: int, resampling: Resampling | None = None
+    given: Iterable[str | Path],
+    folder: Path,
+    *,
+    frames: int,
+    resampling: Resampling | None = None,
+    bands: Sequence[str] | None = None,
 ) -> list[Place]:
     """Open inputs, and group their scenes to places.
 
@@ -68,27 +75,33 @@ def places_at(
         given: see `scenes_at`.
         folder: see `scenes_at`.
         frames: dates per place, see `group_places`.
-        resampling: see `scenes_at`.
+        resampling, bands: see `scenes_at`.
 
     Raises:
         SceneError: see `scenes_at` and `group_places`.
     """
-    scenes = [scene for one in given for scene in scenes_at(one, folder, resampling=resampling)]
+    scenes = [scene for one in given for scene in scenes_at(one, folder, resampling=resampling, bands=bands)]
     return group_places(scenes, frames=frames)
 
 
-def scenes_at(given: str | Path, folder: Path, *, resampling: Resampling | None = None) -> list[Scene]:
+def scenes_at(
+    given: str | Path, folder: Path, *, resampling: Resampling | None = None, bands: Sequence[str] | None = None
+) -> list[Scene]:
     """Open the scenes of one input.
 
     Args:
         given: path or address.
         folder: for VRTs; the scenes can be read as long as it exists.
-        resampling: of bands of a STAC item that are coarser than its others, as in training; None repeats their pixels.
+        resampling: of bands of a STAC item or an image that are coarser than its others, as in training; None repeats
+            the pixels of an item, and is bilinear for an image.
+        bands: those to take from an image; None for all.
 
     Raises:
         SceneError: there is no scene, or it can't be read as one.
     """
     name, local = str(given), Path(given)
+    if not is_url(name) and is_image(local):
+        return [scene_of_image(local, folder, bands=bands, resampling=resampling)]
     if not is_url(name) and not (local.is_file() and local.suffix.lower() in (".json", ".vrt")):
         return find_scenes(local)
     root = Path(tempfile.mkdtemp(dir=folder))  # a folder of its own: names may be the same

@@ -59,7 +59,13 @@ def export(
         raise ConfigError(f"{chips} chips in batches of {batch_size}", expected="1 or more")
     model, given = open_bundle(bundle), [input] if isinstance(input, str | Path) else input
     with room_for_inputs() as folder:
-        places = places_at(given, folder, frames=model.info.frames, resampling=model.info.processing.resampling)
+        places = places_at(
+            given,
+            folder,
+            frames=model.info.frames,
+            resampling=model.info.processing.resampling,
+            bands=model.info.bands,
+        )
         return export_bundle(model, places, chips=chips, batch_size=batch_size)
 
 

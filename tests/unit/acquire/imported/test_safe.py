@@ -32,7 +32,7 @@ def _interpolated(values, factor):
 def test_a_product_is_a_scene_of_reflectance(tmp_path, level, baseline, offset, archive):
     names = [each.name for each in BANDS if level == "L1C" or each.name != "B10"]
     shift = np.uint16(-(offset or 0))
-    stored = {name: np.where(dn > 0, dn + shift, 0).astype(np.uint16) for name, dn in product_pixels(names).items()}
+    stored = {name: np.where(dn, dn + shift, 0) for name, dn in product_pixels(names).items()}
     root = write_safe(tmp_path, level=level, baseline=baseline, offset=offset, pixels=stored)
     scene = terraseg.import_scene(zipped(root) if archive else root, output=tmp_path / "raw")
 
