@@ -1,4 +1,4 @@
-"""Getting data: `download` scenes and `labels`, or `import_scene` from files."""
+"""Getting data: the `aoi` of a place, `download` scenes and `labels`, or `import_scene` from files."""
 
 import logging
 from collections.abc import Mapping
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _OWN = "your own footprints"
+
+NOMINATIM = "https://nominatim.openstreetmap.org"
+"""OpenStreetMap's search. Its usage policy allows one request a second."""
 
 
 def download(
@@ -67,6 +70,38 @@ def download(
         scenes.append(write_composite(path, geobox=area.geobox, scenes=chosen, config=settings, scheduler=scheduler))
         _log.info("wrote %s from %d scenes", path, len(chosen))
     return scenes
+
+
+def aoi(
+    place: str,
+    *,
+    output: StrPath = "aoi.geojson",
+    box_km: Annotated[float | None, Option(metavar="N")] = None,
+    url: str = NOMINATIM,
+) -> Path:
+    """Get the area of interest of a place by its name, from OpenStreetMap.
+
+    Args:
+        place: such as "Algiers, Algeria".
+        output: GeoJSON file of the area.
+        box_km: a square of N x N km around the place; by default the boundary of the place.
+        url: address of a Nominatim server.
+
+    Returns:
+        The file, for the ``aoi`` of `download` and `labels`.
+
+    Raises:
+        AOIError: no such place, it has no boundary, or it is too large for one UTM zone.
+        CatalogueError: the server can't be reached or answers with errors.
+        ConfigError: a box without a size.
+        OutputError: the file exists already, or can't be written.
+    """
+    from terraseg.acquire.place import write_place
+
+    if box_km is not None and not box_km > 0:
+        raise ConfigError(f"--box-km {box_km:g}", expected="a side of more than 0 km")
+    write_place(Path(output), place=place, url=url.rstrip("/"), box_km=box_km)
+    return Path(output)
 
 
 def import_scene(
