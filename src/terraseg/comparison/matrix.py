@@ -62,6 +62,7 @@ class MatrixConfig(Strict):
         footprints: a file or folder of polygons for object metrics on test; by default only pixels are scored.
         experiments: by name.
         fractions: shares of the ground of train, above 0, up to 1.
+        chips: instead of fractions, about how many chips of train have labels.
         seeds: of the trainings. A seed also draws the labelled chips, the same for all experiments.
         overrides: changes to the configs of all experiments, applied before their own.
         tune: a search for hyperparameters before the cells; without it, verdicts say that they are untuned.
@@ -74,7 +75,8 @@ class MatrixConfig(Strict):
     scenes: Path
     footprints: Path | None = None
     experiments: dict[Annotated[str, Field(pattern=r"^[\w-]+$")], ExperimentEntry]
-    fractions: list[Annotated[float, Field(gt=0, le=1)]]
+    fractions: list[Annotated[float, Field(gt=0, le=1)]] = Field(default_factory=list)
+    chips: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     seeds: list[Annotated[int, Field(ge=0)]]
     overrides: dict[str, Any] = Field(default_factory=dict)
     tune: TuningBudget | None = None
@@ -167,6 +169,8 @@ def load_matrix(path: str | Path, *, output: Path, overrides: Sequence[str] = ()
     _same_splits(experiments, datasets)
     budget = _budget_in_words(experiments, declared=config.unequal_budget)
     dataset = datasets[config.baseline]
+    if config.chips:
+        config = config.model_copy(update={"fractions": _fractions(config, experiments, dataset)})
     chips = _labelled_chips(config, experiments, dataset)
     weights = {name: _weights_hash(values) for name, values in experiments.items()}
     cells = tuple(
@@ -191,7 +195,10 @@ def _read(path: Path) -> MatrixConfig:
         config = MatrixConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {faults_of(error)}", fix="see docs/comparison.md for the keys") from error
-    for key, values in (("fractions", config.fractions), ("seeds", config.seeds)):
+    if bool(config.fractions) == bool(config.chips):
+        found = "both fractions and chips" if config.chips else "neither fractions nor chips"
+        raise ConfigError(f"{path} gives {found}", expected="one of the two")
+    for key, values in (("fractions", config.fractions or config.chips), ("seeds", config.seeds)):
         if not values or len({f"{value:g}" for value in values}) < len(values):
             raise ConfigError(f"{path}: {key} {values}", expected="at least one value, without duplicates")
     if config.baseline not in config.experiments:
@@ -241,7 +248,7 @@ def _experiment(name: str, entry: ExperimentEntry, *, changes: Iterable[Mapping[
             )
     faults = [each for each in findings + check_config(values, chips=None) if each.severity == "error"]
     if faults:
-        raise ConfigError(f"experiment {name}: {faults[0]}", fix=f"run `terraseg check {entry.config}`")
+        raise ConfigError(f"experiment {name}: {faults[0]}")
     # Progress bars and summaries are of no use in a log.
     trainer["callbacks"] = [
         each for each in trainer.get("callbacks") or [] if not str(each.get("class_path")).endswith("ProgressBar")
@@ -261,6 +268,7 @@ def _folders(value: object) -> Iterator[str]:
 
 
 def _set(values: dict[str, Any], key: str, value: object, *, where: str) -> None:
+    """Set a dotted key; one that ends in +, as in jsonargparse, adds to a list."""
     *parents, last = key.split(".")
     place: Any = values
     for parent in parents:
@@ -269,6 +277,9 @@ def _set(values: dict[str, Any], key: str, value: object, *, where: str) -> None
                 f"{where}: there is no section {parent!r} for the override {key!r}", fix="correct the key"
             )
         place = place[parent]
+    if last.endswith("+"):
+        last, more = last[:-1], value if isinstance(value, list) else [value]
+        value = [*(place.get(last) or []), *more]
     place[last] = deepcopy(value)
 
 
@@ -336,6 +347,22 @@ def _differences(by_name: Mapping[str, Mapping[str, Any]]) -> str:
         if len({json.dumps(value, sort_keys=True) for value in found.values()}) > 1:
             differing.append(f"{key} is " + ", ".join(f"{value} in {name}" for name, value in found.items()))
     return "; ".join(differing)
+
+
+def _fractions(config: MatrixConfig, experiments: Mapping[str, dict[str, Any]], dataset: ChipDataset) -> list[float]:
+    """Shares of the ground of train that hold about so many chips as the config asks for.
+
+    Raises:
+        ConfigError: train has fewer chips.
+    """
+    fold = experiments[config.baseline]["data"]["init_args"].get("fold")
+    there = len(chosen_chips(dataset, "train", fold=fold, fraction=1, seed=0))
+    if max(config.chips) > there:
+        raise ConfigError(
+            f"chips {config.chips}, but {dataset.root} has {there} train chips",
+            fix="ask for fewer chips, or prepare a larger area",
+        )
+    return [round(count / there, 6) for count in config.chips]
 
 
 def _labelled_chips(

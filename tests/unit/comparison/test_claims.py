@@ -164,5 +164,5 @@ def test_early_stopping_and_devices_are_part_of_the_budget(home: Path, tmp_path:
 
 
 def test_errors_of_the_check_raise_an_error(home: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="experiment one: .*terraseg check"):
+    with pytest.raises(ConfigError, match="experiment one: .*nonsense"):
         _load(home, tmp_path, "model.init_args.loss={nonsense: 1.0}")

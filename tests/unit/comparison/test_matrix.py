@@ -317,10 +317,45 @@ def test_the_comparisons_of_demo_and_city_are_sound(
     here = {"scenes": given["scenes"], "footprints": None, "overrides": given["overrides"]}
     demo["experiments"]["imagenet"]["overrides"] = given["experiments"]["file"]["overrides"]  # the weights' file
     matrix = _load({**demo, **here}, tmp_path)
-    assert len(matrix.cells) == 12
+    assert len(matrix.cells) == len(demo["experiments"]) * len(demo["fractions"]) * len(demo["seeds"])
     first, second = (cell.config for cell in matrix.cells[:2])
     first["model"]["init_args"]["weights"] = second["model"]["init_args"]["weights"]
     assert first == second
+
+
+def test_chips_are_counted_instead_of_shares_of_the_ground(given: dict[str, Any], tmp_path: Path) -> None:
+    there = _load(given, tmp_path).cells[0].chips.train_chips
+    wanted = there // 2
+    cell = _load({**given, "fractions": [], "chips": [wanted]}, tmp_path).cells[0]
+    assert abs(cell.chips.train_chips - wanted) <= 1
+    with pytest.raises(ConfigError, match=f"{there} train chips"):
+        _load({**given, "fractions": [], "chips": [there + 1]}, tmp_path)
+    with pytest.raises(ConfigError, match="both"):
+        _load({**given, "chips": [wanted]}, tmp_path)
+
+
+def test_a_key_that_ends_in_plus_adds_to_the_list(given: dict[str, Any], tmp_path: Path) -> None:
+    before = _load(given, tmp_path).cells[0].config["trainer"]["callbacks"]
+    frozen = {"class_path": "terraseg.learn.freeze.FreezeBackbone", "init_args": {"epochs": 1}}
+    added = {**given, "overrides": {**given["overrides"], "trainer.callbacks+": frozen}}
+    assert _load(added, tmp_path).cells[0].config["trainer"]["callbacks"] == [*before, frozen]
+
+
+def test_the_comparison_of_many_models_is_sound(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    many = yaml.safe_load((ROOT / "configs/compare_algiers.yaml").read_text(encoding="utf-8"))
+    known = {"galileo", "satmae", "scalemae"}  # their weights are files of the user
+    for name, entry in many["experiments"].items():
+        if name in known:
+            entry["overrides"] = {**entry["overrides"], "model.init_args.weights": "random"}
+    changes = {**many["overrides"], "data.init_args.root": given["overrides"]["data.init_args.root"]}
+    changes["data.init_args.batch_size"] = 2
+    matrix = _load({**many, "scenes": given["scenes"], "overrides": changes, "chips": [4], "seeds": [0]}, tmp_path)
+    assert len(matrix.cells) == 10
+    frozen = {cell.experiment for cell in matrix.cells if "FreezeBackbone" in str(cell.config["trainer"]["callbacks"])}
+    assert frozen == set(many["experiments"]) - {"unet_scratch", "graphsage"}
 
 
 def test_the_comparison_over_few_labels_is_sound(
