@@ -15,6 +15,7 @@ import yaml
 from rio_cogeo.cogeo import cog_validate
 
 from helpers.paths import ROOT
+from terraseg.contracts.bundle import open_bundle
 from terraseg.contracts.product import Product
 from terraseg.sample.demo import EXPERIMENTS, steps
 
@@ -99,3 +100,16 @@ def test_notebooks_run_on_it_from_top_to_bottom(root, notebook, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-3000:]
     assert "1 passed" in done.stdout
+
+
+def test_the_python_of_the_docs_trains_maps_and_scores_on_it(root):
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
+    short = code.replace("max_steps=200", "max_steps=2, val_check_interval=1")
+    assert short != code
+    done = subprocess.run([sys.executable, "-c", short], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert open_bundle(root / "outputs/python_unet/bundle").info.bands[:2] == ("B02", "B03")
+    assert (root / "results/python_unet/brandenburg/mask.tif").is_file()
+    (result,) = (root / "results/python").glob("*.json")
+    assert f"{json.loads(result.read_text())['figures']['iou']['value']:.3f}" in done.stdout
