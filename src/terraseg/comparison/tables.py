@@ -72,6 +72,7 @@ def _row(finished: Finished, *, budget: str) -> dict[str, object]:
         **cell.chips._asdict(),
         "labelled_chips": sum(cell.chips),
         **{key: value for key, value in result.model_dump().items() if key not in _NOT_SHOWN},
+        "architecture": _architecture(cell),
         "weights": metrics.weights,
         **estimates,
         "threshold": metrics.threshold,
@@ -86,6 +87,12 @@ def _row(finished: Finished, *, budget: str) -> dict[str, object]:
         "units": len(metrics.units),
         "cell": metrics.cell,
     }
+
+
+def _architecture(cell: Cell) -> str:
+    """Backbone and decoder, or for segmentation_models_pytorch encoder and model."""
+    model = cell.config.get("model", {}).get("init_args", {}).get("model_args", {})
+    return " + ".join(str(model[key]) for key in ("backbone", "decoder", "model") if key in model)
 
 
 @dataclass(frozen=True)

@@ -136,9 +136,13 @@ class Timings(Callback):
                 "peak_memory_gb": round(self._peak_memory() / 1e9, 3),
                 "parameters": sum(parameter.numel() for parameter in pl_module.parameters()),
                 "trainable_parameters": sum(p.numel() for p in pl_module.parameters() if p.requires_grad),
-                "device": str(pl_module.device),
+                "device": _name(pl_module.device),
             },
         )
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
 def _where(trainer: Trainer) -> str:

@@ -56,12 +56,13 @@ def performance_columns(tables: Tables) -> dict[str, str]:
 
 def efficiency_table(tables: Tables) -> Table:
     """One row per experiment: the cost of the same trainings."""
-    table = _table("Efficiency, means over seeds")
+    rows = efficiency(tables)
+    table = _table("Efficiency, means over seeds", caption=f"Device: {', '.join(sorted(set(rows['device'])))}")
     for heading in ("Parameters", "Trainable", "Best at", "Time", "Images/s", "Memory"):
         table.add_column(heading, justify="right")
-    for row in efficiency(tables).to_dict("records"):
+    for row in rows.to_dict("records"):
         table.add_row(
-            str(row["experiment"]),
+            "\n".join(filter(None, [str(row["experiment"]), str(row["architecture"])])),
             f"{row['parameters'] / 1e6:.1f} M",
             f"{row['trainable_parameters'] / 1e6:.1f} M",
             f"epoch {row['best_epoch']:.0f}, step {row['best_step']:.0f}",

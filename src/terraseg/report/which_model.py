@@ -194,13 +194,16 @@ def efficiency(tables: Tables) -> pd.DataFrame:
     """One row per experiment, in the order of `performance`: means over the cells at its largest finished fraction.
 
     Columns: parameters, trainable_parameters, best_epoch and best_step (of the highest validation IoU), epochs, steps,
-    hours, images_per_second, peak_memory_gb, device; and those of `Tables.labels` if all fractions are finished.
+    hours, images_per_second, peak_memory_gb, architecture, device; and those of `Tables.labels` if all fractions are
+    finished.
     """
     measured = ["parameters", "trainable_parameters", "best_epoch", "epochs", "best_step", "steps", "hours"]
     measured += ["images_per_second", "peak_memory_gb"]
     keys = performance(tables)[["experiment", "fraction"]]
     cells = keys.merge(tables.cells, on=["experiment", "fraction"], how="left")
+    cells["architecture"] = cells.get("architecture", "")  # absent from older files
     groups = cells.groupby("experiment", sort=False)
     means = groups[measured].mean()
+    means["architecture"] = groups["architecture"].first()
     means["device"] = groups["device"].agg(lambda names: ", ".join(sorted(set(names))))
     return means.reset_index().merge(tables.labels.drop(columns="comparison"), on="experiment", how="left")
