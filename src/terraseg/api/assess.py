@@ -33,7 +33,8 @@ def evaluate(
     """Score predictions on held-out ground: IoU, F1 and more, each with its 95 % interval.
 
     Args:
-        predictions: folder of products; each experiment that predicted is scored.
+        predictions: folder of products; each experiment that predicted is scored. Or the folder of chips that
+            ``terratorch predict`` wrote; its name is that of the experiment.
         index_baseline: score the best single-index threshold instead, tuned on train.
         bundle: score a model on the dataset's chips instead of on maps of scenes.
         experiment: only this one of the experiments in ``predictions``.
@@ -66,6 +67,7 @@ def evaluate(
         raise ConfigError(f"{alone} does not go with {', '.join(wrong)}", fix="drop one of them")
     from terraseg.assess.evaluate import evaluate as score
     from terraseg.assess.evaluate_chips import evaluate_chips
+    from terraseg.assess.evaluate_files import chip_files, evaluate_files
     from terraseg.assess.ground.predictions import find_predictions
     from terraseg.assess.index_baseline import EXPERIMENT
     from terraseg.assess.index_baseline import index_baseline as score_index
@@ -94,6 +96,16 @@ def evaluate(
             boundary_tolerance=boundary_tolerance,
         )
         return [metrics_path(output, model.info.experiment)]
+    if files := chip_files(Path(predictions)):
+        if wrong := [f"--{name}" for name, value in only_maps.items() if value and name != "experiment"]:
+            found = f"{predictions} holds chips of terratorch predict, which do not go with {', '.join(wrong)}"
+            raise ConfigError(found, fix="drop them, or map the scenes with terraseg predict")
+        name = experiment or Path(predictions).resolve().name
+        evaluate_files(
+            files=files, dataset=open_dataset(ground_truth), experiment=name, output=output, split=split,
+            boundary_tolerance=boundary_tolerance,
+        )  # fmt: skip
+        return [metrics_path(output, name)]
     names = [experiment] if experiment else sorted({one.experiment for one in find_predictions(Path(predictions))})
     if len({metrics_path(output, name) for name in names}) < len(names):
         raise ConfigError(

@@ -26,6 +26,7 @@ from terraseg.assess.metrics.intervals import FEW_UNITS, Part, side_by_side, too
 from terraseg.assess.metrics.objects import count_objects, object_metrics, place_part
 from terraseg.assess.metrics.pixels import (
     LEVELS,
+    METRICS,
     Counts,
     PixelCounts,
     confusion,
@@ -335,6 +336,14 @@ def facts_of(truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tole
         "negatives": tuple(counts.total[0].tolist()),
         "reliability": score.reliability,
     }
+
+
+def without_probability(facts: dict[str, Any], *, reason: str) -> None:
+    """Take the metrics of probabilities out of `facts_of` a map that has none."""
+    undefined = {name for name, metric in METRICS.items() if metric.needs_probability}
+    for estimates in (facts["figures"], *facts["groups"].values()):
+        estimates |= dict.fromkeys(undefined & estimates.keys(), Estimate(value=None, reason=reason))
+    facts["reliability"] = ()
 
 
 def _few_units(units: Units) -> tuple[str, ...]:

@@ -15,12 +15,12 @@ import numpy.typing as npt
 import rasterio
 from scipy.ndimage import uniform_filter
 
-from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, without_probability
 from terraseg.assess.ground.truth import Chip, ChipTruth, chip_truth, chips
-from terraseg.assess.metrics.pixels import LEVELS, METRICS, confusions, iou
+from terraseg.assess.metrics.pixels import LEVELS, confusions, iou
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_NODATA
-from terraseg.contracts.result import Estimate, Metrics, metrics_path, write_metrics
+from terraseg.contracts.result import Metrics, metrics_path, write_metrics
 from terraseg.core.progress import track
 from terraseg.errors import SceneError, SplitError
 
@@ -98,11 +98,7 @@ def index_baseline(
         at=rule.at,
         boundary_tolerance=boundary_tolerance,
     )
-    no_probability = Estimate(value=None, reason="an index is not a probability")
-    undefined = {name for name, metric in METRICS.items() if metric.needs_probability}
-    for estimates in (facts["figures"], *facts["groups"].values()):
-        estimates |= dict.fromkeys(undefined & estimates.keys(), no_probability)
-    facts["reliability"] = ()
+    without_probability(facts, reason="an index is not a probability")
     metrics = Metrics(
         experiment=EXPERIMENT,
         rule=f"{rule}, the best of {2 * len(candidates)} index rules on train",

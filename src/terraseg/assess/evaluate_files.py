@@ -1,0 +1,116 @@
+"""Scores of the files that ``terratorch predict`` writes for the chips of a dataset."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import rasterio
+
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, without_probability
+from terraseg.assess.ground.pairs import Scores
+from terraseg.assess.ground.truth import Chip, chip_truth
+from terraseg.contracts.dataset import ChipDataset, Split
+from terraseg.contracts.product import PROBABILITY_SCALE, threshold_level
+from terraseg.contracts.result import Metrics, metrics_path, write_metrics
+from terraseg.core.files import GEOTIFF, files_in
+from terraseg.errors import DatasetError, SceneError
+
+_KINDS = {"_pred": "classes", "_probabilities": "probabilities"}
+"""End of a file's name by what `terratorch predict` writes into it."""
+
+_THRESHOLD = 0.5
+_NAMED = 5
+"""Most chips in an error message."""
+
+
+def chip_files(folder: Path) -> dict[str, Path]:
+    """The files of ``terratorch predict`` in a folder, by chip; empty if there are none."""
+    return {
+        path.stem.removesuffix(end): path
+        for path in files_in(folder, GEOTIFF)
+        for end in _KINDS
+        if path.stem.endswith(end)
+    }
+
+
+def evaluate_files(
+    *,
+    files: Mapping[str, Path],
+    dataset: ChipDataset,
+    experiment: str,
+    output: Path,
+    split: Split = "test",
+    boundary_tolerance: float = BOUNDARY_TOLERANCE,
+) -> Metrics:
+    """Score files of classes, or of probabilities at 0.5, on the chips of one split.
+
+    Args:
+        files: see `chip_files`.
+        dataset: chips with their masks.
+        experiment: its name.
+        output: the result file, or the folder for ``<experiment>.json``.
+        split: the chips to score.
+        boundary_tolerance: largest distance between outlines that agree, in metres.
+
+    Returns:
+        The result as written.
+
+    Raises:
+        DatasetError: chips of the split without a file.
+        SceneError: a file of another size, or with values that are not of its kind.
+        SplitError: the class never occurs in the split.
+    """
+    truth = chip_truth(dataset, split=split)
+    if missing := sorted(set(dataset.split(split)["tile"]) - set(files)):
+        shown = ", ".join(missing[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
+        raise DatasetError(
+            f"{len(missing)} chips of the {split} split have no file: {shown}",
+            expected="a prediction of each chip",
+            fix=f"run terratorch predict with --data.init_args.predict_data_root {dataset.root / split / 'images'}",
+        )
+    kinds = {_kind(files[tile]) for tile in dataset.split(split)["tile"]}
+    if len(kinds) > 1:
+        raise SceneError(f"some files hold {' and others '.join(sorted(kinds))}", expected="one kind")
+    facts = measure_chips(
+        truth,
+        lambda chip: _scores(files[chip.tile], chip, positive=truth.positive, classes=len(dataset.info.classes)),
+        at=threshold_level(_THRESHOLD),
+        boundary_tolerance=boundary_tolerance,
+    )
+    classes_only = kinds == {"classes"}
+    if classes_only:
+        without_probability(facts, reason="the files hold classes, not probabilities")
+    metrics = Metrics(
+        experiment=experiment,
+        rule="the most probable class; chip by chip"
+        if classes_only
+        else f"probability >= {_THRESHOLD:g}; chip by chip",
+        threshold=None if classes_only else _THRESHOLD,
+        weights="not recorded",
+        model_hash=None,
+        **facts,
+    )
+    write_metrics(metrics_path(output, experiment), metrics)
+    return metrics
+
+
+def _kind(path: Path) -> str:
+    return next(kind for end, kind in _KINDS.items() if path.stem.endswith(end))
+
+
+def _scores(path: Path, chip: Chip, *, positive: int, classes: int) -> Scores:
+    """Probability DN of a chip; a class is 0 or 1."""
+    try:
+        with rasterio.open(path) as source:
+            values = source.read(1 if source.count == 1 else positive + 1)
+    except (rasterio.errors.RasterioError, IndexError) as error:
+        raise SceneError(f"{path} can't be read ({error})", fix="predict again") from error
+    if values.shape != chip.truth.shape:
+        found = f"{path} has {values.shape[0]} x {values.shape[1]} px"
+        raise SceneError(found, expected=f"{chip.truth.shape[0]} x {chip.truth.shape[1]}, as its chip")
+    most = classes - 1 if _kind(path) == "classes" else 1
+    if not ((values >= 0) & (values <= most)).all():
+        raise SceneError(f"{path} has values from {values.min():g} to {values.max():g}", expected=f"0 to {most}")
+    probability = values == positive if _kind(path) == "classes" else values
+    levels: Scores = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
+    return levels
