@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from terratorch.tasks.base_task import TerraTorchTask
@@ -33,6 +34,7 @@ from terraseg.learn.models.build import (
 )
 from terraseg.learn.models.weights import load_weights
 from terraseg.learn.training.criterion import SegmentationLoss, balanced_class_weights
+from terraseg.learn.training.experiment_folder import keep_together
 from terraseg.learn.training.make_bundle import RECORD, check_record, record_of
 from terraseg.learn.training.one_line_errors import one_line_errors
 from terraseg.learn.training.quiet import leave_out_noise
@@ -111,6 +113,11 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         self._stored_schedules: list[dict[str, Any]] = []
         super().__init__(task="segmentation", plot_on_val=plot_on_val)
         self.monitor = "val/loss"
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own. This is the first hook of a run: nothing has been written yet."""
+        keep_together(self.trainer)
+        return []
 
     # --- building ---
 
