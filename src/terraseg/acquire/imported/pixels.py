@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from terraseg.contracts.scene import NODATA, pixel_on_ground, scene_grid
 from terraseg.contracts.values import check_extremes, check_unit
 from terraseg.core.bands import REFLECTANCE_SCALE
 from terraseg.core.masks import bands_without_alpha, has_mask
+from terraseg.core.raster import GDAL_CACHE
 from terraseg.errors import SceneError
 
 _EXACT = 1e-6
@@ -32,6 +33,12 @@ _EXACT = 1e-6
 
 _MARGIN = 3
 """Pixels around a tile that its interpolation reads."""
+
+TILE = 1024
+"""Usual side of a tile in pixels: that of the JPEG 2000 blocks of Sentinel-2, so that each is decoded once."""
+
+_CHECKED = (1, 1 / REFLECTANCE_SCALE)
+"""Scales of DN and of reflectance, the units that values can contradict."""
 
 _STEP = 10.0
 """An image without a grid of its own gets a pixel size that is a multiple of this, in metres."""
@@ -77,6 +84,27 @@ class Sources:
             )
         return Grid(str(source.crs), source.transform, source.shape)
 
+    @property
+    def tile_side(self) -> int:
+        """Side of the tiles to read: half of the usual one for strips and for values of more than 16 bits."""
+        sources = self._files.values()
+        wide = any(np.dtype(dtype).itemsize > 2 for source in sources for dtype in source.dtypes)
+        return TILE // 2 if wide or any(map(_in_strips, sources)) else TILE
+
+    @property
+    def cache(self) -> int:
+        """Bytes for GDAL's block cache.
+
+        It holds a row of the blocks that are not aligned with the tiles, such as the 20 m and 60 m bands of a product.
+        A raster in strips is decoded again for each tile unless all strips beside a tile fit.
+        """
+        rows = self.tile_side + 2 * _MARGIN
+        strips = sum(
+            rows * source.width * source.count * np.dtype(source.dtypes[0]).itemsize
+            for source in filter(_in_strips, self._files.values())
+        )
+        return max(2 * GDAL_CACHE, int(strips) * 5 // 4)
+
     def _geobox(self, gsd: float | None) -> tuple[GeoBox, bool]:
         grids = {self.grid(layer): layer for layer in self._image.layers}
         finest = min(grids, key=lambda grid: abs(grid.transform.determinant))
@@ -97,12 +125,14 @@ class Sources:
             SceneError: values contradict the unit or the nodata, or can't be read.
         """
         grid = self.grid(layers[0])
-        if (part := _part(grid, tile)) is not None:
-            return np.stack([self._read(layer, part) for layer in layers])
-        window = self._window(grid, tile, margin=_MARGIN)
+        part = _part(grid, tile)
+        window = part or self._window(grid, tile, margin=_MARGIN)
         if window is None:
             return np.full((len(layers), *tile.shape), np.nan, np.float32)
-        return self._warped(np.stack([self._read(layer, window) for layer in layers]), grid, window, tile, resampling)
+        read = [self._read(layer, window) for layer in layers]
+        self._check_unit(layers, read)
+        values = np.stack([_as_dn(layer, *one) for layer, one in zip(layers, read, strict=True)])
+        return values if part else self._warped(values, grid, window, tile, resampling)
 
     def masked(
         self,
@@ -133,7 +163,8 @@ class Sources:
             raise SceneError(f"{layer.file} can't be read ({error})", fix="replace the file") from error
         return values
 
-    def _read(self, layer: Layer, window: Window) -> npt.NDArray[np.floating[Any]]:
+    def _read(self, layer: Layer, window: Window) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+        """Values in the file's unit, and which of them are no observation."""
         source, raw = self._files[layer.file], self._raw(layer, window)
         declared = source.nodatavals[layer.index - 1]
         missing = ~np.isfinite(raw)
@@ -145,27 +176,26 @@ class Sources:
             missing |= raw == layer.nodata
         elif declared is None and not has_mask(source):
             missing |= raw == NODATA
-        self._check(layer, raw, missing, declared)
-        scale = layer.scale or 1.0
-        # 32 bits are exact for integers of 16 bits, and half the memory
-        values: npt.NDArray[Any] = raw.astype(np.float32 if raw.dtype.itemsize == 2 else np.float64)
-        if (scale, layer.offset) != (1, 0):
-            values = values * scale + layer.offset
-        values[missing] = np.nan
-        return values
+        if layer.scale in _CHECKED:
+            known = [value for value in (layer.nodata, declared) if value is not None]
+            check_extremes(
+                self._image.found.path,
+                raw,
+                missing if layer.saturated is None else missing | (raw == layer.saturated),
+                scale=layer.scale,
+                dtype="uint16" if raw.dtype.kind == "u" else "int16",
+                nodata=known[0] if known else NODATA,
+            )
+        return raw, missing
 
-    def _check(
-        self, layer: Layer, raw: npt.NDArray[Any], missing: npt.NDArray[np.bool_], declared: float | None
+    def _check_unit(
+        self, layers: Sequence[Layer], read: Sequence[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]
     ) -> None:
-        scale = layer.scale or 1.0
-        if scale not in (1, 1 / REFLECTANCE_SCALE):
-            return
-        path, pixels, gaps = self._image.found.path, raw[None], missing[None]
-        check_unit(path, pixels, gaps, scale=scale)
-        known = [value for value in (layer.nodata, declared) if value is not None]
-        dtype: Literal["uint16", "int16"] = "uint16" if raw.dtype.kind == "u" else "int16"
-        seen = gaps if layer.saturated is None else gaps | (pixels == layer.saturated)
-        check_extremes(path, pixels, seen, scale=scale, dtype=dtype, nodata=known[0] if known else NODATA)
+        """Check the unit by all bands together: one alone may be dark, such as B12 over water."""
+        scale = layers[0].scale
+        if scale in _CHECKED and {layer.scale for layer in layers} == {scale}:
+            pixels, missing = (np.stack(each) for each in zip(*read, strict=True))
+            check_unit(self._image.found.path, pixels, missing, scale=scale)
 
     def _window(self, grid: Grid, tile: GeoBox, *, margin: int) -> Window | None:
         """The pixels of a grid that a tile needs; None if there are none."""
@@ -230,6 +260,20 @@ def open_sources(image: Image, *, gsd: float | None) -> Iterator[Sources]:
                         fix="download the image again, or leave the band out with --bands",
                     ) from error
         yield Sources(image, files, gsd=gsd)
+
+
+def _in_strips(source: rasterio.DatasetReader) -> bool:
+    return bool(source.block_shapes[0][1] == source.width > TILE)
+
+
+def _as_dn(layer: Layer, raw: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> npt.NDArray[np.floating[Any]]:
+    """DN of 1e-4 reflectance; NaN where there is no observation."""
+    # 32 bits are exact for integers of 16 bits, and half the memory
+    values: npt.NDArray[Any] = raw.astype(np.float32 if raw.dtype.itemsize == 2 else np.float64)
+    if (layer.scale, layer.offset) != (1, 0):
+        values = values * (layer.scale or 1) + layer.offset
+    values[missing] = np.nan
+    return values
 
 
 def _check_same_ground(grid: Grid, finest: Grid, layer: Layer) -> None:

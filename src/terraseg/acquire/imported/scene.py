@@ -41,16 +41,9 @@ from terraseg.core.offsets import (
 )
 from terraseg.core.processing import OFFSET_STATE, Processing
 from terraseg.core.progress import track
-from terraseg.core.raster import GDAL_CACHE
 from terraseg.errors import OutputError, SceneError
 
 _log = logging.getLogger(__name__)
-
-_TILE = 1024
-"""Side of a tile in pixels: that of the JPEG 2000 blocks of Sentinel-2, so that each is decoded once."""
-
-_CACHE = 2 * GDAL_CACHE
-"""Bytes for GDAL's block cache: a row of blocks of the 20 m and 60 m bands, which are not aligned with the tiles."""
 
 _DN_MAX = 65535
 _EIGHT_BIT = 256
@@ -108,7 +101,7 @@ def write_scene(found: Found, output: Path, *, options: ImageOptions, name: str 
         raise OutputError(
             f"{target} was made from another image or with other options", fix="delete it, or choose another --name"
         )
-    with rasterio.Env(GDAL_CACHEMAX=_CACHE), open_sources(image, gsd=options.gsd) as sources:
+    with open_sources(image, gsd=options.gsd) as sources, rasterio.Env(GDAL_CACHEMAX=sources.cache):
         _write(target, image, sources, options, key)
     _log.info("wrote %s", target)
     return open_scene(target)
@@ -137,7 +130,7 @@ def _write(target: Path, image: Image, sources: Sources, options: ImageOptions, 
     histograms = np.zeros((len(bands), HISTOGRAM_BINS), np.int64)
     observed = np.zeros(2, np.int64)
     with scene_writer(target, geobox=scene, bands=bands, item=item) as writer:
-        tiles = list(_tiles(*scene.shape))
+        tiles = list(_tiles(*scene.shape, side=sources.tile_side))
         for window in track(tiles, description=target.stem):
             tile = scene[window.toslices()]
             pixels = np.zeros((len(bands), *tile.shape), np.uint16)
@@ -174,9 +167,9 @@ def _as_uint16(dn: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
     return clipped
 
 
-def _tiles(height: int, width: int) -> Iterator[Window]:
-    for row, column in itertools.product(range(0, height, _TILE), range(0, width, _TILE)):
-        yield Window(column, row, min(_TILE, width - column), min(_TILE, height - row))
+def _tiles(height: int, width: int, *, side: int) -> Iterator[Window]:
+    for row, column in itertools.product(range(0, height, side), range(0, width, side)):
+        yield Window(column, row, min(side, width - column), min(side, height - row))
 
 
 def _groups(image: Image, sources: Sources) -> list[list[int]]:

@@ -269,6 +269,6 @@ def test_tiles_meet_without_seams(tmp_path, monkeypatch, resampling):
     values = _land(2, (90, 110), dtype=np.uint16)
     write_geotiff(tmp_path / "a.tif", values, Affine(1e-4, 0, 3, 0, -1.3e-4, 45), crs="EPSG:4326", bands=("B02", "B03"))
     whole = _read(_import(tmp_path / "a.tif", tmp_path, **_FACTS, resampling=resampling).path)
-    monkeypatch.setattr("terraseg.acquire.imported.scene._TILE", 32)
+    monkeypatch.setattr("terraseg.acquire.imported.pixels.TILE", 32)
     tiles = _read(_import(tmp_path / "a.tif", tmp_path, name="b", **_FACTS, resampling=resampling).path)
     np.testing.assert_array_equal(whole, tiles)
