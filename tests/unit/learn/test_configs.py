@@ -16,11 +16,11 @@ from terraseg.learn.models.specs import SPECS
 
 _COMPARISON = (
     "prithvi_upernet", "prithvi_v2_300_upernet", "prithvi_fcn",
-    "prithvi_deeplabv3plus", "prithvi_lora", "terramind_fpn",
+    "prithvi_deeplabv3plus", "prithvi_lora", "terramind_fpn", "terramind_upernet",
     "baseline_unet", "baseline_unet_scratch", "baseline_deeplabv3plus",
     "baseline_deeplabv3plus_scratch", "baseline_segformer_b2", "baseline_segformer_b2_scratch",
 )  # fmt: skip
-_OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "scalemae_upernet")
+_OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "satmae_large_upernet", "scalemae_upernet")
 """Beside the comparison: their pretraining saw other bands than the six of Prithvi."""
 _DATES = ("prithvi_multitemporal",)
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
