@@ -6,9 +6,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import yaml
 from torch.distributed.run import get_args_parser
 
 from helpers.paths import ROOT
+from terraseg import __version__
 from terraseg.cli import parse_arguments
 from terraseg.sample.demo import steps
 
@@ -51,3 +53,9 @@ def test_command(command):
         for name in ("aoi", "config"):
             path = getattr(options, name, None)
             assert path is None or str(path).startswith(("data/", "my")) or (ROOT / path).is_file()
+
+
+def test_the_citation_and_the_list_of_changes_know_the_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == __version__
+    assert f"\n## {__version__}\n" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
