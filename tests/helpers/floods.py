@@ -40,3 +40,53 @@ def make_floods(
             write_geotiff(folder / "images" / name, np.clip(pixels[:, *window], 1, None).astype(np.int16), place)
             write_geotiff(folder / "masks" / name, labels[None, *window].astype(np.int16), place)
     return folder
+
+
+SEN1FLOODS11_SPLITS = {
+    "train": ("Ghana_103272", "Spain_7370579", "USA_741178"),
+    "valid": ("Ghana_24858", "Spain_4191690"),
+    "test": ("India_900498", "USA_135049"),
+    "bolivia": ("Bolivia_103757", "Bolivia_129334"),
+}
+"""Chips of `make_sen1floods11` by its own names of the splits."""
+
+_CORNERS = {
+    "Ghana": (-1.2, 9.5),
+    "Spain": (-1.5, 38.5),
+    "USA": (-90.0, 35.0),
+    "India": (83.0, 26.5),
+    "Bolivia": (-65, -12),
+}
+_DEGREES = 8.983152841195215e-05  # 10 m, as in the data set
+
+
+def make_sen1floods11(folder: Path, *, side: int = 64, seed: int = 0) -> Path:
+    """The layout of Sen1Floods11 below ``v1.1``: 13 bands of int16 DN without names, EPSG:4326, lists of S1 and label.
+
+    Each split has land, water and unknown pixels (-1).
+    """
+    rng, root, written = np.random.default_rng(seed), folder / "v1.1", 0
+    chips = root / "data/flood_events/HandLabeled"
+    for name, members in SEN1FLOODS11_SPLITS.items():
+        lines = []
+        for number, chip in enumerate(members):
+            written += 1
+            west, north = _CORNERS[chip.partition("_")[0]]
+            west += 2 * side * _DEGREES * written  # no two chips touch
+            place = rasterio.Affine(_DEGREES, 0, west, 0, -_DEGREES, north)
+            down, right = np.mgrid[:side, :side]
+            water = (np.sin(right / 9 + number) * 9 + down) % 32 < 12
+            level = 900 + 150 * np.arange(13)[:, None, None]
+            pixels = np.where(water, 250, level) + rng.normal(0, 60, (13, side, side))
+            labels = np.where(rng.random(water.shape) < 0.05, -1, water)
+            write_geotiff(
+                chips / f"S2Hand/{chip}_S2Hand.tif", np.clip(pixels, 1, None).astype(np.int16), place, crs="EPSG:4326"
+            )
+            write_geotiff(
+                chips / f"LabelHand/{chip}_LabelHand.tif", labels[None].astype(np.int16), place, crs="EPSG:4326"
+            )
+            lines.append(f"{chip}_S1Hand.tif,{chip}_LabelHand.tif\n")
+        lists = root / "splits/flood_handlabeled"
+        lists.mkdir(parents=True, exist_ok=True)
+        (lists / f"flood_{name}_data.csv").write_text("".join(lines))
+    return folder

@@ -61,12 +61,13 @@ def import_folders(
     """Make a dataset of your own images and masks.
 
     Folders ``train``, ``val`` and ``test``, three folders, or split files are kept as splits, and audited. Other images
-    are split by location.
+    are split by location. A folder of Sen1Floods11, as published, needs no other option.
 
     Args:
         images: folder of GeoTIFFs, or of the folders train, val and test; or three folders, in this order.
         masks: folder or folders of their masks; by default each split has the folders input and ground_truth.
-        split_files: three text files with the names of the images of train, val and test, one in a line.
+        split_files: three text files with the names of the images of train, val and test, one in a line; of
+            Sen1Floods11 also the names of its own lists, such as ``train valid bolivia``.
         output: folder of the dataset; replaced as a whole, and only if it is a dataset or empty.
         options: how to read and split the files.
 

@@ -6,6 +6,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from terraseg.contracts.splits import IGNORE, Split
 from terraseg.core.bands import PRITHVI_BANDS, band
+from terraseg.core.processing import Level
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError
 from terraseg.prepare.labels.rules import LabelRule
@@ -127,6 +128,7 @@ class FolderOptions(Strict):
         image_suffix, mask_suffix: end of the file names to remove, so that an image and its mask have the same name.
         bands: band names in file order, if the files have no band descriptions.
         unit: unit of the image values, if the files have no tag UNIT; ``reflectance`` (0 to 1) becomes DN of 1e-4.
+        level: L1C (top of atmosphere) or L2A (surface), if you know it: a scene of another level is then not mapped.
         nodata: image value without an observation, in addition to what the files declare or mask.
         label_nodata: mask value that means unknown, in addition to -1, NaN and what a mask band or .msk file masks;
             nodata tags of masks are ignored.
@@ -145,6 +147,7 @@ class FolderOptions(Strict):
     mask_suffix: str = ""
     bands: tuple[str, ...] | None = None
     unit: Literal["reflectance_1e-4", "reflectance"] | None = None
+    level: Level | None = None
     nodata: float | None = None
     label_nodata: int = IGNORE
     classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2, max_length=128)  # int8

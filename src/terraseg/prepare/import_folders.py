@@ -24,6 +24,7 @@ from terraseg.contracts.scene import NODATA
 from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_folder
+from terraseg.core.processing import LEVEL
 from terraseg.core.separation import closer_than
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
@@ -31,6 +32,7 @@ from terraseg.prepare.config import FolderOptions, SplitRule
 from terraseg.prepare.import_chips import Chip, PlacedChip, cut, footprints_of, write_chips
 from terraseg.prepare.import_files import Header, Pair, metres_of, read_header
 from terraseg.prepare.import_pairs import pairs_of
+from terraseg.prepare.sen1floods11 import find_sen1floods11, sen1floods11_sources
 from terraseg.prepare.split_blocks import Rect, assign, neighbours
 
 _log = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ def import_folders(
     Folders ``train``, ``val`` and ``test``, three folders of any name, or split files set the splits, which are then
     audited. Other images are split by location: all chips of a block go to one split, and chips within the gap of
     another split are left out.
-    Files that already have the dataset's format are linked, others are converted.
+    Files that already have the dataset's format are linked, others are converted. A folder of Sen1Floods11 is recognised
+    by its layout, see `terraseg.prepare.sen1floods11`.
 
     Args:
         images: folder of GeoTIFFs, or of the folders ``train``, ``val``, ``test``; or three folders, in this order.
@@ -67,7 +70,10 @@ def import_folders(
         SplitError: the splits of the folders overlap, or the area is too small for three splits.
     """
     output = Path(output)
-    pairs = pairs_of(_paths(images), _paths(masks), _paths(split_files), options)
+    image_folders, mask_folders, splits_given = _paths(images), _paths(masks), _paths(split_files)
+    if not mask_folders and (known := find_sen1floods11(image_folders[0])):
+        image_folders, mask_folders, splits_given, options = sen1floods11_sources(known, splits_given, options)
+    pairs = pairs_of(image_folders, mask_folders, splits_given, options)
     fingerprint = _fingerprint(pairs, options)
     refuse_foreign(output)
     if (output / "dataset.yaml").is_file():
@@ -123,7 +129,7 @@ def import_folders(
             provenance={
                 "attribution": options.attribution,
                 "fingerprint": fingerprint,
-                "scenes": {},
+                "scenes": {pair.name: {LEVEL: options.level} for pair in pairs} if options.level else {},
                 "labels": [{"source": "given masks", "attribution": options.attribution}],
             },
         )
@@ -270,7 +276,9 @@ def _audit(
 
 def _fingerprint(pairs: Sequence[Pair], options: FolderOptions) -> str:
     """Hex SHA-256 of the options and of each file's name, size and modification time."""
-    later = {"class_values"} if options.class_values is None else None  # older datasets don't have this key
+    later = {
+        key for key in ("class_values", "level") if getattr(options, key) is None
+    }  # older datasets lack these keys
     digest = hashlib.sha256(options.model_dump_json(exclude=later).encode())
     for pair in pairs:
         for path in (pair.image, pair.mask):

@@ -48,15 +48,21 @@ def pairs_of(
 
 
 def _dealt(pairs: Sequence[Pair], split_files: Sequence[Path]) -> list[Pair]:
-    """The pairs that the files name, with their splits. A name is that of the image, whole or without its ends."""
-    by_name = {name: pair for pair in pairs for name in (pair.image.name, pair.image.stem, pair.name)}
+    """The pairs that the files name, with their splits.
+
+    A name is that of the image, whole or without its ends, or that of the mask. A line may have columns, separated by
+    commas: the first known name counts, because the first column may be an image of another sensor.
+    """
+    by_name = {pair.mask.name: pair for pair in pairs}
+    by_name |= {name: pair for pair in pairs for name in (pair.image.name, pair.image.stem, pair.name)}
     chosen: dict[str, Pair] = {}
     for split, path in zip(SPLITS, split_files, strict=True):
         try:
-            names = [line.split(",")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+            lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"the split file {path} can't be read ({error})", expected="names in lines") from error
-        names = [name for name in names if name]
+        rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip(" ,")]
+        names = [next((cell for cell in row if cell in by_name), row[0]) for row in rows]
         if unknown := [name for name in names if name not in by_name]:
             shown = ", ".join(unknown[:_NAMED]) + ", ..." * (len(unknown) > _NAMED)
             fix = "correct the file, --image-suffix or the folder"
