@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from terraseg.errors import SceneError
 
 PROBABILITY_SCALE = 1 / 250
@@ -25,6 +28,12 @@ _OLD_STEM = "buildings"
 def threshold_level(threshold: float) -> int:
     """The lowest DN of probability.tif that is the class at a threshold. Masks and metrics share this rule."""
     return math.ceil(round(threshold / PROBABILITY_SCALE, 6))
+
+
+def is_class(probability: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
+    """Which pixels a map shows as the class: their probability as it is written, at the threshold."""
+    shown: npt.NDArray[np.bool_] = np.rint(probability / PROBABILITY_SCALE) >= threshold_level(threshold)
+    return shown
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from terraseg.contracts.product import (
     PROBABILITY_NODATA,
     PROBABILITY_SCALE,
     Product,
-    threshold_level,
+    is_class,
 )
 from terraseg.core.raster import CogOptions
 from terraseg.errors import ConfigError
@@ -81,9 +81,8 @@ def _probability(probability: Probability, threshold: float, class_id: int) -> P
 
 
 def _mask(probability: Probability, threshold: float, class_id: int) -> Pixels:
-    own = np.rint(probability / PROBABILITY_SCALE) >= threshold_level(threshold)  # as metrics see it
     # In bytes: with numpy's default integers of eight bytes this would be the slowest layer by far.
-    mask: Pixels = np.multiply(own, class_id, dtype=np.uint8)
+    mask: Pixels = np.multiply(is_class(probability, threshold), class_id, dtype=np.uint8)
     return mask
 
 

@@ -18,6 +18,7 @@ from rasterio.windows import Window
 from scipy.special import expit
 
 from terraseg.contracts.bundle import Bundle
+from terraseg.contracts.product import is_class
 from terraseg.contracts.scene import NODATA, Place, Scene
 from terraseg.core.bands import band_indices
 from terraseg.core.normalise import never_observed
@@ -92,7 +93,7 @@ def choose_chips(
     others: list[Chip] = []
     while candidates and len(holding) < wanted:
         pixels = np.stack(candidates)
-        of_class = _probability(reference, pixels, batch_size=batch_size) >= threshold
+        of_class = is_class(_probability(reference, pixels, batch_size=batch_size), threshold)
         of_class &= _observed(pixels, reference)
         for chip, held in zip(candidates, [bool(each.any()) for each in of_class], strict=True):
             (holding if held else others).append(chip)
@@ -156,7 +157,7 @@ def measure_runtimes(
     expected = _probability(reference, chips, batch_size=batch_size)
     images_per_s = len(chips) / min(_seconds(reference, chips, batch_size) for _ in range(_ROUNDS))
     observed = _observed(chips, reference)
-    of_class = (expected >= bundle.info.threshold) & observed
+    of_class = is_class(expected, bundle.info.threshold) & observed
     class_pixels = int(of_class.sum())
     measured = {REFERENCE: Parity(max_dp=0, class_pixels=class_pixels, lost=0, added=0, images_per_s=images_per_s)}
     for runtime in [name for name in RUNTIMES if name != REFERENCE]:
@@ -168,7 +169,7 @@ def measure_runtimes(
         answer = _probability(predictor, chips, batch_size=batch_size)
         if not np.isfinite(answer[observed]).all():
             raise CheckpointError(f"the model on {runtime} returns NaN", fix="predict with --runtime torch")
-        mapped = (answer >= bundle.info.threshold) & observed
+        mapped = is_class(answer, bundle.info.threshold) & observed
         measured[runtime] = Parity(
             max_dp=float(np.abs(answer - expected)[observed].max()),
             class_pixels=class_pixels,
