@@ -14,7 +14,7 @@ from terraseg.learn.check.config import read_config
 from terraseg.learn.check.finding import raise_errors
 from terraseg.learn.migrate.data import data_bands, data_section, generic
 from terraseg.learn.migrate.lines import Lines, plain
-from terraseg.learn.migrate.model import bands_of, check_task, model_section, usual_bands
+from terraseg.learn.migrate.model import bands_of, check_channels, check_task, model_section, usual_bands
 from terraseg.learn.migrate.recognise import is_stock, stock_class
 from terraseg.learn.migrate.trainer import fit_schedule, move_optimizer, trainer_section
 from terraseg.learn.models.licences import licence_of
@@ -89,6 +89,7 @@ def converted(values: Mapping[str, Any], *, name: str) -> Conversion:
     Raises:
         ConfigError: terraseg can't do what it does.
     """
+    values = plain(values)
     check_task(values["model"])
     lines = Lines()
     model = values["model"].get("init_args") or {}
@@ -96,7 +97,7 @@ def converted(values: Mapping[str, Any], *, name: str) -> Conversion:
     command, notes, root = None, [], f"data/{name}"
     if stock_class(values["data"]):
         given = generic(values["data"])
-        bands = data_bands(given) or bands_of(arguments) or usual_bands(arguments)
+        bands = data_bands(given) or bands_of(arguments) or usual_bands(arguments, lines)
         data, todo = data_section(values["data"], given, model, bands, lines, root=root)
         command, notes = todo.command(), todo.notes
     else:
@@ -104,8 +105,9 @@ def converted(values: Mapping[str, Any], *, name: str) -> Conversion:
         bands = (
             bands_of({"bands": (data.get("init_args") or {}).get("bands")})
             or bands_of(arguments)
-            or usual_bands(arguments)
+            or usual_bands(arguments, lines)
         )
+    check_channels(arguments, bands)
     new = model_section(values["model"], bands, lines)
     move_optimizer(values, new["init_args"], lines)
     backbone = str(new["init_args"]["model_args"].get("backbone"))

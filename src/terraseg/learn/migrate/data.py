@@ -20,6 +20,7 @@ _GENERIC = ("GenericNonGeoSegmentationDataModule", "GenericMultiModalDataModule"
 _FLIPS = ("HorizontalFlip", "VerticalFlip", "Flip", "D4", "RandomRotate90", "Transpose", "SquareSymmetry")
 _CROPS = ("RandomCrop", "CenterCrop", "CropNonEmptyMaskIfExists", "RandomSizedCrop")
 _SIZES = ("img_size", "backbone_img_size", "backbone_pretrain_img_size")
+_OTHER_FORMATS = (".npy", ".nc", ".h5", ".png", ".jpg", ".jpeg", ".zarr")
 _NEEDLESS = ("ToTensorV2",)
 _REFLECTANCE = 2
 """Means below this are of reflectance, those above of DN."""
@@ -220,6 +221,8 @@ def _suffixes(given: Mapping[str, Any], todo: Import) -> None:
         pattern = str(next((given[key] for key in keys if given.get(key)), "*"))
         stem = pattern.rpartition(".")[0] if pattern.lower().endswith((".tif", ".tiff")) else pattern
         suffix = stem.lstrip("*")
+        if pattern.lower().endswith(_OTHER_FORMATS):
+            todo.notes.append(f"{pattern}: write these files as GeoTIFF; the import reads no other format")
         if set(suffix) & set("*?["):
             todo.notes.append(f"{pattern}: choose these files yourself; {option} is only the end of a name")
         elif suffix:

@@ -1,5 +1,6 @@
 """What a conversion changed: one line per old key."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from terraseg.learn.migrate.table import Rule
 
+_FLOAT = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+")
 _WIDE = 60
 """Most characters of an old value that are shown."""
 
@@ -52,7 +54,12 @@ class Lines:
 
 
 def plain(value: object) -> Any:  # noqa: ANN401
-    """A deep copy, in which nothing is shared: YAML writes shared lists as aliases, which the stock parser breaks."""
+    """A deep copy, in which nothing is shared: YAML writes shared lists as aliases, which the stock parser breaks.
+
+    Texts such as 1e-4 become numbers, as in the stock parser; PyYAML alone wants 1.0e-4.
+    """
+    if isinstance(value, str) and _FLOAT.fullmatch(value):
+        return float(value)
     if isinstance(value, Mapping):
         return {str(key): plain(each) for key, each in value.items()}
     return [plain(each) for each in value] if isinstance(value, list | tuple) else value

@@ -90,8 +90,29 @@ def names_of(bands: object) -> list[str] | None:
         ) from error
 
 
-def usual_bands(arguments: Mapping[str, Any]) -> list[str]:
+def check_channels(arguments: Mapping[str, Any], bands: Sequence[str]) -> None:
+    """The model has as many channels as there are bands.
+
+    Raises:
+        ConfigError: it has another number.
+    """
+    for key in _IN_CHANNELS:
+        if isinstance(count := arguments.get(key), int) and count != len(bands):
+            raise ConfigError(
+                f"{_ARGS}.{key} is {count}, the bands are {', '.join(bands)}",
+                expected=f"the names of {count} bands",
+                fix="name them in data.init_args.output_bands and convert again",
+            )
+
+
+def usual_bands(arguments: Mapping[str, Any], lines: Lines) -> list[str]:
     """Bands of a backbone if the config names none."""
+    bands = _usual_bands(arguments)
+    lines.add("", "", f"bands: {short(bands)}; the config names none, and these are usual for the backbone")
+    return bands
+
+
+def _usual_bands(arguments: Mapping[str, Any]) -> list[str]:
     modalities = arguments.get("backbone_modalities")
     if not modalities:
         return [band(name).terratorch for name in PRITHVI_BANDS]
@@ -113,7 +134,6 @@ def model_section(section: Mapping[str, Any], bands: Sequence[str], lines: Lines
     made: dict[str, Any] = {"weights": "hub", "loss": "ce", "positive_class": 1}
     if task:
         made["optimizer"] = "Adam"  # the stock task's default
-    if task:
         lines.add("model.class_path", section.get("class_path"), "terraseg.learn.task.SegmentationTask")
     for key, value in given.items():
         if key in KEPT_TASK:
@@ -131,7 +151,13 @@ def model_section(section: Mapping[str, Any], bands: Sequence[str], lines: Lines
     if made["model_factory"] != given.get("model_factory"):
         lines.add(f"{_TASK}.model_factory", given.get("model_factory"), f"model_factory: {made['model_factory']}")
     smp = made["model_factory"] == "SMPModelFactory"
+    if task and factory == "EncoderDecoderFactory":
+        made["weights"] = "random"  # as TerraTorch without backbone_pretrained
     made["weights"] = _weights(old, lines, default=made["weights"])
+    if not any(key in old for key in _SOURCES):
+        lines.add("", "", f"weights: {made['weights']}, TerraTorch's default; the published ones are hub")
+    if (count := old.get("num_classes", 2)) > 2:
+        lines.add("", "", f"positive_class: 1, the one of {count} that val/iou and the map describe")
     made["model_args"] = (_smp_args if smp else _encoder_decoder_args)(old, bands, lines)
     return {"class_path": "terraseg.learn.task.SegmentationTask", "init_args": made}
 
@@ -184,6 +210,8 @@ def _source(value: object) -> str:
 
 def _smp_args(old: Mapping[str, Any], bands: Sequence[str], lines: Lines) -> dict[str, Any]:
     made = {"backbone": old.get("backbone"), "model": old.get("model"), "bands": list(bands), "in_channels": len(bands)}
+    if "bands" in old and names_of(old["bands"]) != list(bands):
+        lines.add(f"{_ARGS}.bands", old["bands"], f"bands: {short(list(bands))}, of the data")
     for key, value in old.items():
         if key in ("num_classes",) or (key.startswith(("smp_", "backbone_")) and key not in MODEL_ARGS):
             made[key] = plain(value)
@@ -193,7 +221,8 @@ def _smp_args(old: Mapping[str, Any], bands: Sequence[str], lines: Lines) -> dic
 
 
 def _encoder_decoder_args(old: Mapping[str, Any], bands: Sequence[str], lines: Lines) -> dict[str, Any]:
-    name = str(old.get("backbone")).removeprefix("timm_prithvi_vit_").removeprefix("terratorch_")
+    name = str(old.get("backbone")).removeprefix("terratorch_")
+    name = name.removeprefix("timm_") if name.startswith("timm_prithvi") else name
     name = BACKBONES.get(name, name)
     transformer = name.startswith(("prithvi", "terramind"))
     if name != old.get("backbone"):
@@ -213,6 +242,10 @@ def _encoder_decoder_args(old: Mapping[str, Any], bands: Sequence[str], lines: L
         made["backbone_in_chans"] = len(bands)
     else:
         made["backbone_bands"] = list(bands)
+    if "backbone_bands" in old and "backbone_bands" in made and names_of(old["backbone_bands"]) != list(bands):
+        lines.add(
+            f"{_ARGS}.backbone_bands", old["backbone_bands"], f"backbone_bands: {short(list(bands))}, of the data"
+        )
     for key in ("bands", "backbone_model_bands", *_IN_CHANNELS):
         today = "backbone_bands" if "backbone_bands" in made else "backbone_in_chans"
         if key in old and key != today and not (key in _IN_CHANNELS and transformer):
@@ -247,8 +280,9 @@ def _add_necks(old: Mapping[str, Any], made: dict[str, Any], lines: Lines) -> No
             few = f"{name} has {depth} blocks: {taps}"
             lines.add(f"{_ARGS}.necks.SelectIndices.indices", neck["indices"], few)
             neck["indices"] = taps
-        if neck.get("name") == "ReshapeTokensToImage":
-            neck |= reshape | neck
+        if neck.get("name") == "ReshapeTokensToImage" and (new := reshape | neck) != neck:
+            lines.add(f"{_ARGS}.necks.ReshapeTokensToImage", plain(neck), short(new))
+            neck |= new
     if old.get("decoder_scale_modules") and pyramid not in necks:
         necks.append(pyramid)
     made["necks"] = necks

@@ -125,6 +125,7 @@ DATA: Mapping[str, Rule] = {
     "val_transform": Rule("", "chips are validated as they are"),
     "test_transform": Rule("", "chips are tested as they are"),
     "modalities": Rule("", "Sentinel-2 alone"),
+    "predict_data_root": Rule("", "`--data.init_args.predict_data_root` of `terratorch predict`"),
     **dict.fromkeys(
         (
             "ignore_split_file_extensions", "allow_substring_split_file", "allow_substring_file_names", "rgb_indices",

@@ -81,11 +81,16 @@ def move_optimizer(config: Mapping[str, Any], model: dict[str, Any], lines: Line
     """Put the sections optimizer and lr_scheduler into ``model.init_args``, which they would override."""
     if optimizer := config.get("optimizer"):
         options = plain(optimizer.get("init_args") or {})
-        model["optimizer"] = str(optimizer.get("class_path", "AdamW")).rpartition(".")[2]
+        path = str(optimizer.get("class_path", "AdamW"))
+        package, _, name = path.rpartition(".")
+        model["optimizer"] = name if package in ("", "torch.optim") else "AdamW"
         if "lr" in options:
             model["lr"] = options.pop("lr")
         model["optimizer_hparams"] = options
-        lines.add("optimizer", optimizer, f"optimizer, lr and optimizer_hparams of {_MODEL}")
+        today = f"optimizer: {model['optimizer']}, lr and optimizer_hparams of {_MODEL}"
+        lines.add(
+            "optimizer", path, today if model["optimizer"] == name else f"{today}; terraseg has those of torch.optim"
+        )
     if scheduler := config.get("lr_scheduler"):
         options = plain(scheduler.get("init_args") or {})
         name = str(scheduler.get("class_path")).rpartition(".")[2]

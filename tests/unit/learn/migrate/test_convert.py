@@ -187,6 +187,26 @@ def test_the_command_that_it_names_makes_the_dataset_that_the_new_config_trains_
     assert errors == ["data.init_args.batch_size"]  # it asks for 4 of our 2 chips
 
 
+def test_what_the_config_leaves_to_defaults_is_told_and_contradictions_are_errors() -> None:
+    old = yaml.safe_load((_CONFIGS / "custom_modules.yaml").read_text(encoding="utf-8"))
+    arguments = old["model"]["init_args"]["model_args"]
+    arguments |= {"backbone": "timm_prithvi_vit_100", "num_classes": 4}
+    del arguments["backbone_pretrained"], old["data"]["init_args"]["dataset_bands"], arguments["backbone_in_chans"]
+    old["model"]["init_args"] |= {"lr": "1e-4", "optimizer_hparams": {"weight_decay": "1e-2"}}
+    done = converted(old, name="new")
+    model, told = done.config["model"]["init_args"], " ".join(today for _, _, today in done.lines.rows)
+    assert (model["weights"], model["model_args"]["backbone"]) == ("random", "prithvi_eo_v1_100")
+    assert (model["lr"], model["optimizer_hparams"]) == (1e-4, {"weight_decay": 0.01})  # PyYAML reads text
+    assert all(word in told for word in ("weights: random", "positive_class: 1", "the config names none"))
+    with pytest.raises(ConfigError, match="in_channels is 4"):
+        converted({**old, "model": _with(old["model"], in_channels=4)}, name="new")
+
+
+def _with(model: dict, **arguments: object) -> dict:
+    given = model["init_args"]
+    return {**model, "init_args": {**given, "model_args": {**given["model_args"], **arguments}}}
+
+
 def test_nothing_is_overwritten_and_an_experiment_is_not_converted_again(tmp_path: Path) -> None:
     output = tmp_path / "new.yaml"
     output.write_text("mine")
