@@ -50,13 +50,7 @@ SEN1FLOODS11_SPLITS = {
 }
 """Chips of `make_sen1floods11` by its own names of the splits."""
 
-_CORNERS = {
-    "Ghana": (-1.2, 9.5),
-    "Spain": (-1.5, 38.5),
-    "USA": (-90.0, 35.0),
-    "India": (83.0, 26.5),
-    "Bolivia": (-65, -12),
-}
+_CORNERS = {"Ghana": (-1.2, 9.5), "Spain": (-1.5, 38.5), "USA": (-90, 35), "India": (83, 26.5), "Bolivia": (-65, -12)}
 _DEGREES = 8.983152841195215e-05  # 10 m, as in the data set
 
 
@@ -78,13 +72,9 @@ def make_sen1floods11(folder: Path, *, side: int = 64, seed: int = 0) -> Path:
             water = (np.sin(right / 9 + number) * 9 + down) % 32 < 12
             level = 900 + 150 * np.arange(13)[:, None, None]
             pixels = np.where(water, 250, level) + rng.normal(0, 60, (13, side, side))
-            labels = np.where(rng.random(water.shape) < 0.05, -1, water)
-            write_geotiff(
-                chips / f"S2Hand/{chip}_S2Hand.tif", np.clip(pixels, 1, None).astype(np.int16), place, crs="EPSG:4326"
-            )
-            write_geotiff(
-                chips / f"LabelHand/{chip}_LabelHand.tif", labels[None].astype(np.int16), place, crs="EPSG:4326"
-            )
+            labels = np.where(rng.random(water.shape) < 0.05, -1, water)[None]
+            for kind, values in (("S2Hand", np.clip(pixels, 1, None)), ("LabelHand", labels)):
+                write_geotiff(chips / kind / f"{chip}_{kind}.tif", values.astype(np.int16), place, crs="EPSG:4326")
             lines.append(f"{chip}_S1Hand.tif,{chip}_LabelHand.tif\n")
         lists = root / "splits/flood_handlabeled"
         lists.mkdir(parents=True, exist_ok=True)

@@ -51,8 +51,8 @@ def import_folders(
     Folders ``train``, ``val`` and ``test``, three folders of any name, or split files set the splits, which are then
     audited. Other images are split by location: all chips of a block go to one split, and chips within the gap of
     another split are left out.
-    Files that already have the dataset's format are linked, others are converted. A folder of Sen1Floods11 is recognised
-    by its layout, see `terraseg.prepare.sen1floods11`.
+    Files that already have the dataset's format are linked, others are converted. A folder of Sen1Floods11 is
+    recognised by its layout, see `terraseg.prepare.sen1floods11`.
 
     Args:
         images: folder of GeoTIFFs, or of the folders ``train``, ``val``, ``test``; or three folders, in this order.
@@ -276,9 +276,7 @@ def _audit(
 
 def _fingerprint(pairs: Sequence[Pair], options: FolderOptions) -> str:
     """Hex SHA-256 of the options and of each file's name, size and modification time."""
-    later = {
-        key for key in ("class_values", "level") if getattr(options, key) is None
-    }  # older datasets lack these keys
+    later = {key for key in ("class_values", "level") if getattr(options, key) is None}  # older datasets lack them
     digest = hashlib.sha256(options.model_dump_json(exclude=later).encode())
     for pair in pairs:
         for path in (pair.image, pair.mask):

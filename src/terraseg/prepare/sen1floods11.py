@@ -1,4 +1,4 @@
-"""Sen1Floods11 (Bonafilia et al. 2020, CVPR Workshops): the layout of its hand-labelled part, and what it doesn't state.
+"""Sen1Floods11 (Bonafilia et al. 2020, CVPR Workshops): its hand-labelled part, and what the files don't state.
 
 Below the folder or its ``v1.1``: ``data/flood_events/HandLabeled/{S2Hand,LabelHand}`` with files such as
 ``Spain_7370579_S2Hand.tif``, and ``splits/flood_handlabeled/flood_{train,valid,test,bolivia}_data.csv``.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -26,6 +27,7 @@ def tables(paths: Sequence[Path], *, places: bool) -> Iterator[Table]:
         places: whether to show the tables of places.
     """
     yield metrics_table(paths)
+    yield classes_table(paths)
     for path in paths:
         if read_metrics(path).limits:
             yield objects_table(path)
@@ -52,6 +54,32 @@ def metrics_table(paths: Sequence[str | Path]) -> Table:
         who = Text.assemble((result.experiment, "bold"), "\n", (result.weights, "dim"))
         table.add_row(who, *(_cell(metric, result.figures.get(name)) for name, metric in metrics.items()))
     return table
+
+
+def classes_table(paths: Sequence[str | Path]) -> Table:
+    """The class and all that is not the class, one row each, and their mean: the table of most papers.
+
+    Raises:
+        DatasetError: a file is not a result.
+    """
+    metrics = [pixels.METRICS[name] for name in ("iou", "f1", "precision", "recall")]
+    table = Table(title="By class; the mean IoU is mIoU, the mean recall is mean accuracy", box=box.SIMPLE_HEAD)
+    table.add_column("Experiment", overflow="fold", min_width=10)
+    table.add_column("Class", overflow="fold")
+    for metric in metrics:
+        table.add_column(metric.heading, justify="right", no_wrap=True)
+    for result in by_iou([read_metrics(path) for path in paths]):
+        counts = np.sum(list(result.units.values()), axis=0)
+        both = np.stack([counts, pixels.of_background(counts)])
+        columns = [metric.formula(both) for metric in metrics if metric.formula]
+        for row, name in enumerate((result.class_name, f"not {result.class_name}")):
+            table.add_row(result.experiment, name, *(_number(values[row]) for values in columns))
+        table.add_row(result.experiment, "mean", *(_number(values.mean()) for values in columns), end_section=True)
+    return table
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3f}"
 
 
 def by_iou(results: Sequence[Metrics]) -> list[Metrics]:

@@ -13,7 +13,7 @@ from terraseg.assess.evaluate import evaluate
 from terraseg.assess.metrics.pixels import METRICS, Counts, Metric, Values
 from terraseg.contracts.comparison import read_tables, write_tables
 from terraseg.report.comparison_tables import performance_table
-from terraseg.report.tables import columns, groups_table, metrics_table
+from terraseg.report.tables import classes_table, columns, groups_table, metrics_table
 
 SIZE = (256, 256)
 
@@ -67,6 +67,15 @@ def test_a_new_metric_reaches_result_tables_and_comparison_from_one_place(folder
     assert "Specificity" not in _text(groups_table(folder / "old.json"))
     (old,) = read_tables(folder / "comparison.csv")
     assert "Specificity" not in _text(performance_table(old))
+
+
+def test_the_table_by_class_agrees_with_the_metrics_of_the_class_and_their_means(folder):
+    figures = {name: f"{each['value']:.3f}" for name, each in _evaluate(folder, "new")["figures"].items()}
+    rows = [line.split() for line in _text(classes_table([folder / "new.json"])).splitlines() if "model" in line]
+    own, others, mean = rows
+    assert own[-4:] == [figures[name] for name in ("iou", "f1", "precision", "recall")]
+    assert others[1] == "not"
+    assert (mean[1:3], mean[-1]) == (["mean", figures["miou"]], figures["macc"])
 
 
 def test_no_table_of_results_loses_a_column_in_a_terminal_of_80_characters(folder):

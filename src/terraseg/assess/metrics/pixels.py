@@ -205,7 +205,17 @@ def accuracy(counts: Counts) -> Values:
 
 def miou(counts: Counts) -> Values:
     """Mean IoU of class and background. Background is easy and raises it, so not a headline metric."""
-    return (iou(counts) + iou(counts[..., [3, 2, 1, 0]])) / 2
+    return (iou(counts) + iou(of_background(counts))) / 2
+
+
+def macc(counts: Counts) -> Values:
+    """Mean over class and background of the share of their pixels that are correct (balanced accuracy)."""
+    return (recall(counts) + recall(of_background(counts))) / 2
+
+
+def of_background(counts: Counts) -> Counts:
+    """Confusion counts (..., 4) with the background as the class."""
+    return counts[..., [3, 2, 1, 0]]
 
 
 def average_precision(histograms: Counts) -> Values:
@@ -266,6 +276,7 @@ METRICS = {
     "precision": Metric("Precision", precision, by_place=True, tables=("results", "comparison")),
     "recall": Metric("Recall", recall, by_place=True, tables=("results", "comparison")),
     "miou": Metric("mIoU", miou, tables=("comparison",)),
+    "macc": Metric("mAcc", macc),
     "accuracy": Metric("Accuracy", accuracy),
     "average_precision": Metric("AP", average_precision, "histograms", tables=("results",)),
     "ece": Metric("ECE", ece, "histograms", tables=("results", "places"), needs_probability=True),

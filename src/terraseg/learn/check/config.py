@@ -34,7 +34,7 @@ _RESTARTS = {
 """What happens after the end of each schedule."""
 
 _MONITORS = ("EarlyStopping", "ModelCheckpoint")
-_LOGGED, _SCORES = ("val", "train"), ("iou", "f1", "precision", "recall", "miou")
+_LOGGED, _SCORES = ("val", "train"), ("iou", "f1", "precision", "recall", "miou", "macc")
 _MONITORED = [f"val/{name}" for name in ("loss", *_SCORES)]
 """What the task logs for a monitor; also ``val/iou_<class>``, and the same of train."""
 

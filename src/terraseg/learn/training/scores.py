@@ -10,7 +10,7 @@ from terraseg.contracts.dataset import IGNORE
 
 
 class SegmentationScores(Metric):
-    """IoU, F1, precision and recall of the positive class, IoU of every class and their mean.
+    """IoU, F1, precision and recall of the positive class; IoU of every class; mean IoU and mean recall of all classes.
 
     Summed over processes. TerraTorch's own collection also computes a boundary score for each batch, its slowest part.
     A score without any pixel is NaN.
@@ -53,6 +53,7 @@ class SegmentationScores(Metric):
             "precision": hit[index] / predicted[index],
             "recall": hit[index] / truth[index],
             "miou": iou.nanmean(),
+            "macc": (hit / truth).nanmean(),
             **{f"iou_{name}": value for name, value in zip(self.classes, iou, strict=True)},
         }
         return {self.prefix + name: value.float() for name, value in scores.items()}

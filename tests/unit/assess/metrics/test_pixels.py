@@ -32,6 +32,7 @@ def test_metrics_of_a_map_equal_sklearn_at_every_threshold(dn, truth, at):
         "recall": reference.recall_score(true, mapped),
         "accuracy": reference.accuracy_score(true, mapped),
         "miou": reference.jaccard_score(true, mapped, average="macro"),
+        "macc": reference.balanced_accuracy_score(true, mapped),
     }
     assert {name: float(metric(counts)) for name, metric in pixels.formulas("confusion").items()} == pytest.approx(
         expected, nan_ok=True

@@ -1,5 +1,11 @@
 import torch
-from torchmetrics.classification import BinaryF1Score, BinaryPrecision, BinaryRecall, MulticlassJaccardIndex
+from torchmetrics.classification import (
+    BinaryF1Score,
+    BinaryPrecision,
+    BinaryRecall,
+    MulticlassAccuracy,
+    MulticlassJaccardIndex,
+)
 
 from terraseg.learn.training.scores import SegmentationScores
 
@@ -18,6 +24,7 @@ def test_scores_agree_with_torchmetrics_and_leave_ignored_pixels_out() -> None:
         "val/precision": BinaryPrecision(),
         "val/recall": BinaryRecall(),
         "val/miou": MulticlassJaccardIndex(2),
+        "val/macc": MulticlassAccuracy(2, average="macro"),
     }
     for name, reference in references.items():
         torch.testing.assert_close(found[name], reference(predicted[known], truth[known]))
