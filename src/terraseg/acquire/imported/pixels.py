@@ -35,13 +35,16 @@ _MARGIN = 3
 """Pixels around a tile that its interpolation reads."""
 
 TILE = 1024
-"""Usual side of a tile in pixels: that of the JPEG 2000 blocks of Sentinel-2, so that each is decoded once."""
+"""Side of the JPEG 2000 blocks of Sentinel-2, in pixels."""
 
 _CHECKED = (1, 1 / REFLECTANCE_SCALE)
 """Scales of DN and of reflectance, the units that values can contradict."""
 
 _STEP = 10.0
 """An image without a grid of its own gets a pixel size that is a multiple of this, in metres."""
+
+_SAMPLE = 128
+"""Side of the part of a tile that is compared with its unit, in pixels."""
 
 _COARSER = 2
 """From this ratio of pixel sizes on, the warp averages pixels instead of picking some."""
@@ -86,10 +89,9 @@ class Sources:
 
     @property
     def tile_side(self) -> int:
-        """Side of the tiles to read: half of the usual one for strips and for values of more than 16 bits."""
-        sources = self._files.values()
-        wide = any(np.dtype(dtype).itemsize > 2 for source in sources for dtype in source.dtypes)
-        return TILE // 2 if wide or any(map(_in_strips, sources)) else TILE
+        """Side of the tiles to read in pixels: that of large blocks, so that each is decoded once, else half of it."""
+        large = any(TILE // 2 < source.block_shapes[0][1] <= TILE for source in self._files.values())
+        return TILE if large else TILE // 2
 
     @property
     def cache(self) -> int:
@@ -194,7 +196,8 @@ class Sources:
         """Check the unit by all bands together: one alone may be dark, such as B12 over water."""
         scale = layers[0].scale
         if scale in _CHECKED and {layer.scale for layer in layers} == {scale}:
-            pixels, missing = (np.stack(each) for each in zip(*read, strict=True))
+            step = max(1, max(read[0][0].shape) // _SAMPLE)
+            pixels, missing = (np.stack([one[::step, ::step] for one in each]) for each in zip(*read, strict=True))
             check_unit(self._image.found.path, pixels, missing, scale=scale)
 
     def _window(self, grid: Grid, tile: GeoBox, *, margin: int) -> Window | None:

@@ -2,13 +2,14 @@
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from odc.geo.geobox import GeoBox
 from rasterio.windows import Window
 
 from terraseg.acquire.imported.files import opened, scene_name
@@ -41,9 +42,13 @@ from terraseg.core.offsets import (
 )
 from terraseg.core.processing import OFFSET_STATE, Processing
 from terraseg.core.progress import track
+from terraseg.core.raster import GDAL_CACHE
 from terraseg.errors import OutputError, SceneError
 
 _log = logging.getLogger(__name__)
+
+_WRITING = GDAL_CACHE // 2
+"""Bytes for GDAL's block cache while the COG is made, which needs its own buffers."""
 
 _DN_MAX = 65535
 _EIGHT_BIT = 256
@@ -101,7 +106,7 @@ def write_scene(found: Found, output: Path, *, options: ImageOptions, name: str 
         raise OutputError(
             f"{target} was made from another image or with other options", fix="delete it, or choose another --name"
         )
-    with open_sources(image, gsd=options.gsd) as sources, rasterio.Env(GDAL_CACHEMAX=sources.cache):
+    with open_sources(image, gsd=options.gsd) as sources, rasterio.Env(GDAL_CACHEMAX=_WRITING):
         _write(target, image, sources, options, key)
     _log.info("wrote %s", target)
     return open_scene(target)
@@ -126,28 +131,16 @@ def _write(target: Path, image: Image, sources: Sources, options: ImageOptions, 
         },
     )
     groups = _groups(image, sources)
-    step = 1 if scene.shape.x * scene.shape.y <= _SMALL else _THINNING
     histograms = np.zeros((len(bands), HISTOGRAM_BINS), np.int64)
     observed = np.zeros(2, np.int64)
     with scene_writer(target, geobox=scene, bands=bands, item=item) as writer:
-        tiles = list(_tiles(*scene.shape, side=sources.tile_side))
-        for window in track(tiles, description=target.stem):
-            tile = scene[window.toslices()]
-            pixels = np.zeros((len(bands), *tile.shape), np.uint16)
-            shown = np.ones(tile.shape, bool)
-            if options.mask and image.found.mask:
-                shown = ~masked(image, sources, tile)
-            seen = shown.copy()
-            for group in groups:
-                values = sources.dn([image.layers[place] for place in group], tile, resampling=options.resampling)
-                for place, dn in zip(group, values, strict=True):
-                    known = shown & ~np.isnan(dn)
-                    seen &= known
-                    dark = dn[::step, ::step][known[::step, ::step]]
-                    histograms[place] += dark_histogram(np.rint(dark).astype(np.int32))
-                    np.copyto(pixels[place], _as_uint16(dn), where=known)
-            observed += np.bincount(seen.ravel(), minlength=2)
-            writer.write(pixels, window=window)
+        with rasterio.Env(GDAL_CACHEMAX=sources.cache):
+            tiles = list(_tiles(*scene.shape, side=sources.tile_side))
+            for window in track(tiles, description=target.stem):
+                pixels, seen, dark = _tile(image, sources, scene[window.toslices()], groups, options)
+                histograms += dark
+                observed += np.bincount(seen.ravel(), minlength=2)
+                writer.write(pixels, window=window)
         if not observed[1]:
             raise SceneError(
                 f"{image.found.path} has no pixel with an observation in all bands",
@@ -158,6 +151,27 @@ def _write(target: Path, image: Image, sources: Sources, options: ImageOptions, 
         if check.contradiction:
             item["properties"].pop(OFFSET_STATE)
         describe_observations(item, observed)
+
+
+def _tile(
+    image: Image, sources: Sources, tile: GeoBox, groups: Sequence[Sequence[int]], options: ImageOptions
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
+    """Pixels (bands, rows, columns) of a tile, where all bands are observed, and the histogram of each band's DN."""
+    count = len(image.layers)
+    pixels = np.zeros((count, *tile.shape), np.uint16)
+    histograms = np.zeros((count, HISTOGRAM_BINS), np.int64)
+    hidden = masked(image, sources, tile) if options.mask and image.found.mask else np.zeros(tile.shape, bool)
+    seen = ~hidden
+    step = 1 if sources.scene.shape.x * sources.scene.shape.y <= _SMALL else _THINNING
+    for group in groups:
+        values = sources.dn([image.layers[place] for place in group], tile, resampling=options.resampling)
+        for place, dn in zip(group, values, strict=True):
+            known = ~(hidden | np.isnan(dn))
+            seen &= known
+            dark = dn[::step, ::step][known[::step, ::step]]
+            histograms[place] = dark_histogram(np.rint(dark).astype(np.int32))
+            np.copyto(pixels[place], _as_uint16(dn), where=known)
+    return pixels, seen, histograms
 
 
 def _as_uint16(dn: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint16]:
