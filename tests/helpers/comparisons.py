@@ -70,7 +70,8 @@ def make_cell(
         peak_memory_gb=1.5, device="cpu",
     )  # fmt: skip
     chips = LabelledChips(CHIPS[fraction], VAL_CHIPS)
-    return Cell(name, fraction, seed, Path("cell"), {}, result.identity, chips), result, metrics
+    config = {"model": {"init_args": {"model_args": {"backbone": "resnet18", "decoder": "UNetDecoder"}}}}
+    return Cell(name, fraction, seed, Path("cell"), config, result.identity, chips), result, metrics
 
 
 def make_comparison(

@@ -91,7 +91,7 @@ def _row(finished: Finished, *, budget: str) -> dict[str, object]:
 
 def _architecture(cell: Cell) -> str:
     """Backbone and decoder, or for segmentation_models_pytorch encoder and model."""
-    model = cell.config.get("model", {}).get("init_args", {}).get("model_args", {})
+    model = cell.config["model"]["init_args"]["model_args"]
     return " + ".join(str(model[key]) for key in ("backbone", "decoder", "model") if key in model)
 
 

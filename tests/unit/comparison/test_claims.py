@@ -22,6 +22,9 @@ _DEMO = CONFIGS / "demo_unet.yaml"
 Counts = dict[str, tuple[int, int, int, int]]
 
 
+_CONFIG = {"model": {"init_args": {"model_args": {"backbone": "resnet18"}}}}
+
+
 def _counts(hits: float, *, seed: int, units: int = 20, noise: float = 0.15) -> Counts:
     """Cells with different shares of the class; ``hits`` is the share that is found."""
     rng = np.random.default_rng(seed)
@@ -46,7 +49,11 @@ def _finished(name: str, fraction: float, seed: int, counts: Counts) -> Finished
         identity="i", evaluation={}, parameters=9, trainable_parameters=4, epochs=2, steps=20, best_epoch=1,
         best_step=10, hours=0.5, images_per_second=3, peak_memory_gb=1.5, device="cpu",
     )  # fmt: skip
-    return Cell(name, fraction, seed, Path("cell"), {}, "i", LabelledChips(round(100 * fraction), 57)), result, metrics
+    return (
+        Cell(name, fraction, seed, Path("cell"), _CONFIG, "i", LabelledChips(round(100 * fraction), 57)),
+        result,
+        metrics,
+    )
 
 
 def _config(fractions: list[float], seeds: list[int]) -> MatrixConfig:
