@@ -45,7 +45,11 @@ def find_geotiff(path: Path, root: Member) -> Found | None:
         )
     names = [layer.name for layer in layers if layer.name]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise SceneError(f"{path} has the band {', '.join(twice)} twice", expected="each band of one image once")
+        raise SceneError(
+            f"{path} has the band {', '.join(twice)} twice",
+            expected="each band of one image once",
+            fix="give each image on its own",
+        )
     mask = next((layer for layer in layers if layer.name == "SCL"), None)
     bands = tuple(layer for layer in layers if layer.name != "SCL")
     name = Path(root.name if len(files) > 1 else files[0].name)
