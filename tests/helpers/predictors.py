@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from terraseg.contracts.processing import Processing
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
-from terraseg.core.processing import Processing
 
 
 def logit(probability: npt.ArrayLike) -> npt.NDArray[np.float32]:

@@ -174,7 +174,12 @@ def labels(
     from terraseg.acquire.footprints.completeness import COMPLETENESS_FOLDER, write_completeness
     from terraseg.acquire.footprints.sources import write_labels
 
-    settings = config if isinstance(config, LabelsConfig) else load_data_config(config).labels
+    if isinstance(config, LabelsConfig):
+        settings = config
+    elif input is not None and config == DATA_CONFIG and not Path(config).is_file():
+        settings = LabelsConfig()  # an own file needs no config
+    else:
+        settings = load_data_config(config).labels
     own = {"coverage": coverage, "attribution": attribution, "licence": licence, "extract_date": extract_date}
     given = {key: value for key, value in own.items() if value is not None}
     if input is not None:

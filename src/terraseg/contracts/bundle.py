@@ -17,8 +17,8 @@ import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from safetensors.numpy import save_file
 
+from terraseg.contracts.processing import Processing
 from terraseg.core.files import atomic_folder, sha256_of_file
-from terraseg.core.processing import Processing
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import CheckpointError
 

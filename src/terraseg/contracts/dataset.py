@@ -29,11 +29,11 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
+from terraseg.contracts.processing import Processing, processing_in_common, processing_of
 from terraseg.contracts.splits import IGNORE as IGNORE
 from terraseg.contracts.splits import SPLITS as SPLITS
 from terraseg.contracts.splits import Split as Split
 from terraseg.core.files import atomic_path, write_json
-from terraseg.core.processing import Processing, processing_in_common, processing_of
 from terraseg.core.settings import Strict
 from terraseg.errors import DatasetError, OutputError
 

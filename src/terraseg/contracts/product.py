@@ -30,7 +30,7 @@ def threshold_level(threshold: float) -> int:
     return math.ceil(round(threshold / PROBABILITY_SCALE, 6))
 
 
-def is_class(probability: npt.NDArray[np.float32], threshold: float) -> npt.NDArray[np.bool_]:
+def is_class(probability: npt.NDArray[np.floating[Any]], threshold: float) -> npt.NDArray[np.bool_]:
     """Which pixels a map shows as the class: their probability as it is written, at the threshold."""
     shown: npt.NDArray[np.bool_] = np.rint(probability / PROBABILITY_SCALE) >= threshold_level(threshold)
     return shown

@@ -14,7 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from terraseg.contracts.dataset import ChipDataset, Split
-from terraseg.core.separation import closer_than
+from terraseg.contracts.separation import closer_than
 from terraseg.errors import ConfigError, SplitError
 
 _STRATA = 10

@@ -8,8 +8,8 @@ from typing import Any
 import geopandas as gpd
 
 from terraseg.contracts.dataset import SPLITS
+from terraseg.contracts.separation import in_metres, separation
 from terraseg.contracts.subsets import fold_chips
-from terraseg.core.separation import in_metres, separation
 from terraseg.errors import SplitError
 
 

@@ -4,9 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from terraseg.contracts.processing import Level
 from terraseg.contracts.splits import IGNORE, Split
 from terraseg.core.bands import PRITHVI_BANDS, band
-from terraseg.core.processing import Level
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError
 from terraseg.prepare.labels.rules import LabelRule

@@ -20,12 +20,12 @@ from terraseg.contracts.dataset import (
     refuse_foreign,
     write_dataset,
 )
+from terraseg.contracts.processing import LEVEL
 from terraseg.contracts.scene import NODATA
+from terraseg.contracts.separation import closer_than
 from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_folder
-from terraseg.core.processing import LEVEL
-from terraseg.core.separation import closer_than
 from terraseg.errors import LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
 from terraseg.prepare.config import FolderOptions, SplitRule

@@ -20,6 +20,7 @@ import shapely
 
 from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
+from terraseg.contracts.processing import check_same_processing, processing_of
 from terraseg.contracts.scene import NODATA, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.contracts.values import check_levels
@@ -27,7 +28,6 @@ from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.parallel import processors
 from terraseg.core.polygons import split_layer
-from terraseg.core.processing import check_same_processing, processing_of
 from terraseg.core.progress import track
 from terraseg.errors import SceneError, SplitError
 from terraseg.prepare.audit import audit_folds, audit_splits

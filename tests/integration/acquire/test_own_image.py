@@ -9,11 +9,11 @@ from helpers.experiments import terratorch
 from helpers.paths import CONFIGS
 from terraseg.cli import main
 from terraseg.contracts.dataset import open_dataset
+from terraseg.contracts.processing import Processing
 from terraseg.contracts.product import find_products
 from terraseg.contracts.result import read_metrics
 from terraseg.contracts.scene import find_scenes
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.core.processing import Processing
 
 _CREDIT = "contains modified Copernicus Sentinel data 2015, 2017"
 

@@ -7,8 +7,8 @@ import shapely
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from terraseg.contracts.separation import separation
 from terraseg.contracts.subsets import fold_chips, label_fraction
-from terraseg.core.separation import separation
 from terraseg.errors import SplitError
 
 SIZE, GSD = 32, 10

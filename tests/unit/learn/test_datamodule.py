@@ -17,9 +17,9 @@ from torch.utils.data import DistributedSampler
 
 from helpers.factories import make_scene
 from terraseg.contracts.dataset import chip_checksum, open_dataset, write_dataset
+from terraseg.contracts.separation import separation
 from terraseg.core.d4 import turned
 from terraseg.core.normalise import normalise
-from terraseg.core.separation import separation
 from terraseg.errors import ConfigError, DatasetError, SceneError
 from terraseg.learn.chips.chip_stats import chip_stats
 from terraseg.learn.chips.jitter import jittered

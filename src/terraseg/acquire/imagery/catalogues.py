@@ -17,9 +17,9 @@ from urllib3 import Retry
 
 from terraseg.acquire.config import AcquireConfig, CatalogueConfig, Period
 from terraseg.acquire.network import CONNECT_TIMEOUT
+from terraseg.contracts.processing import Processing, processing_level
 from terraseg.core.bands import BANDS
 from terraseg.core.offsets import boa_offset, processing_baseline
-from terraseg.core.processing import Processing, processing_level
 from terraseg.errors import CatalogueError, ConfigError
 
 _log = logging.getLogger(__name__)

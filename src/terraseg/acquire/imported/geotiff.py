@@ -10,11 +10,11 @@ from rasterio.errors import RasterioIOError
 
 from terraseg.acquire.imported.files import Member, day_in, gdal_name, scene_name
 from terraseg.acquire.imported.image import COPERNICUS, ITS_NAME, Found, Layer, Stated
+from terraseg.contracts.processing import processing_level
 from terraseg.contracts.scene import describe_values
 from terraseg.core.bands import REFLECTANCE_SCALE, band
 from terraseg.core.files import GEOTIFF
 from terraseg.core.masks import bands_without_alpha
-from terraseg.core.processing import processing_level
 from terraseg.errors import SceneError
 
 _RASTERS = (*GEOTIFF, ".vrt", ".jp2")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from terraseg.acquire.imported.options import ImageOptions
+from terraseg.contracts.processing import Level
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
-from terraseg.core.processing import Level
 from terraseg.errors import SceneError
 
 COPERNICUS = "contains modified Copernicus Sentinel data {year}"

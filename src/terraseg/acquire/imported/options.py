@@ -5,8 +5,8 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from terraseg.contracts.processing import Level, Resampling
 from terraseg.core.bands import band
-from terraseg.core.processing import Level, Resampling
 from terraseg.core.settings import Strict
 
 

@@ -20,6 +20,7 @@ from terraseg.acquire.imported.mask import mask_rule, masked
 from terraseg.acquire.imported.options import ImageOptions
 from terraseg.acquire.imported.pixels import Grid, Sources, open_sources
 from terraseg.acquire.imported.safe import find_safe
+from terraseg.contracts.processing import OFFSET_STATE, Processing
 from terraseg.contracts.scene import NODATA, Scene, open_scene, scene_writer
 from terraseg.contracts.scene_item import (
     COMPOSITE_RULE,
@@ -40,7 +41,6 @@ from terraseg.core.offsets import (
     dark_histogram,
     dark_values,
 )
-from terraseg.core.processing import OFFSET_STATE, Processing
 from terraseg.core.progress import track
 from terraseg.core.raster import GDAL_CACHE
 from terraseg.errors import OutputError, SceneError

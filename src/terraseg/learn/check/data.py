@@ -18,10 +18,10 @@ import rasterio
 import shapely
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset, pairs_on_disk
+from terraseg.contracts.separation import in_metres, separation
 from terraseg.contracts.subsets import chosen_chips
 from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band, band_indices
-from terraseg.core.separation import in_metres, separation
 from terraseg.learn.check.finding import Finding, attempt, error, warning
 from terraseg.learn.chips.pack import read_chip
 from terraseg.learn.chips.standardise import DATASET, standard_of

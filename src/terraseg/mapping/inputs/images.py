@@ -7,9 +7,9 @@ from pathlib import Path
 
 from terraseg.acquire.imported.options import ImageOptions
 from terraseg.acquire.imported.scene import find_image, holds_product, write_scene
+from terraseg.contracts.processing import Resampling
 from terraseg.contracts.scene import Scene, open_scene
 from terraseg.core.files import GEOTIFF, files_in, write_json
-from terraseg.core.processing import Resampling
 from terraseg.mapping.inputs.remote import url_of
 from terraseg.mapping.inputs.vrt import is_vrt, sources
 

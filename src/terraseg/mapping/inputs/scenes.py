@@ -26,11 +26,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.errors import RasterioIOError
 
-from terraseg.contracts.scene import ATTRIBUTION, NODATA, Place, Scene, find_scenes, group_places, open_scene
-from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
-from terraseg.core.files import GEOTIFF, files_in, output_error, write_json
-from terraseg.core.offsets import boa_offset, check_offsets, dark_histogram, dark_values
-from terraseg.core.processing import (
+from terraseg.contracts.processing import (
     Processing,
     Resampling,
     check_same_processing,
@@ -38,6 +34,10 @@ from terraseg.core.processing import (
     processing_level,
     processing_of,
 )
+from terraseg.contracts.scene import ATTRIBUTION, NODATA, Place, Scene, find_scenes, group_places, open_scene
+from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
+from terraseg.core.files import GEOTIFF, files_in, output_error, write_json
+from terraseg.core.offsets import boa_offset, check_offsets, dark_histogram, dark_values
 from terraseg.errors import CatalogueError, SceneError
 from terraseg.mapping.inputs.images import is_image, scene_of_image
 from terraseg.mapping.inputs.remote import gdal_name, get_json, is_url, url_of, without_secrets

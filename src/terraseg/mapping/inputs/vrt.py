@@ -15,10 +15,10 @@ from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
 from rasterio.vrt import WarpedVRT
 
+from terraseg.contracts.processing import Resampling
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_path
-from terraseg.core.processing import Resampling
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.remote import url_identity, url_of
 

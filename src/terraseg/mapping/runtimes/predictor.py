@@ -12,9 +12,9 @@ import numpy.typing as npt
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from terraseg.contracts.processing import Processing, processing_of
 from terraseg.contracts.scene import NODATA, Place, Scene, group_places
 from terraseg.core.bands import UNIT, band, band_indices
-from terraseg.core.processing import Processing, processing_of
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster
 from terraseg.mapping.inputs.vrt import remote_sources

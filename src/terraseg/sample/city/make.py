@@ -20,10 +20,10 @@ from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from terraseg.contracts.footprints import FootprintSource, write_footprints
+from terraseg.contracts.processing import Processing
 from terraseg.contracts.scene import scene_writer
 from terraseg.core.bands import BASELINE_OFFSET, REFLECTANCE_SCALE, UNIT
 from terraseg.core.files import write_json
-from terraseg.core.processing import Processing
 from terraseg.core.raster import cog_writer
 from terraseg.sample.city.imagery import CITY_BANDS, Float, Sky, Strip, classify, draw_sky, strips, under_sky
 from terraseg.sample.city.items import Acquisition, band_grid, collection, earth_search_item

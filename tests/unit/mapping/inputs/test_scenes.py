@@ -30,10 +30,10 @@ from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import source_scene
 from terraseg.acquire.imagery.composite import write_composite
 from terraseg.cli import main
+from terraseg.contracts.processing import Processing, Resampling, processing_of
 from terraseg.contracts.product import Product, find_products
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
-from terraseg.core.processing import Processing, Resampling, processing_of
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.scenes import scenes_at
 from terraseg.mapping.inputs.vrt import BandFile, raster_identity, sources, write_band_vrt

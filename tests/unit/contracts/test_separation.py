@@ -8,7 +8,7 @@ import shapely.affinity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from terraseg.core.separation import closer_than, in_metres, separation
+from terraseg.contracts.separation import closer_than, in_metres, separation
 
 SIDE = 2240
 WEST, EAST = "EPSG:32633", "EPSG:32634"

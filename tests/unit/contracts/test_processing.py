@@ -2,7 +2,7 @@
 
 import pytest
 
-from terraseg.core.processing import (
+from terraseg.contracts.processing import (
     Processing,
     check_same_processing,
     processing_in_common,
