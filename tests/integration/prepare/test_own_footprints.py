@@ -1,5 +1,6 @@
 """Own footprints that cover a part of the scene: Nantes, a GeoPackage with the layers buildings and coverage."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,8 @@ def nantes(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         target.write(pixels)
     file = source / "nantes_buildings.gpkg"
     given = ["--input", f"{file}:buildings", "--coverage", f"{file}:coverage", "--attribution", "IGN"]
-    assert main(["data", "labels", *given, "--output", str(root / "osm")]) == 0
+    with contextlib.chdir(root):  # an own file needs no config
+        assert main(["data", "labels", *given, "--output", "osm"]) == 0
     return root
 
 
