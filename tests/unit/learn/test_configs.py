@@ -25,8 +25,14 @@ _OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "satmae_large_upernet", "scalem
 _DATES = ("prithvi_multitemporal",)
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
 _CITY = ("city_unet",)
+_FLOODS = {
+    "floods_prithvi_upernet": "prithvi_v2_300_upernet",
+    "floods_terramind_fpn": "terramind_fpn",
+    "floods_baseline_unet": "baseline_unet",
+}
+"""Each with the experiment of the comparison that it is, on Sen1Floods11."""
 _DEBUG = ("debug_overfit",)
-_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG
+_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG + tuple(_FLOODS)
 _GRAPH = ("urban_graphsage",)
 """In the comparison too. Its model has no weights and no pretraining to describe; test_graph_terratorch runs it."""
 _TRAINING = ROOT / "docs" / "training.md"
@@ -149,6 +155,16 @@ def test_the_city_differs_from_the_demo_in_its_dataset_and_budget_alone() -> Non
     )  # fmt: skip
     assert city == demo
     assert _read("city_unet")["model"] == _read("demo_unet")["model"]
+
+
+@pytest.mark.parametrize("name", _FLOODS)
+def test_floods_differ_from_the_comparison_in_the_dataset_and_the_level_alone(name: str) -> None:
+    floods, comparison = _without_what_may_differ(name), _without_what_may_differ(_FLOODS[name])
+    assert floods["data"]["init_args"].pop("root") == "data/floods"
+    comparison["data"]["init_args"].pop("root")
+    assert floods == comparison
+    model = yaml.safe_dump(_read(name)["model"]).replace("S2L1C", "S2L2A")  # TerraMind knows both levels
+    assert yaml.safe_load(model) == _read(_FLOODS[name])["model"]
 
 
 def test_the_demo_differs_from_the_comparison_in_its_data_and_budget_alone() -> None:
