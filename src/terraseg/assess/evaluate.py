@@ -38,7 +38,7 @@ from terraseg.assess.metrics.pixels import (
     reliability_bins,
 )
 from terraseg.assess.metrics.places import Members, by_block, by_polygons, group_metrics, same_places
-from terraseg.assess.metrics.totals import built_up_part
+from terraseg.assess.metrics.totals import area_part
 from terraseg.contracts.dataset import open_dataset
 from terraseg.contracts.product import Product, threshold_level
 from terraseg.contracts.result import Estimate, Metrics, PixelTotals, Reliability, metrics_path, write_metrics
@@ -193,8 +193,8 @@ def limits(pixel: float) -> str:
     area = pixel**2
     return (
         f"A pixel of {pixel:g} m covers {area:g} m2. A smaller footprint is less than one pixel, and one of "
-        f"{4 * area:g} m2 is four pixels: no map of this grid outlines single buildings that small. Read recall by "
-        "size with this in mind, and the pixel metrics as metrics of built-up area."
+        f"{4 * area:g} m2 is four pixels: no map of this grid outlines single objects that small. Read recall by "
+        "size with this in mind, and the pixel metrics as metrics of area, not of objects."
     )
 
 
@@ -298,7 +298,7 @@ def measure(counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, 
     by_cell = confusion(counts.histograms, at)
     held = by_cell[:, :3].sum(axis=1)
     units = independent_units(truth, counts.cells, by_cell)
-    both: list[Part] = [built_up_part(by_cell), outline_part(outlines.of(counts.cells))]
+    both: list[Part] = [area_part(by_cell), outline_part(outlines.of(counts.cells))]
     whole = side_by_side([(by_cell, formulas("confusion")), (counts.histograms, formulas("histograms")), *both])
     figures = units.intervals(whole, held=held)
     bins = reliability_bins(counts.histograms)

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import BaseModel, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 
 from terraseg.core.files import write_json
 from terraseg.core.settings import Strict, faults_of
@@ -12,6 +12,13 @@ from terraseg.errors import DatasetError
 
 FORMAT = 2
 """Version of the format; reading another version raises an error."""
+
+
+_OLD_NAMES = {
+    "built_up_bias": "area_bias", "built_up_error": "area_error",
+    "building_count_bias": "count_bias", "building_count_error": "count_error",
+}  # fmt: skip
+"""Names of metrics in older results, which are renamed on reading: a class may be water."""
 
 
 class Estimate(Strict):
@@ -35,6 +42,14 @@ class Estimate(Strict):
         if self.low is None or self.high is None:
             return f"{self.value:.3f} [no interval]"
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def _with_todays_names(figures: dict[str, Estimate]) -> dict[str, Estimate]:
+    return {_OLD_NAMES.get(name, name): estimate for name, estimate in figures.items()}
+
+
+Figures: TypeAlias = Annotated[dict[str, Estimate], AfterValidator(_with_todays_names)]
+"""Metrics by name."""
 
 
 class PixelTotals(Strict):
@@ -115,8 +130,8 @@ class Metrics(Strict):
     pixels: PixelTotals
     boundary_tolerance: float | None
     limits: str = ""
-    figures: dict[str, Estimate]
-    groups: dict[str, dict[str, Estimate]]
+    figures: Figures
+    groups: dict[str, Figures]
     units: dict[str, tuple[int, int, int, int]]
     positives: tuple[int, ...]
     negatives: tuple[int, ...]

@@ -79,7 +79,7 @@ def _add_objects(path):
         "object_f1_0.5": Estimate(value=0.1, low=0.0, high=0.2),
         "object_recall_0_100_m2": Estimate(value=None, reason="undefined"),
         "object_recall_1600_inf_m2": Estimate(value=0.7, reason="one unit only"),
-        "building_count_bias": Estimate(value=-0.25, low=-0.5, high=0.0),
+        "count_bias": Estimate(value=-0.25, low=-0.5, high=0.0),
     }
     metrics = read_metrics(path)
     write_metrics(path, metrics.model_copy(update={"figures": {**metrics.figures, **found}}))

@@ -314,10 +314,10 @@ def test_footprints_with_a_dataset_count_objects_on_the_known_ground_of_the_spli
     figures = result["figures"]
     assert figures["object_recall_0.5"]["value"] == pytest.approx(1 / 3)
     assert figures["object_precision_0.5"]["value"] == 1
-    assert figures["building_count_bias"]["value"] == pytest.approx(-2 / 3)
+    assert figures["count_bias"]["value"] == pytest.approx(-2 / 3)
     block = result["groups"]["scene/test"]
-    assert block["building_count_bias"]["value"] == pytest.approx(-2 / 3)
-    assert block["building_count_error"] == figures["building_count_error"]
+    assert block["count_bias"]["value"] == pytest.approx(-2 / 3)
+    assert block["count_error"] == figures["count_error"]
     assert block["object_f1_0.5"]["value"] == pytest.approx(0.5)
     assert block["ece"]["value"] == pytest.approx(figures["ece"]["value"])
     assert block["boundary_f1"] == figures["boundary_f1"]
@@ -326,7 +326,7 @@ def test_footprints_with_a_dataset_count_objects_on_the_known_ground_of_the_spli
     south = box(west, 3_990_000, west + 9_000, 4_000_000 - 640)
     gpd.GeoDataFrame({"name": ["South"]}, geometry=[south], crs="EPSG:32631").to_file(tmp_path / "places.gpkg")
     there = _evaluate(place, tmp_path, **given, by=tmp_path / "places.gpkg")["groups"]["South"]
-    assert there["building_count_bias"]["reason"].startswith("undefined: nothing was counted")
+    assert there["count_bias"]["reason"].startswith("undefined: nothing was counted")
     with pytest.raises(LabelError, match="not both"):
         _evaluate(place, tmp_path, **given, choose_threshold=True)
     with pytest.raises(LabelError, match="needs a dataset"):
@@ -412,7 +412,7 @@ def test_the_screen_says_what_ten_metres_can_see_and_counts_by_block(place, grou
     assert f"Recall below 100 m² {result.figures['object_recall_0_100_m2']}" in said
     assert "Footprints in several parts 0 Objects over several footprints 0" in said
     assert said.count("Count") == 4
-    assert f"{result.groups['scene/test']['building_count_bias'].value:.3f}" == "-0.667"
+    assert f"{result.groups['scene/test']['count_bias'].value:.3f}" == "-0.667"
     assert "-0.667" in said
 
 

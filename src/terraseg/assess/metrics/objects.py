@@ -45,8 +45,8 @@ METRICS = {
             strict=True,
         )
     },
-    "building_count_bias": Metric("Count bias", tables=("objects", "places")),
-    "building_count_error": Metric("Count error", tables=("places",)),
+    "count_bias": Metric("Count bias", tables=("objects", "places")),
+    "count_error": Metric("Count error", tables=("places",)),
     "object_splits": Metric("Footprints in several parts"),
     "object_merges": Metric("Objects over several footprints"),
 }
@@ -134,7 +134,7 @@ def place_part(objects: ObjectCounts) -> Part:
 
 def _number_part(objects: ObjectCounts) -> Part:
     hits, alarms, found, missed = objects.counts[:, 0].T
-    return total_part("building_count", hits + alarms, found + missed)
+    return total_part("count", hits + alarms, found + missed)
 
 
 def _precision(counts: Counts) -> Values:

@@ -9,14 +9,14 @@ import numpy.typing as npt
 from terraseg.assess.metrics.intervals import Part
 from terraseg.assess.metrics.pixels import Counts, Metric, Ranged, Values
 
-METRICS = {"built_up_bias": Metric("Area bias", tables=("places",)), "built_up_error": Metric("Area error")}
+METRICS = {"area_bias": Metric("Area bias", tables=("places",)), "area_error": Metric("Area error")}
 """Metrics of the mapped area by name."""
 
 
-def built_up_part(counts: Counts) -> Part:
+def area_part(counts: Counts) -> Part:
     """`total_part` of the mapped area from (cells, 4) tp, fp, fn, tn."""
     tp, fp, fn, _ = np.asarray(counts, dtype=np.int64).T
-    return total_part("built_up", tp + fp, tp + fn)
+    return total_part("area", tp + fp, tp + fn)
 
 
 def total_part(name: str, predicted: npt.NDArray[np.int64], true: npt.NDArray[np.int64]) -> Part:

@@ -3,7 +3,7 @@ import pytest
 from scipy import stats
 
 from terraseg.assess.metrics import intervals, pixels
-from terraseg.assess.metrics.totals import built_up_part
+from terraseg.assess.metrics.totals import area_part
 
 
 def _units(rates, *, size=400, seed=0):
@@ -71,12 +71,12 @@ def test_a_missing_interval_has_a_reason(counts, value, reason):
 def test_an_interval_ends_at_the_limits_of_its_metric():
     counts = _units([0.05, 0.1, 0.9, 0.95, 1, 0.02])
     found = intervals.intervals(
-        intervals.side_by_side([(counts, {"recall": pixels.recall}), built_up_part(counts * [1, 30, 1, 1])]),
+        intervals.side_by_side([(counts, {"recall": pixels.recall}), area_part(counts * [1, 30, 1, 1])]),
         held=counts[:, :3].sum(axis=1),
     )
     assert found["recall"].low == 0
-    assert found["built_up_bias"].value > 1
-    assert found["built_up_bias"].high > found["built_up_bias"].value
+    assert found["area_bias"].value > 1
+    assert found["area_bias"].high > found["area_bias"].value
 
 
 def test_histograms_have_the_intervals_of_their_confusion_counts():

@@ -130,4 +130,4 @@ def test_an_object_on_the_edge_finds_its_partner_beyond_it(tmp_path):
     found = object_metrics(objects, units=units_of(known, objects.cells, side=1))
     assert objects.counts[:, 0].sum(axis=0).tolist() == [1, 0, 1, 0]  # one object of each side is inside
     assert found["object_recall_0.5"].value == found["object_precision_0.5"].value == 1
-    assert found["building_count_bias"].value == 0
+    assert found["count_bias"].value == 0

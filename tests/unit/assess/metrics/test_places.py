@@ -8,7 +8,7 @@ from terraseg.assess.ground.units import Units
 from terraseg.assess.metrics.intervals import ALONE, intervals, side_by_side
 from terraseg.assess.metrics.pixels import iou, recall
 from terraseg.assess.metrics.places import by_block, by_polygons, group_metrics, same_places
-from terraseg.assess.metrics.totals import built_up_part, total_part
+from terraseg.assess.metrics.totals import area_part, total_part
 from terraseg.errors import LabelError
 
 CELL = 32
@@ -47,19 +47,19 @@ def test_cells_go_to_the_place_of_their_centre_or_are_left_out(products, tmp_pat
 
 
 def test_metrics_of_a_group_are_from_its_pixels():
-    part = side_by_side([(CONFUSIONS, {"iou": iou, "recall": recall}), built_up_part(CONFUSIONS)])
+    part = side_by_side([(CONFUSIONS, {"iou": iou, "recall": recall}), area_part(CONFUSIONS)])
     units = Units(tuple("abcdefg"), np.array([0, 0, 1, 2, 3, 4, 5, 6]), ALONE, 1, "")
     members = {"all": range(8), "most": range(6), "one": [3], "none": []}
     figures = group_metrics(members, part, units=units, held=HELD)
     tp, fp, fn, _ = CONFUSIONS.sum(axis=0)
     assert figures["all"]["iou"].value == pytest.approx(tp / (tp + fp + fn))
-    assert figures["all"]["built_up_bias"].value == pytest.approx((fp - fn) / (tp + fn))
+    assert figures["all"]["area_bias"].value == pytest.approx((fp - fn) / (tp + fn))
     assert figures["all"]["iou"].low < figures["all"]["iou"].value < figures["all"]["iou"].high
     assert figures["one"]["recall"].value == pytest.approx(13 / 30)
     assert "1 independent unit of ground" in figures["one"]["recall"].reason
     assert "5 independent units of ground" in figures["most"]["recall"].reason  # two of its six cells are one unit
     assert figures["none"]["iou"].value is None
-    assert "nothing was counted" in figures["none"]["built_up_bias"].reason
+    assert "nothing was counted" in figures["none"]["area_bias"].reason
 
 
 def test_places_of_pixels_are_found_among_cells_of_objects():
