@@ -45,6 +45,7 @@ _EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "prithvi_lora": (_TINY_PRITHVI, _UPERNET),
     "terramind_fpn": (f"{_ARGS}.backbone=terramind_v1_tiny",),
     "terramind_upernet": (f"{_ARGS}.backbone=terramind_v1_tiny", _UPERNET),
+    "floods_terramind_fpn": (f"{_ARGS}.backbone=terramind_v1_tiny",),
     "baseline_unet": (f"{_ARGS}.backbone=timm_resnet18", f"{_ARGS}.decoder_channels=[32, 16, 16, 8, 8]"),
     "baseline_deeplabv3plus": (_TINY_RESNET,),
     "baseline_segformer_b2": (f"{_ARGS}.backbone=mit_b0",),
