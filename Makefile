@@ -19,11 +19,10 @@ lint: .venv/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
+# Two test files at a time, one thread each.
 unit: .venv/installed-dev
-	$(BIN)/pytest tests/unit
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/unit
 
-# Two test files in parallel, one thread each: most of them wait for their own processes. Unit tests fork, and xdist's
-# workers do not always survive a fork.
 integration: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile tests/integration
 

@@ -176,7 +176,7 @@ def labels(
 
     if isinstance(config, LabelsConfig):
         settings = config
-    elif input is not None and config == DATA_CONFIG and not Path(config).is_file():
+    elif input is not None and str(config) == DATA_CONFIG and not Path(config).is_file():
         settings = LabelsConfig()  # an own file needs no config
     else:
         settings = load_data_config(config).labels
