@@ -50,11 +50,11 @@ def pairs_of(
 def _dealt(pairs: Sequence[Pair], split_files: Sequence[Path]) -> list[Pair]:
     """The pairs that the files name, with their splits.
 
-    A name is that of the image, whole or without its ends, or that of the mask. A line may have columns, separated by
-    commas: the first known name counts, because the first column may be an image of another sensor.
+    A name is that of the image, whole or without its ends. It is the first of the columns, which commas separate; if
+    that is another file, such as an image of another sensor, the file name of the mask in any column counts.
     """
-    by_name = {pair.mask.name: pair for pair in pairs}
-    by_name |= {name: pair for pair in pairs for name in (pair.image.name, pair.image.stem, pair.name)}
+    by_mask = {pair.mask.name: pair for pair in pairs}
+    by_name = by_mask | {name: pair for pair in pairs for name in (pair.image.name, pair.image.stem, pair.name)}
     chosen: dict[str, Pair] = {}
     for split, path in zip(SPLITS, split_files, strict=True):
         try:
@@ -62,7 +62,7 @@ def _dealt(pairs: Sequence[Pair], split_files: Sequence[Path]) -> list[Pair]:
         except (OSError, UnicodeDecodeError) as error:
             raise DatasetError(f"the split file {path} can't be read ({error})", expected="names in lines") from error
         rows = [[cell.strip() for cell in line.split(",")] for line in lines if line.strip(" ,")]
-        names = [next((cell for cell in row if cell in by_name), row[0]) for row in rows]
+        names = [row[0] if row[0] in by_name else next((c for c in row if c in by_mask), row[0]) for row in rows]
         if unknown := [name for name in names if name not in by_name]:
             shown = ", ".join(unknown[:_NAMED]) + ", ..." * (len(unknown) > _NAMED)
             fix = "correct the file, --image-suffix or the folder"

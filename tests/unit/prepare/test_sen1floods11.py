@@ -78,3 +78,14 @@ def test_a_list_that_names_a_chip_that_is_not_there_raises(public, tmp_path):
         path.unlink()
     with pytest.raises(DatasetError, match=r"names 1 images that are not there: USA_135049_S1Hand\.tif"):
         _imported(copy, tmp_path / "set")
+
+
+def test_only_a_mask_counts_in_the_other_columns_of_a_list(public, tmp_path):
+    """A wrong name in the first column is not replaced by a value that happens to be the name of another image."""
+    for name, members in SEN1FLOODS11_SPLITS.items():
+        (tmp_path / f"{name}.csv").write_text("".join(f"{member},7\n" for member in members))
+    files = [tmp_path / f"{name}.csv" for name in ("train", "valid", "test")]
+    assert len(_imported(public, tmp_path / "set", split_files=files).tiles) == 7
+    files[2].write_text("Indiana_900498,India_900498\n")
+    with pytest.raises(DatasetError, match=r"names 1 images that are not there: Indiana_900498"):
+        _imported(public, tmp_path / "wrong", split_files=files)
