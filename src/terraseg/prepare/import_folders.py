@@ -71,7 +71,7 @@ def import_folders(
     """
     output = Path(output)
     image_folders, mask_folders, splits_given = _paths(images), _paths(masks), _paths(split_files)
-    if not mask_folders and (known := find_sen1floods11(image_folders[0])):
+    if len(image_folders) == 1 and not mask_folders and (known := find_sen1floods11(image_folders[0])):
         image_folders, mask_folders, splits_given, options = sen1floods11_sources(known, splits_given, options)
     pairs = pairs_of(image_folders, mask_folders, splits_given, options)
     fingerprint = _fingerprint(pairs, options)

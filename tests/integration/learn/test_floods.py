@@ -91,6 +91,12 @@ def test_from_the_public_layout_to_scores_and_a_map_of_water(
     facts = ["--bands", ",".join(band.name for band in BANDS), "--unit", "reflectance_1e-4", "--date", "2019-09-18"]
     assert main(["data", "scene", str(image), *facts, "--attribution", "test", "--output", "data/raw"]) == 0
     assert main(["predict", "--bundle", str(bundle.root), "--input", "data/raw", "--output", "maps"]) == 0
+    (scene,) = Path("data/raw").glob("*.json")
+    scene.write_text(scene.read_text().replace("L1C", "L2A"))
+    capsys.readouterr()
+    assert main(["predict", "--bundle", str(bundle.root), "--input", "data/raw", "--output", "wrong"]) == 2
+    assert "level L2A, the model was trained on L1C" in " ".join(capsys.readouterr().err.split())
+    assert not list(Path("wrong").rglob("*.tif"))
     (item,) = Path("maps").rglob("item.json")
     assert json.loads(item.read_text())["properties"]["terraseg:class"] == "water"
     product = Product(item.parent)
