@@ -1,4 +1,4 @@
-"""Clouds in an image that has a mask of its own: SCL in Sentinel-2 level 2A, Fmask in HLS."""
+"""Clouds in an image: by its own mask, SCL in Sentinel-2 level 2A and Fmask in HLS, or by a network."""
 
 import math
 from functools import partial
@@ -10,6 +10,8 @@ from odc.geo.geobox import GeoBox
 from terraseg.acquire.config import MaskConfig
 from terraseg.acquire.imagery.scl import SCL_GSD, masked_by_scl, scl_rule
 from terraseg.acquire.imported.image import Image
+from terraseg.acquire.imported.learned_mask import hidden_by_network, learned_rule
+from terraseg.acquire.imported.options import ImageOptions
 from terraseg.acquire.imported.pixels import Sources
 from terraseg.contracts.scene import pixel_on_ground
 
@@ -21,18 +23,27 @@ _FMASK_BITS = sum(1 << bit for bit in _FMASK)
 _FMASK_FILL = 255
 
 
-def mask_rule(image: Image, *, wanted: bool) -> str:
-    """What is masked, in words."""
-    if not wanted or image.found.mask is None:
+def mask_rule(image: Image, options: ImageOptions) -> str:
+    """What is masked, in words.
+
+    Raises:
+        SceneError: see `learned_rule`.
+    """
+    if options.learned_mask:
+        return learned_rule(image)
+    if not options.mask or image.found.mask is None:
         return "no cloud mask"
     if image.found.mask[0] == "SCL":
         return scl_rule(_SCL.classes, dilation=_SCL.dilation)
     return f"Fmask bits {', '.join(f'{bit} ({what})' for bit, what in _FMASK.items())}"
 
 
-def masked(image: Image, sources: Sources, tile: GeoBox) -> npt.NDArray[np.bool_]:
-    """Pixels (rows, columns) of the tile that don't show the ground, by the image's mask."""
-    assert image.found.mask is not None  # noqa: S101  # the caller has asked for it
+def masked(image: Image, sources: Sources, tile: GeoBox, options: ImageOptions) -> npt.NDArray[np.bool_]:
+    """Pixels (rows, columns) of the tile that don't show the ground."""
+    if options.learned_mask:
+        return hidden_by_network(image, sources, tile, resampling=options.resampling)
+    if not options.mask or image.found.mask is None:
+        return np.zeros(tile.shape, bool)
     kind, layer = image.found.mask
     growth = math.ceil(_SCL.dilation * SCL_GSD / min(pixel_on_ground(sources.grid(layer).geobox)) - 0.1)
     if kind == "SCL":

@@ -30,6 +30,8 @@ class ImageOptions(Strict):
             gets the nearest multiple of 10 m.
         resampling: of bands on another grid than the scene's: nearest, bilinear or cubic. Masks: always nearest.
         mask: mask clouds and their shadows, by the SCL of L2A (which masks snow too) or the Fmask of HLS.
+        learned_mask: mask them by the network of ukis-csmask instead, for images without a mask of their own; it needs
+            ``pip install 'terraseg[clouds]'``.
     """
 
     bands: tuple[str, ...] | None = Field(default=None, min_length=1)
@@ -43,6 +45,7 @@ class ImageOptions(Strict):
     gsd: float | None = Field(default=None, gt=0)
     resampling: Resampling = "bilinear"
     mask: bool = True
+    learned_mask: bool = False
 
     @field_validator("bands")
     @classmethod

@@ -122,7 +122,7 @@ def _write(target: Path, image: Image, sources: Sources, options: ImageOptions, 
         times=[image.time],
         attribution=image.attribution,
         properties={
-            MASK_RULE: mask_rule(image, wanted=options.mask),
+            MASK_RULE: mask_rule(image, options),
             COMPOSITE_RULE: "none: one image",
             "terraseg:warp_rule": _warp_rule(image, sources, options),
             **_processing(image, sources, options).as_properties,
@@ -160,7 +160,7 @@ def _tile(
     count = len(image.layers)
     pixels = np.zeros((count, *tile.shape), np.uint16)
     histograms = np.zeros((count, HISTOGRAM_BINS), np.int64)
-    hidden = masked(image, sources, tile) if options.mask and image.found.mask else np.zeros(tile.shape, bool)
+    hidden = masked(image, sources, tile, options)
     seen = ~hidden
     step = 1 if sources.scene.shape.x * sources.scene.shape.y <= _SMALL else _THINNING
     for group in groups:
