@@ -9,17 +9,11 @@ from typing import Any
 import numpy as np
 import rasterio
 
+from terraseg.assess.ground.chip_truth import Chip, ChipTruth, chip_truth
+from terraseg.assess.ground.file_truth import PolygonTruth
 from terraseg.assess.ground.pairs import Scores, Truth, cells
 from terraseg.assess.ground.predictions import predictions_of
-from terraseg.assess.ground.truth import (
-    Chip,
-    ChipTruth,
-    PolygonTruth,
-    chip_truth,
-    footprints_in,
-    open_truth,
-    without_training_ground,
-)
+from terraseg.assess.ground.truth import footprints_in, open_truth, without_training_ground
 from terraseg.assess.ground.units import Units, independent_units, units_of
 from terraseg.assess.metrics.boundary import BoundaryCounts, Tolerance, outline_part
 from terraseg.assess.metrics.intervals import FEW_UNITS, Part, side_by_side, too_few

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, other_dataset
+from terraseg.assess.ground.chip_truth import chip_truth
 from terraseg.assess.ground.pairs import Scores
-from terraseg.assess.ground.truth import chip_truth
 from terraseg.contracts.bundle import BundleInfo
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.product import threshold_level

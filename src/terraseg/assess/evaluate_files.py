@@ -7,8 +7,8 @@ import numpy as np
 import rasterio
 
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, without_probability
+from terraseg.assess.ground.chip_truth import Chip, chip_truth
 from terraseg.assess.ground.pairs import Scores
-from terraseg.assess.ground.truth import Chip, chip_truth
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_SCALE, threshold_level
 from terraseg.contracts.result import Metrics, metrics_path, write_metrics

@@ -16,7 +16,7 @@ import rasterio
 from scipy.ndimage import uniform_filter
 
 from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, without_probability
-from terraseg.assess.ground.truth import Chip, ChipTruth, chip_truth, chips
+from terraseg.assess.ground.chip_truth import Chip, ChipTruth, chip_truth, chips
 from terraseg.assess.metrics.pixels import LEVELS, confusions, iou
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_NODATA

@@ -20,9 +20,9 @@ from matplotlib.text import OffsetFrom
 from mpl_toolkits.axes_grid1.anchored_artists import AnchoredSizeBar  # type: ignore[import-untyped]
 from rasterio.windows import Window
 
+from terraseg.assess.ground.chip_truth import chips
 from terraseg.assess.ground.pairs import Labels, Scores, offset
 from terraseg.assess.ground.predictions import Prediction
-from terraseg.assess.ground.truth import chips
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset
 from terraseg.contracts.product import PROBABILITY_NODATA, threshold_level
 from terraseg.contracts.scene import NODATA, Scene

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import rasterio
 import shapely
 
-from terraseg.assess.ground.truth import PolygonTruth
+from terraseg.assess.ground.file_truth import PolygonTruth
 from terraseg.assess.ground.units import Units
 from terraseg.assess.metrics.boundary import edge_f1
 from terraseg.assess.metrics.intervals import Part, side_by_side

@@ -7,8 +7,9 @@ from scipy.ndimage import gaussian_filter
 
 from helpers.factories import make_dataset, make_probability, make_product, make_scene, make_truth, write_geotiff
 from terraseg.assess.evaluate import evaluate
+from terraseg.assess.ground.chip_truth import chip_truth
+from terraseg.assess.ground.file_truth import RasterTruth
 from terraseg.assess.ground.pairs import Patch, cells
-from terraseg.assess.ground.truth import RasterTruth, chip_truth
 from terraseg.assess.ground.units import independent_units, units_of
 from terraseg.contracts.dataset import ChipDataset, open_dataset, write_dataset
 from terraseg.contracts.result import read_metrics

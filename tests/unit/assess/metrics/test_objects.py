@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.factories import make_product, make_scene
-from terraseg.assess.ground.truth import PolygonTruth
+from terraseg.assess.ground.file_truth import PolygonTruth
 from terraseg.assess.ground.units import units_of
 from terraseg.assess.metrics.object_match import match, overlaps, splits_and_merges
 from terraseg.assess.metrics.objects import count_objects, object_metrics
