@@ -25,8 +25,8 @@ from rasterio.windows import Window
 from scipy.special import expit
 
 from terraseg.assess.evaluate import evaluate
-from terraseg.assess.ground.pairs import cell_name
 from terraseg.assess.ground.file_truth import RasterTruth
+from terraseg.assess.ground.pairs import cell_name
 from terraseg.assess.ground.units import independent_units
 from terraseg.assess.metrics.intervals import intervals
 from terraseg.assess.metrics.object_match import match, overlaps
