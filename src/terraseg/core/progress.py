@@ -23,11 +23,18 @@ def widen_tables() -> None:
         os.environ.setdefault("COLUMNS", _COLUMNS)
 
 
+class _StandardError(logging.Handler):
+    """Writes to what standard error is at the moment; notebooks and tests replace it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        sys.stderr.write(self.format(record) + "\n")
+
+
 def log_handler() -> logging.Handler:
     """Messages in colour on a terminal, and one line each elsewhere."""
     if sys.stderr.isatty():
         return RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
-    handler = logging.StreamHandler()
+    handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
     return handler
 

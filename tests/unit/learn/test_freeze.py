@@ -9,68 +9,15 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
+from helpers.frozen import Gradients, Task
 from terraseg.errors import ConfigError
 from terraseg.learn.freeze import FreezeBackbone
-from terraseg.learn.task import SegmentationTask
 
 _RANKS = 2
 _SAMPLES = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
-
-
-class _Model(nn.Module):
-    """A backbone with batch norm, dropout, a base weight below an adapter, and a part that never trains."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-        self.encoder = nn.ModuleDict(
-            {"adapter": nn.Linear(3, 4), "base": nn.Linear(3, 4), "norm": nn.BatchNorm1d(4), "drop": nn.Dropout(0.5)}
-        )
-        self.decoder = nn.Linear(4, 1)
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, generator=generator)
-        self.encoder["base"].requires_grad_(False).eval()
-
-    def forward(self, x: Tensor) -> Tensor:
-        features = self.encoder["norm"](self.encoder["adapter"](x) + self.encoder["base"](x))
-        output: Tensor = self.decoder(self.encoder["drop"](features))
-        return output
-
-
-class _Task(SegmentationTask):
-    """The task with that model, on plain vectors."""
-
-    def configure_models(self) -> None:
-        self.model = _Model()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=0.01, weight_decay=0.1)
-
-    def setup(self, stage: str) -> None:
-        pass
-
-    def on_fit_start(self) -> None:
-        self._seed = 0
-
-    def training_step(self, batch: Tensor, _: int) -> Tensor:
-        loss: Tensor = (self.model(batch) - 1).square().mean()
-        return loss
-
-    def validation_step(self, *_: object) -> None:
-        pass
-
-    def on_train_epoch_end(self) -> None:
-        pass
-
-    on_validation_start = on_validation_epoch_end = on_train_epoch_end
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        pass
-
-    on_load_checkpoint = on_save_checkpoint
 
 
 class _History(Callback):
@@ -93,8 +40,8 @@ class _History(Callback):
         self.states.append({key: value.clone() for key, value in pl_module.state_dict().items()})
 
 
-def _task(**options: Any) -> _Task:
-    return _Task("EncoderDecoderFactory", {"backbone": "none"}, weights="random", **options)
+def _task(**options: Any) -> Task:
+    return Task("EncoderDecoderFactory", {"backbone": "none"}, weights="random", **options)
 
 
 def _trainer(*callbacks: Callback, epochs: int, **options: Any) -> Trainer:
@@ -170,26 +117,12 @@ def test_a_training_does_not_stop_while_the_backbone_is_frozen(options: dict[str
     _fit(_trainer(FreezeBackbone(3), enough, epochs=4, **options))
 
 
-class _Gradients(Callback):
-    """What each process steps with."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def setup(self, *_: object, **__: object) -> None:
-        torch.set_num_threads(1)  # a forked process has lost the threads of the first
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, *_: object) -> None:
-        gradients = {name: value.grad for name, value in pl_module.named_parameters() if value.grad is not None}
-        torch.save(gradients, self.folder / f"epoch_{trainer.current_epoch}_rank_{trainer.global_rank}.pt")
-
-
 def _ddp(**options: Any) -> dict[str, Any]:
-    return {"strategy": DDPStrategy(process_group_backend="gloo", start_method="fork", **options), "devices": _RANKS}
+    return {"strategy": DDPStrategy(process_group_backend="gloo", start_method="spawn", **options), "devices": _RANKS}
 
 
 def test_two_processes_step_alike_after_the_unfreezing(tmp_path: Path) -> None:
-    _fit(_trainer(FreezeBackbone(1), _Gradients(tmp_path), epochs=2, **_ddp(find_unused_parameters=True)))
+    _fit(_trainer(FreezeBackbone(1), Gradients(tmp_path), epochs=2, **_ddp(find_unused_parameters=True)))
     for epoch, names in enumerate((_DECODER, _DECODER | _ADAPTED)):
         one, other = (torch.load(tmp_path / f"epoch_{epoch}_rank_{rank}.pt") for rank in range(_RANKS))
         assert set(one) == set(other) == names

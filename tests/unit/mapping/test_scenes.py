@@ -67,7 +67,7 @@ def test_what_stays_broken_is_in_one_table_with_its_reason(tmp_path: Path) -> No
     error = FailedScenesError(outcomes)
     assert str(error).startswith("2 of 3 scenes failed: ")
     assert [(outcome.attempts, bool(outcome.product)) for outcome in outcomes] == [(2, False), (1, True), (3, False)]
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=1000, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(error.table())
     text = console.export_text()
     assert "torn.tif can't be read" in text
