@@ -63,7 +63,7 @@ def open_layer(
         geometry: whether a table without geometries is an error.
 
     Raises:
-        error: no such file or layer, several layers of which none is named, or no geometries.
+        error: no such file or layer, several layers and none named, or no geometries.
     """
     path, named = split_layer(location)
     named = layer or named

@@ -72,7 +72,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Image:
-    """An image of which all facts are known.
+    """An image whose facts are all known.
 
     Attributes:
         found: what its files state.

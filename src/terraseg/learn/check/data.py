@@ -36,7 +36,7 @@ _RARE = 0.001
 """A class with a smaller share of the labelled pixels is reported as rare."""
 
 _JULY = (7,)
-"""Month of the backbones that are told one, by default."""
+"""Default month of the backbones that take one."""
 
 _NOT_OBSERVED = {"int16": (-32768, -9999, 32767), "uint16": (65535,)}
 """Values of each type that no ground has, but that mean nodata in many files."""
@@ -279,7 +279,7 @@ def check_classes(
 
 
 def check_pretraining(dataset: ChipDataset, model: Mapping[str, Any]) -> list[Finding]:
-    """Level and months of the dataset are those that the backbone was pretrained on and is told.
+    """Level and months of the dataset are those that the backbone was pretrained on and gets.
 
     Args:
         dataset: the dataset.
@@ -304,7 +304,7 @@ def check_pretraining(dataset: ChipDataset, model: Mapping[str, Any]) -> list[Fi
         for frame, (month, real) in enumerate(zip(declared, _months(dataset), strict=False), start=1):
             if real and month not in real:
                 found = f"date {frame} is declared as month {month}, the scenes are of month {_listed(real)}"
-                fix = f"write {sorted(real)[0]}; the model is told this month in every map too"
+                fix = f"write {sorted(real)[0]}; the model gets this month in every map too"
                 findings.append(warning(f"{_MODEL}.model_args.backbone_months", found, fix=fix))
     return findings
 

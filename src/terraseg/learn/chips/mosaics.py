@@ -124,7 +124,7 @@ def rectangles(corners: pd.DataFrame, *, side: int) -> list[list[list[int]]]:
 
 
 def _chains(items: Iterable[_Item], follows: Callable[[_Item, _Item], bool]) -> list[list[_Item]]:
-    """Cut items into runs of at most `_MOST`, in each of which one follows the other."""
+    """Cut items into runs of at most `_MOST`; in a run, each item follows the one before."""
     chains: list[list[_Item]] = []
     for item in items:
         if chains and len(chains[-1]) < _MOST and follows(chains[-1][-1], item):

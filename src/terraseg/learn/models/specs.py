@@ -43,7 +43,7 @@ class BackboneSpec:
         gsd: of the pretraining's pixels, in metres.
         levels: processing levels of the pretraining's Sentinel-2 pixels: L1C (top of atmosphere), L2A (surface; HLS
             counts as such); None: unknown, or other images.
-        months: it is told the calendar month of each frame, ``backbone_months``.
+        months: it takes the calendar month of each frame, ``backbone_months``.
         size: side of the pretraining's images, in pixels.
         frames: dates of one place that the pretraining showed at once; None: the model has no time axis.
     """
