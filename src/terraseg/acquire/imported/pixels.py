@@ -132,7 +132,9 @@ class Sources:
         if window is None:
             return np.full((len(layers), *tile.shape), np.nan, np.float32)
         read = [self._read(layer, window) for layer in layers]
-        self._check_unit(layers, read)
+        self._check_unit(layers, read)  # first: in a wrong unit every value looks extreme
+        for layer, one in zip(layers, read, strict=True):
+            self._check_extremes(layer, *one)
         values = np.stack([_as_dn(layer, *one) for layer, one in zip(layers, read, strict=True)])
         return values if part else self._warped(values, grid, window, tile, resampling)
 
@@ -178,7 +180,11 @@ class Sources:
             missing |= raw == layer.nodata
         elif declared is None and not has_mask(source):
             missing |= raw == NODATA
+        return raw, missing
+
+    def _check_extremes(self, layer: Layer, raw: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> None:
         if layer.scale in _CHECKED:
+            declared = self._files[layer.file].nodatavals[layer.index - 1]
             known = [value for value in (layer.nodata, declared) if value is not None]
             check_extremes(
                 self._image.found.path,
@@ -188,7 +194,6 @@ class Sources:
                 dtype="uint16" if raw.dtype.kind == "u" else "int16",
                 nodata=known[0] if known else NODATA,
             )
-        return raw, missing
 
     def _check_unit(
         self, layers: Sequence[Layer], read: Sequence[tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]]

@@ -239,6 +239,7 @@ def test_a_vrt_is_read_as_its_sources(tmp_path):
         ({"bands": ("B02", "B10")}, {"level": "L2A"}, "the band B10, which L2A does not have), but --level is L2A"),
         ({"bands": None}, {"bands": ("B02",)}, "has 2 bands, --bands names 1"),
         ({}, {"bands": ("B04",)}, "has no band B04 (it has B02, B03)"),
+        ({}, {"unit": "reflectance"}, "--unit reflectance_1e-4"),  # not: a value that is nodata
     ],
 )
 def test_what_can_not_be_is_one_message_and_no_scene(tmp_path, image, options, line):
