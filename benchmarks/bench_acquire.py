@@ -13,10 +13,12 @@ import struct
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from alone import alone, bar
 
 if TYPE_CHECKING:  # every process imports only what it measures
     from odc.geo.geobox import GeoBox
@@ -38,11 +40,11 @@ def main() -> None:
         folder = Path(temporary)
         city = options.keep or folder / "city"
         if not (city / "truth" / "reflectance.tif").exists():
-            _alone(_make_city, city)
+            alone(_make_city, city)
         bars = {**_composite_bars(city, folder), **_label_bars(folder, options.pbf)}
     print(f"{'bar':<42}{'value':>12}{'goal':>12}")
-    for name, bar in bars.items():
-        print(f"{name:<42}{bar['value']:>12.3f}{bar['goal']:>12}{'' if bar['ok'] else '  MISSED'}")
+    for name, each in bars.items():
+        print(f"{name:<42}{each['value']:>12.3f}{each['goal']:>12}{'' if each['ok'] else '  MISSED'}")
     print(json.dumps(bars))
 
 
@@ -51,9 +53,9 @@ def _composite_bars(city: Path, folder: Path) -> dict[str, Any]:
         runs: dict[str, list[dict[str, Any]]] = {"bare": [], "composite": []}
         for turn in range(2):
             for name, function in (("bare", _bare_loop), ("composite", _composite)):
-                runs[name].append(_alone(function, city, url, folder / f"{name}{turn}", SMALL))
-        large = _alone(_composite, city, url, folder / "large", LARGE)
-        error = _alone(_error, city, folder / "composite0" / "aoi.tif")
+                runs[name].append(alone(function, city, url, folder / f"{name}{turn}", SMALL))
+        large = alone(_composite, city, url, folder / "large", LARGE)
+        error = alone(_error, city, folder / "composite0" / "aoi.tif")
     seconds = {name: min(run["seconds"] for run in measured) for name, measured in runs.items()}
     peak = max(run["peak_mb"] for run in runs["composite"])
     print(f"seconds: bare loop {seconds['bare']:.1f}, composite {seconds['composite']:.1f}")
@@ -61,49 +63,26 @@ def _composite_bars(city: Path, folder: Path) -> dict[str, Any]:
         f"peak MB: bare loop {runs['bare'][0]['peak_mb']:.0f}, composite {peak:.0f}, 4 x larger {large['peak_mb']:.0f}"
     )
     return {
-        "composite_time_of_bare": _bar(seconds["composite"] / seconds["bare"], 1.15),
-        "composite_peak_mb": _bar(peak, 700),
-        "composite_peak_4x_of_1x": _bar(large["peak_mb"] / peak, 1.10),
-        "composite_worst_band_error_dn": _bar(error["result"], 10),
+        "composite_time_of_bare": bar(seconds["composite"] / seconds["bare"], 1.15),
+        "composite_peak_mb": bar(peak, 700),
+        "composite_peak_4x_of_1x": bar(large["peak_mb"] / peak, 1.10),
+        "composite_worst_band_error_dn": bar(error["result"], 10),
     }
 
 
 def _label_bars(folder: Path, liechtenstein: Path | None) -> dict[str, Any]:
     extract = folder / "town.osm.pbf"
     extract.write_bytes(b"".join(_pbf(BUILDINGS)))
-    runs = [_alone(_labels, extract, folder / f"labels{turn}", (0.0, 45.0, 1.0, 46.0)) for turn in range(2)]
+    runs = [alone(_labels, extract, folder / f"labels{turn}", (0.0, 45.0, 1.0, 46.0)) for turn in range(2)]
     assert {run["result"] for run in runs} == {BUILDINGS}
     bars = {
-        "pbf_100k_buildings_s": _bar(min(run["seconds"] for run in runs), 2),
-        "pbf_100k_buildings_peak_mb": _bar(max(run["peak_mb"] for run in runs), 400),
+        "pbf_100k_buildings_s": bar(min(run["seconds"] for run in runs), 2),
+        "pbf_100k_buildings_peak_mb": bar(max(run["peak_mb"] for run in runs), 400),
     }
     if liechtenstein:
-        found = _alone(_labels, liechtenstein, folder / "country", (9.3, 47.0, 9.8, 47.4), True)["result"]
+        found = alone(_labels, liechtenstein, folder / "country", (9.3, 47.0, 9.8, 47.4), True)["result"]
         bars["pbf_liechtenstein_polygons"] = {"value": found, "goal": 17638, "ok": found == 17638}
     return bars
-
-
-def _bar(value: float, goal: float) -> dict[str, Any]:
-    return {"value": round(value, 3), "goal": goal, "ok": value <= goal}
-
-
-def _alone(function: Callable[..., Any], *arguments: object) -> dict[str, Any]:
-    """Result, seconds (imports left out where the function takes its own time) and peak MB in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(send, function, arguments))
-    process.start()
-    send.close()
-    measured: dict[str, Any] = receive.recv()
-    process.join()
-    return measured
-
-
-def _measure(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    from terraseg.core.memory import peak_memory
-
-    result, seconds = function(*arguments)
-    send.send({"result": result, "seconds": seconds, "peak_mb": peak_memory() / 2**20})
 
 
 class _Server:

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from alone import alone, bar
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE = 10980
@@ -32,46 +31,23 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="terraseg-bench-") as temporary:
         folder = Path(temporary)
-        product = _alone(_make, folder, options.side)["result"]
+        product = alone(_make, folder, options.side)["result"]
         runs: dict[str, list[dict[str, Any]]] = {"peer": [], "import": []}
         for turn in range(options.turns):
             for name, function in (("peer", _warp), ("import", _import)):
-                runs[name].append(_alone(function, product, folder / f"{name}{turn}"))
+                runs[name].append(alone(function, product, folder / f"{name}{turn}"))
     seconds = {name: min(run["seconds"] for run in measured) for name, measured in runs.items()}
     peaks = {name: max(run["peak_mb"] for run in measured) for name, measured in runs.items()}
     for name in runs:
         print(f"{name}: {seconds[name]:.1f} s, {peaks[name]:.0f} MB at most")
     bars = {
-        "import_peak_mb": _bar(peaks["import"], 600),
-        "import_time_of_gdalwarp": _bar(seconds["import"] / seconds["peer"], 1.3),
+        "import_peak_mb": bar(peaks["import"], 600),
+        "import_time_of_gdalwarp": bar(seconds["import"] / seconds["peer"], 1.3),
     }
     print(f"{'bar':<42}{'value':>12}{'goal':>12}")
-    for name, bar in bars.items():
-        print(f"{name:<42}{bar['value']:>12.3f}{bar['goal']:>12}{'' if bar['ok'] else '  MISSED'}")
+    for name, each in bars.items():
+        print(f"{name:<42}{each['value']:>12.3f}{each['goal']:>12}{'' if each['ok'] else '  MISSED'}")
     print(json.dumps(bars))
-
-
-def _bar(value: float, goal: float) -> dict[str, Any]:
-    return {"value": round(value, 3), "goal": goal, "ok": value <= goal}
-
-
-def _alone(function: Callable[..., Any], *arguments: object) -> dict[str, Any]:
-    """Result, seconds without imports, and peak MB in a fresh process."""
-    context = multiprocessing.get_context("spawn")
-    receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(send, function, arguments))
-    process.start()
-    send.close()
-    measured: dict[str, Any] = receive.recv()
-    process.join()
-    return measured
-
-
-def _measure(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    from terraseg.core.memory import peak_memory
-
-    result, seconds = function(*arguments)
-    send.send({"result": result, "seconds": seconds, "peak_mb": peak_memory() / 2**20})
 
 
 def _make(folder: Path, side: int) -> tuple[Path, float]:

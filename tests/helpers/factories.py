@@ -283,3 +283,11 @@ def _write(path: Path, pixels: np.ndarray, crs: object, transform: rasterio.Affi
         transform=transform, nodata=nodata,
     ) as target:  # fmt: skip
         target.write(pixels)
+
+
+def make_set(folder: Path, *, bands: Sequence[str] = PRITHVI_BANDS, stride: int | None = None) -> Path:
+    """``folder``/data/processed: a dataset of chips of 64 px, each with a pixel of the class, for a training."""
+    truth = make_truth((128, 512))
+    truth[::16, ::16] = 1
+    scene = make_scene(folder, (128, 512), bands=bands, truth=truth)
+    return make_dataset(folder / "data/processed", scene, truth, tile_size=64, stride=stride).root

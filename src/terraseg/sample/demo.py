@@ -18,7 +18,6 @@ from rich.console import Console
 
 import terraseg
 from terraseg.core.files import fingerprint, sha256_of_file, write_json
-from terraseg.core.progress import widen_tables
 from terraseg.errors import ConfigError, TerrasegError
 
 _log = logging.getLogger(__name__)
@@ -111,7 +110,6 @@ def run_demo(root: Path) -> None:
     """
     if not (root / "configs" / "demo_data.yaml").is_file():
         raise ConfigError(f"{root} has no configs/demo_data.yaml", fix="run the demo in a checkout of the repository")
-    widen_tables()
     console = Console()
     record = _read_record(root / _RECORD)
     before = terraseg.__version__

@@ -14,7 +14,7 @@ import rasterio
 import torch
 
 from helpers.experiments import CONFIGS, fit_test_and_predict, terratorch
-from helpers.factories import make_dataset, make_dates, make_scene, make_truth
+from helpers.factories import make_dates, make_scene, make_set
 from terraseg.cli import main
 from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.scene import find_scenes
@@ -62,9 +62,7 @@ _DAYS = {"a_late": "2031-09-01", "b_middle": "2031-06-01"}
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a dataset of chips of 64 px, and a scene that is no multiple of any patch."""
     home = tmp_path_factory.mktemp("home")
-    truth = make_truth((128, 512))
-    truth[::16, ::16] = 1
-    make_dataset(home / "data/processed", make_scene(home, (128, 512), truth=truth), truth, tile_size=64)
+    make_set(home)
     make_scene(home / "raw", (70, 90))
     make_dates(make_scene(home / "dates", (70, 90)), _DAYS)
     make_dates(make_scene(home / "chip", (64, 64), name="chip"), _DAYS)  # of the size of a chip, with clouds

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.factories import make_dataset, make_scene, make_truth
+from helpers.factories import make_set
 from helpers.paths import ROOT
 from terraseg.core.bands import BANDS
 from terraseg.learn.check import model as module
@@ -34,12 +34,7 @@ def my_backbone(in_chans, pretrained=False):
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of all bands."""
-    folder = tmp_path_factory.mktemp("data")
-    truth = make_truth((128, 512))
-    truth[::16, ::16] = 1
-    scene = make_scene(folder, (128, 512), bands=[band.name for band in BANDS], truth=truth)
-    make_dataset(folder / "set", scene, truth, tile_size=64, stride=32)
-    return folder / "set"
+    return make_set(tmp_path_factory.mktemp("data"), bands=[band.name for band in BANDS], stride=32)
 
 
 @pytest.mark.parametrize(

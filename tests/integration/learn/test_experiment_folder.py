@@ -8,7 +8,7 @@ import rasterio
 import yaml
 
 from helpers.experiments import CONFIGS, terratorch
-from helpers.factories import make_dataset, make_scene, make_truth
+from helpers.factories import make_set
 from terraseg.cli import main
 from terraseg.contracts.dataset import open_dataset
 from terraseg.contracts.result import read_metrics
@@ -19,9 +19,7 @@ from terraseg.core.bands import UNIT
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a dataset, and the experiment's folder with files that a training must not touch."""
     home = tmp_path_factory.mktemp("home")
-    truth = make_truth((128, 512))
-    truth[::16, ::16] = 1
-    make_dataset(home / "data/processed", make_scene(home, (128, 512), truth=truth), truth, tile_size=64)
+    make_set(home)
     for name in ("checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml"):
         path = home / "outputs/demo_unet" / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ import rasterio
 import torch
 from terratorch.__main__ import main as terratorch
 
-from helpers.factories import make_dataset, make_scene, make_truth
+from helpers.factories import make_scene, make_set
 from helpers.paths import CONFIGS
 from terraseg.cli import main
 from terraseg.contracts.bundle import open_bundle
@@ -35,9 +35,7 @@ def _terratorch(*arguments: str) -> None:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a dataset, a scene of no round size, and what two steps of training leave."""
     home = tmp_path_factory.mktemp("home")
-    truth = make_truth((128, 512))
-    truth[::16, ::16] = 1
-    make_dataset(home / "data/processed", make_scene(home, (128, 512), truth=truth), truth, tile_size=64)
+    make_set(home)
     make_scene(home / "raw", (90, 130))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)

@@ -18,7 +18,7 @@ import yaml
 from lightning.pytorch.callbacks import Callback
 from terratorch.__main__ import main as terratorch
 
-from helpers.factories import make_dataset, make_scene, make_truth
+from helpers.factories import make_dataset, make_scene, make_set, make_truth
 from helpers.paths import CONFIGS
 from terraseg.cli import main
 from terraseg.errors import ConfigError, OutputError, TrainingError
@@ -46,9 +46,7 @@ _SEARCH: dict[str, Any] = {
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a dataset whose test chips are gone, and a finished search."""
     home = tmp_path_factory.mktemp("home")
-    truth = make_truth((128, 512))
-    truth[::16, ::16] = 1
-    make_dataset(home / "data/processed", make_scene(home, (128, 512), truth=truth), truth, tile_size=64)
+    make_set(home)
     shutil.rmtree(home / "data/processed/test")
     (home / "tune.yaml").write_text(yaml.safe_dump(_SEARCH))
     with pytest.MonkeyPatch.context() as patch:

@@ -79,7 +79,7 @@ def _python() -> Iterator[tuple[str, str]]:
 
 _ALLOWED = {  # class paths of the experiments' YAML files, and what is no step: files, errors, the service itself
     "terraseg.learn.datamodule", "terraseg.learn.task", "terraseg.learn.callbacks", "terraseg.learn.freeze",
-    "terraseg.core.files", "terraseg.core.progress", "terraseg.errors", "terraseg.contracts.splits",
+    "terraseg.core.files", "terraseg.errors", "terraseg.contracts.splits",
     "terraseg.serve.http_errors", "terraseg.serve.store", "terraseg.serve.image_to_scene",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
-from helpers.factories import make_dataset, make_scene, make_truth, write_geotiff
+from helpers.factories import make_set, write_geotiff
 from helpers.paths import ROOT
 from terraseg.cli import main
 from terraseg.contracts.dataset import open_dataset
@@ -44,12 +44,7 @@ _REFUSED = {
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of all bands."""
-    folder = tmp_path_factory.mktemp("data")
-    truth = make_truth((128, 512))
-    truth[::16, ::16] = 1
-    scene = make_scene(folder, (128, 512), bands=[band.name for band in BANDS], truth=truth)
-    make_dataset(folder / "set", scene, truth, tile_size=64, stride=32)
-    return folder / "set"
+    return make_set(tmp_path_factory.mktemp("data"), bands=[band.name for band in BANDS], stride=32)
 
 
 def _new(name: str, folder: Path) -> tuple[dict, list[str], list[str]]:
