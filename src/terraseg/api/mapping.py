@@ -107,8 +107,9 @@ def predict(
     with room_for_inputs(output if scheduler else None) as folder:
         resampling = model.info.processing.resampling
         open_entry = partial(
-            places_at, folder=folder, frames=model.info.frames, resampling=resampling, bands=model.info.bands
-        )
+            places_at, folder=folder, frames=model.info.frames, gsd=model.info.gsd, resampling=resampling,
+            bands=model.info.bands,
+        )  # fmt: skip
         outcomes: list[Outcome] = []
         if manifest is None:
             places = open_entry([input] if isinstance(input, str | Path) else input)

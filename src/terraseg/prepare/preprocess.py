@@ -7,6 +7,7 @@ only on the number of workers, and the result does not depend on it.
 import hashlib
 import json
 import logging
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +20,10 @@ import pandas as pd
 import shapely
 
 from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
+from terraseg.contracts.finer_scene import finer_place
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
 from terraseg.contracts.processing import check_same_processing, processing_of
-from terraseg.contracts.scene import NODATA, Scene, find_places
+from terraseg.contracts.scene import NODATA, Place, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band_indices
@@ -59,8 +61,8 @@ def preprocess(
         OutputError: the output folder holds other files, or the disk is full.
     """
     output = Path(output)
-    places = find_places(scenes, frames=config.frames)
-    found = [scene for place in places for scene in place]
+    given = find_places(scenes, frames=config.frames)
+    found = [scene for place in given for scene in place]
     sources = find_footprints(labels)[1]
     provenance = _provenance(found, sources, _fingerprint(found, labels, config))
     done = _finished(output, provenance)
@@ -70,7 +72,26 @@ def preprocess(
     refuse_foreign(output)
     _refuse_overlap(found)
     check_same_processing({scene.name: processing_of(scene.item["properties"]) for scene in found})
+    with tempfile.TemporaryDirectory() as folder:
+        gsd = config.gsd or found[0].gsd
+        places = [finer_place(place, gsd=gsd, folder=Path(folder) / str(number)) for number, place in enumerate(given)]
+        _write_chips(places, labels, sources, output, config=config, provenance=provenance)
+    dataset = open_dataset(output)
+    _log_splits(dataset)
+    return dataset
 
+
+def _write_chips(
+    places: Sequence[Place],
+    labels: str | Path | Sequence[str | Path],
+    sources: Sequence[FootprintSource],
+    output: Path,
+    *,
+    config: PrepareConfig,
+    provenance: dict[str, Any],
+) -> None:
+    """Cut the chips of all places, and write the dataset."""
+    found = [scene for place in places for scene in place]
     class_name = sources[0].class_name
     classes = {0: "background", 1: class_name}
     indices = band_indices(config.bands, found[0].bands, where=str(found[0].path))
@@ -142,9 +163,12 @@ def preprocess(
             provenance=provenance,
         )
         stats = histogram.stats(config.bands, classes=classes)
-        check_levels(str(scenes), stats)
+        check_levels(", ".join(str(scene.name) for scene in found), stats)
         write_dataset(folder, info=info, tiles=tiles, stats=stats, audit=audit)
-    dataset = open_dataset(output)
+
+
+def _log_splits(dataset: ChipDataset) -> None:
+    audit, class_name = dataset.audit, dataset.info.classes[1]
     for split, held in audit["splits"].items():
         _log.info(
             "%s: %d chips in %d blocks, %.2f %% %s, %.1f %% ignored",
@@ -159,11 +183,10 @@ def preprocess(
             "fold %d: %d train and %d val chips, least distance %.0f m",
             fold, measured["train_chips"], measured["val_chips"], measured["least_distance_m"],
         )  # fmt: skip
-    return dataset
 
 
 def _cut_place(
-    place: tuple[Scene, ...],
+    place: Place,
     labels: SceneLabels,
     *,
     folder: Path,
@@ -217,7 +240,7 @@ def _in_order(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _frame_dates(places: Sequence[tuple[Scene, ...]]) -> dict[str, tuple[str, ...]]:
+def _frame_dates(places: Sequence[Place]) -> dict[str, tuple[str, ...]]:
     return {place[0].name: tuple(str(scene.day) for scene in place) for place in places}
 
 
@@ -250,7 +273,8 @@ def _refuse_overlap(scenes: Sequence[Scene]) -> None:
 
 def _fingerprint(scenes: Sequence[Scene], labels: str | Path | Sequence[str | Path], config: PrepareConfig) -> str:
     """Hex SHA-256 of the input files and the config: the same fingerprint means the same dataset."""
-    later = {"frames"} if config.frames == 1 else None  # older datasets of one date don't have this key
+    # Older datasets don't have these keys.
+    later = {key for key, default in {"frames": 1, "gsd": None}.items() if getattr(config, key) == default}
     digest = hashlib.sha256(config.model_dump_json(exclude=later).encode())
     files = footprint_files(labels)
     files += [Path(config.completeness.path)] if config.completeness else []

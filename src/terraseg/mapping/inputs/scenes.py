@@ -26,6 +26,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.errors import RasterioIOError
 
+from terraseg.contracts.finer_scene import finer_place
 from terraseg.contracts.processing import (
     Processing,
     Resampling,
@@ -66,6 +67,7 @@ def places_at(
     folder: Path,
     *,
     frames: int,
+    gsd: float | None = None,
     resampling: Resampling | None = None,
     bands: Sequence[str] | None = None,
 ) -> list[Place]:
@@ -75,13 +77,20 @@ def places_at(
         given: see `scenes_at`.
         folder: see `scenes_at`.
         frames: dates per place, see `group_places`.
+        gsd: pixel size that the model takes: a scene of 2, 3, 4 ... times that size is interpolated; None for its own.
         resampling, bands: see `scenes_at`.
 
     Raises:
         SceneError: see `scenes_at` and `group_places`.
     """
     scenes = [scene for one in given for scene in scenes_at(one, folder, resampling=resampling, bands=bands)]
-    return group_places(scenes, frames=frames)
+    places = group_places(scenes, frames=frames)
+    return places if gsd is None else [_on_grid(place, gsd, folder) for place in places]
+
+
+def _on_grid(place: Place, gsd: float, folder: Path) -> Place:
+    """The place on the model's grid. One that isn't coarser stays as it is: `check_fit` compares it with the model."""
+    return finer_place(place, gsd=gsd, folder=Path(tempfile.mkdtemp(dir=folder))) if place[0].gsd > 1.5 * gsd else place
 
 
 def scenes_at(

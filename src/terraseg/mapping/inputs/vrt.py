@@ -9,12 +9,11 @@ from xml.etree import ElementTree as ET
 
 import rasterio
 import rasterio.enums
-import rasterio.shutil
 from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
-from rasterio.vrt import WarpedVRT
 
+from terraseg.contracts.finer_scene import write_warped
 from terraseg.contracts.processing import Resampling
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import UNIT
@@ -42,6 +41,8 @@ def raster_identity(path: Path) -> list[object]:
     """
     if not is_vrt(path):
         return _file_identity(path)
+    # Without queries of addresses: signatures change daily.
+    text = re.sub(r"%3F[^<&]*", "", path.read_text(encoding="utf-8"))
     parts: list[object] = []
     for name in sources(path):
         url, local = url_of(name), Path(name)
@@ -51,9 +52,7 @@ def raster_identity(path: Path) -> list[object]:
             raise SceneError(f"{path} reads {name}", expected="sources that are files or http(s) addresses")
         else:
             parts.append(raster_identity(local))
-    text = re.sub(
-        r"%3F[^<&]*", "", path.read_text(encoding="utf-8")
-    )  # without queries of addresses: signatures change daily
+            text = text.replace(f">{name}<", f">{local.name}<")  # each run has another folder for its own VRTs
     return ["vrt", hashlib.sha256(text.encode()).hexdigest(), *parts]
 
 
@@ -183,7 +182,7 @@ def write_band_vrt(path: Path, bands: Sequence[BandFile], *, resampling: Resampl
         name, (rows, columns) = file.name, grids[file.name].shape
         if interpolated := file.name in coarser and resampling != "nearest":
             name, (rows, columns) = f"{path.stem}.{number}{_SUFFIX}", finest.shape
-            _write_warped(path.with_name(name), file.name, finest, resampling)
+            write_warped(path.with_name(name), file.name, finest, rasterio.enums.Resampling[resampling])
         with rasterio.open(path.with_name(name) if interpolated else name) as source:
             block_rows, block_columns = source.block_shapes[file.band - 1]
         band = ET.SubElement(
@@ -206,18 +205,6 @@ def write_band_vrt(path: Path, bands: Sequence[BandFile], *, resampling: Resampl
     with atomic_path(path) as temporary:
         temporary.write_text(ET.tostring(root, encoding="unicode"), encoding="utf-8")
     return bool(coarser)
-
-
-def _write_warped(path: Path, name: str, grid: GeoBox, resampling: Resampling) -> None:
-    """Write a VRT that interpolates a raster on another grid."""
-    with (
-        rasterio.open(name) as source,
-        WarpedVRT(
-            source, crs=source.crs, transform=grid.affine, height=grid.shape.y, width=grid.shape.x,
-            resampling=rasterio.enums.Resampling[resampling], src_nodata=NODATA, nodata=NODATA,
-        ) as warped,
-    ):  # fmt: skip
-        rasterio.shutil.copy(warped, path, driver="VRT")
 
 
 def _grid(file: BandFile) -> GeoBox:

@@ -63,6 +63,7 @@ def export(
             given,
             folder,
             frames=model.info.frames,
+            gsd=model.info.gsd,
             resampling=model.info.processing.resampling,
             bands=model.info.bands,
         )
