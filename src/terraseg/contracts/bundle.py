@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy.typing as npt
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -24,6 +24,11 @@ from terraseg.errors import CheckpointError
 
 FORMAT = 1
 """Version of the bundle; other versions raise an error."""
+
+Target = Literal["class", "share"]
+"""What a model's probability means: of the class, or the share of the pixel that the class covers."""
+
+SHARE_TARGET: Target = get_args(Target)[1]
 
 _INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
 
@@ -44,6 +49,7 @@ class BundleInfo(Strict):
         stds: per band, in DN, likewise.
         classes: class names by id.
         positive_class: id of the mapped class.
+        target: what the probability means; a model of shares was trained with the loss ``share``.
         threshold: lowest probability of the mapped class; the one with the best IoU on the validation split.
         slope: factor of the log-odds of the mapped class, greater than 0; bundles from before have 1 / temperature.
         intercept: added to it. Both have the best likelihood on the validation split (Platt scaling), and the sigmoid
@@ -72,6 +78,7 @@ class BundleInfo(Strict):
     stds: tuple[float, ...]
     classes: dict[int, str]
     positive_class: int
+    target: Target = "class"
     threshold: float
     slope: float = Field(default=1.0, gt=0)
     intercept: float = 0.0

@@ -215,6 +215,11 @@ class ChipDataset:
         """Path of a chip's coverage."""
         return chip_path(self.root, split, "coverage", tile)
 
+    @property
+    def has_coverage(self) -> bool:
+        """Whether the chips have coverage: their masks were made from footprints, not imported."""
+        return all((self.root / split / "coverage").is_dir() for split in set(self.tiles["split"]))
+
 
 def chip_path(root: Path, split: str, kind: ChipKind, tile: str) -> Path:
     """Path of one file of a chip."""

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from terraseg.contracts.bundle import write_bundle
+from terraseg.contracts.bundle import SHARE_TARGET, Target, write_bundle
 from terraseg.core.files import atomic_path, write_json
 from terraseg.core.memory import peak_memory
 from terraseg.core.progress import Pulse
@@ -154,6 +154,9 @@ def _where(trainer: Trainer) -> str:
 class BundleWriter(Callback):
     """Write the bundle at the end of a training, from the checkpoint with the best ``val/iou``.
 
+    A training on shares may choose the checkpoint with the lowest ``val/loss`` instead: where no pixel is half covered,
+    the IoU is 0 all the time.
+
     It maps the validation split to fit slope, intercept and threshold. Afterwards the task holds the weights of that
     checkpoint.
 
@@ -168,7 +171,7 @@ class BundleWriter(Callback):
         """Check before the training that there will be a best checkpoint.
 
         Raises:
-            ConfigError: the task is not a `SegmentationTask`, or no ModelCheckpoint monitors ``val/iou``.
+            ConfigError: the task is not a `SegmentationTask`, or no ModelCheckpoint monitors what it should.
         """
         if not isinstance(pl_module, SegmentationTask):
             raise ConfigError(
@@ -177,7 +180,7 @@ class BundleWriter(Callback):
                 fix="use a checkpoint that this experiment wrote",
             )
         if stage == "fit" and _writes(trainer):
-            _best_by_iou(trainer)
+            _best(trainer, pl_module.target)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write outputs/<experiment>/bundle.
@@ -187,10 +190,10 @@ class BundleWriter(Callback):
         """
         if not _writes(trainer):
             return
-        best = _best_by_iou(trainer).best_model_path
+        assert isinstance(pl_module, SegmentationTask)  # noqa: S101 (setup checked it)
+        best = _best(trainer, pl_module.target).best_model_path
         if not best:
             raise TrainingError("the training ended before its first validation", fix="train longer")
-        assert isinstance(pl_module, SegmentationTask)  # noqa: S101 (setup checked it)
         pl_module.load_state_dict(torch.load(best, pl_module.device, weights_only=True)["state_dict"])
         calibration = _calibrate(trainer, pl_module)
         root = Path(trainer.default_root_dir)
@@ -202,6 +205,7 @@ class BundleWriter(Callback):
                 experiment=root.resolve().name,
                 weights=pl_module.weights_statement,
                 licence=self.licence,
+                target=pl_module.target,
                 **{key: pl_module.hparams[key] for key in ("model_factory", "model_args", "positive_class")},
             ),
             weights=weights_of(pl_module.model),
@@ -219,13 +223,13 @@ def _writes(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not dry_run
 
 
-def _best_by_iou(trainer: Trainer) -> ModelCheckpoint:
+def _best(trainer: Trainer, target: Target) -> ModelCheckpoint:
+    chosen_by = [("val/iou", "max"), ("val/loss", "min")] if target == SHARE_TARGET else [("val/iou", "max")]
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.monitor == "val/iou" and callback.mode == "max":
+        if isinstance(callback, ModelCheckpoint) and (callback.monitor, callback.mode) in chosen_by:
             return callback
-    raise ConfigError(
-        "no ModelCheckpoint monitors the IoU of the class", fix="add one with monitor: val/iou and mode: max"
-    )
+    named = " or ".join(f"monitor: {monitor} and mode: {mode}" for monitor, mode in chosen_by)
+    raise ConfigError("no ModelCheckpoint chooses the best checkpoint", fix=f"add one with {named}")
 
 
 def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from terraseg.contracts.bundle import Bundle, open_bundle, write_bundle
+from terraseg.contracts.bundle import SHARE_TARGET, Bundle, Target, open_bundle, write_bundle
 from terraseg.core.files import sha256_of_file, write_json
 from terraseg.errors import CheckpointError, ConfigError, DatasetError
-from terraseg.learn.check.config import CLASSES, declared_licence, read_config
+from terraseg.learn.check.config import CLASSES, declared_licence, losses_of, read_config
+from terraseg.learn.check.finding import raise_errors
+from terraseg.learn.check.target import check_target, target_of
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import build_model, check_inputs, set_statistics
 from terraseg.learn.models.load import weights_of
@@ -88,14 +90,17 @@ def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: 
         "model_factory": str(model_section.get("model_factory")),
         "model_args": dict(model_section.get("model_args") or {}),
     }
-    model, statement = _trained(checkpoint, chips, **arguments)
+    positive, target = int(model_section.get("positive_class", 1)), target_of(losses_of(model_section))
+    model, statement = _trained(checkpoint, chips, **arguments, target=target)
+    raise_errors(check_target(chips.dataset, target=target, positive=positive))
+    chips.shares = target == SHARE_TARGET
     chips.setup("validate")
     model = model.to(device).eval()
     torch.set_float32_matmul_precision("highest")  # `import terratorch` lowers it
     calibration = calibrate(
         lambda image: model(image).output,
         chips.val_mosaics(),
-        positive=(positive := int(model_section.get("positive_class", 1))),
+        positive=positive,
         device=device,
         batch_size=chips.batch_size,
     )
@@ -104,6 +109,7 @@ def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: 
         calibration,
         experiment=experiment,
         positive_class=positive,
+        target=target,
         weights=statement,
         licence=licence,
         **arguments,
@@ -146,7 +152,7 @@ def _chips(arguments: dict[str, Any], *, checkpoint: Path, config: object) -> Ch
 
 
 def _trained(
-    path: Path, chips: ChipDataModule, *, model_factory: str, model_args: dict[str, Any]
+    path: Path, chips: ChipDataModule, *, model_factory: str, model_args: dict[str, Any], target: Target
 ) -> tuple[nn.Module, str]:
     """The checkpoint's model, and where its pretrained weights came from."""
     try:
@@ -156,7 +162,7 @@ def _trained(
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path} can't be read as a checkpoint ({reason})", fix="correct --ckpt_path") from error
     check_inputs(model_args, bands=chips.bands, classes=chips.class_names, frames=chips.dataset.info.frames)
-    expected = record_of(chips, model_factory=model_factory, model_args=model_args)
+    expected = record_of(chips, model_factory=model_factory, model_args=model_args, target=target)
     statement = check_record(checkpoint, expected, where=path)
     model = build_model(model_factory, model_args)
     set_statistics(model, means=chips.means, stds=chips.stds)

@@ -42,6 +42,8 @@ class ChipDataModule(LightningDataModule):
     * ``mask``: int64 (batch, rows, columns), -1 = ignore.
     * ``filename``: tile ids.
     * ``superpixels``: int64 (batch, rows, columns), only for a model of superpixels; turned like the image.
+    * ``share``: float32 (batch, rows, columns), the share of each pixel that the class covers, -1 = unknown, only for a
+      loss on shares; turned like the image.
 
     Args:
         root: the dataset's folder.
@@ -117,6 +119,7 @@ class ChipDataModule(LightningDataModule):
         )
         self.class_names: tuple[str, ...] = tuple(info.classes[key] for key in sorted(info.classes))
         self.superpixels: SuperpixelRule | None = None  # the task sets it to what the model wants, before any loader
+        self.shares = False  # likewise: whether the loss or the calibration needs the covered share of each pixel
         self._chips: dict[Split, Chips] = {}
 
     def prepare_data(self) -> None:
@@ -169,6 +172,8 @@ class ChipDataModule(LightningDataModule):
 
     def val_mosaics(self) -> Mosaics:
         """All val chips as images of ground, for the one process that calibrates."""
+        if self.shares:
+            self._chips["val"].cover()
         return Mosaics(self._chips["val"])
 
     def test_dataloader(self) -> "DataLoader[Batch]":
@@ -229,6 +234,8 @@ class ChipDataModule(LightningDataModule):
         drop_last: bool = False,
     ) -> "DataLoader[Batch]":
         chips.divide(self.superpixels)
+        if self.shares:
+            chips.cover()
         return kind(
             chips,
             batch_size=self.batch_size,

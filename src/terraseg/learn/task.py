@@ -16,11 +16,13 @@ from terratorch.tasks.optimizer_factory import optimizer_factory
 from terratorch.tasks.tiled_inference import tiled_inference
 from torch import Tensor, nn
 
+from terraseg.contracts.bundle import SHARE_TARGET
 from terraseg.contracts.dataset import IGNORE
 from terraseg.errors import CheckpointError, ConfigError, TrainingError
-from terraseg.learn.check.config import CLASSES, check_limits, check_schedule
+from terraseg.learn.check.config import CLASSES, check_limits, check_schedule, losses_of
 from terraseg.learn.check.data import check_held
 from terraseg.learn.check.finding import Finding, raise_errors
+from terraseg.learn.check.target import check_target, target_of
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import (
     build_model,
@@ -62,7 +64,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         model_args: the factory's arguments, without ``pretrained``.
         weights: ``hub``, ``hub-or-random``, ``random`` or a file, see `terraseg.learn.models.weights`.
         loss: a name in `terraseg.learn.training.losses.LOSSES`; a list of names adds several losses, a mapping of names
-            to factors adds them with these factors.
+            to factors adds them with these factors. With ``share`` the probability is the covered share of the pixel.
         class_weights: factor of each class in ``ce``, or ``from_data`` for `balanced_class_weights` of the dataset.
         ignore_index: -1, the only value that the masks use.
         positive_class: id of the class that ``val/iou`` and ``val/f1`` describe.
@@ -139,6 +141,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         if self.hparams["ignore_index"] != IGNORE:
             raise ConfigError(f"ignore_index is {self.hparams['ignore_index']}", expected=f"{IGNORE}, as in the masks")
         loss, class_weights = self.hparams["loss"], self.hparams["class_weights"]
+        self.target = target_of(losses_of(self.hparams))
         factors = loss if isinstance(loss, Mapping) else dict.fromkeys([loss] if isinstance(loss, str) else loss, 1.0)
         self.criterion = SegmentationLoss(factors, class_weights=[] if class_weights == FROM_DATA else class_weights)
 
@@ -204,6 +207,8 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         check_inputs(self.hparams["model_args"], bands=self.chips.bands, classes=self.chips.class_names, frames=frames)
         set_statistics(self.model, means=self.chips.means, stds=self.chips.stds)
         self.chips.superpixels = superpixel_rule(self.model)
+        raise_errors(check_target(self.chips.dataset, target=self.target, positive=self.hparams["positive_class"]))
+        self.chips.shares = self.target == SHARE_TARGET
         self._set_class_weights()
         self._check_command(stage)
         for split in ("train", "val", "test"):
@@ -296,7 +301,8 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
     def _loss(self, batch: dict[str, Any], split: str) -> tuple[Tensor, Tensor]:
         known = {"superpixels": batch["superpixels"]} if "superpixels" in batch else {}
         logits = self(batch["image"], **known).output
-        loss: Tensor = self.criterion(logits, batch["mask"])["loss"]
+        share = batch["share"] if self.target == SHARE_TARGET else None
+        loss: Tensor = self.criterion(logits, batch["mask"], share)["loss"]
         self.log(
             f"{split}/loss", loss, on_step=split == "train", on_epoch=True, prog_bar=split == "train", sync_dist=True,
             batch_size=len(logits),
@@ -378,4 +384,5 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
         self._stored_schedules = checkpoint.get("lr_schedulers") or []
 
     def _record(self) -> dict[str, Any]:
-        return record_of(self.chips, model_factory=self.hparams["model_factory"], model_args=self.hparams["model_args"])
+        model = {key: self.hparams[key] for key in ("model_factory", "model_args")}
+        return record_of(self.chips, **model, target=self.target)

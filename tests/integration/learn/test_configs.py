@@ -51,6 +51,7 @@ _EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "baseline_segformer_b2": (f"{_ARGS}.backbone=mit_b0",),
     "demo_prithvi_tiny": (_UPERNET,),
     "demo_unet": (),
+    "share_unet": (),
     "debug_overfit": ("--data.init_args.overfit=4",),
 }
 """What is smaller than in the experiment itself. All start from random weights."""
@@ -82,6 +83,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_test_and_predict_two_steps(name: str) -> None:
     bundle = fit_test_and_predict(name, *_EXPERIMENTS[name], "--data.init_args.root=data/processed")
     assert (bundle.info.experiment, bundle.info.weights, bundle.info.bands) == (name, "random", PRITHVI_BANDS)
+    assert bundle.info.target == ("share" if name == "share_unet" else "class")
     with torch.inference_mode():
         logits = load_model(bundle)(torch.randn(1, 6, 64, 96))
     assert logits.shape == (1, 2, 64, 96)

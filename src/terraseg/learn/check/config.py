@@ -248,6 +248,12 @@ def check_norms(model: Mapping[str, Any], batch_size: object) -> list[Finding]:
     return [error("data.init_args.batch_size", found, expected="2 or more", fix="choose 2, or another decoder")]
 
 
+def losses_of(model: Mapping[str, Any]) -> list[str]:
+    """Names of the losses that a model section adds up."""
+    loss = model.get("loss", "ce")
+    return [loss] if isinstance(loss, str) else list(loss) if isinstance(loss, list | Mapping) else []
+
+
 def check_loss(model: Mapping[str, Any]) -> list[Finding]:
     """The loss exists and leaves out the masks' ignored pixels."""
     findings, loss = [], model.get("loss", "ce")
@@ -255,11 +261,11 @@ def check_loss(model: Mapping[str, Any]) -> list[Finding]:
         return [error(f"{_MODEL}.loss", f"{loss!r}", expected="one or several of " + ", ".join(LOSSES))]
     if (value := model.get("ignore_index", IGNORE)) != IGNORE:
         findings.append(error(f"{_MODEL}.ignore_index", f"{value}", expected=f"{IGNORE}, as in the masks"))
-    for name in [loss] if isinstance(loss, str) else loss:
+    for name in losses_of(model):
         if name not in LOSSES:
             findings.append(error(f"{_MODEL}.loss", f"{name!r}", expected="one or several of " + ", ".join(LOSSES)))
     weights = model.get("class_weights")
-    if weights is not None and "ce" not in ([loss] if isinstance(loss, str) else loss):
+    if weights is not None and "ce" not in losses_of(model):
         findings.append(error(f"{_MODEL}.class_weights", "loss has no ce", expected="ce: they affect no other loss"))
     if isinstance(weights, str) and weights != "from_data":
         findings.append(error(f"{_MODEL}.class_weights", repr(weights), expected="from_data, or a list"))

@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from terraseg.core.bands import band
-from terraseg.learn.check.config import check_config, read_config
+from terraseg.learn.check.config import check_config, losses_of, read_config
 from terraseg.learn.check.data import check_data
 from terraseg.learn.check.finding import Finding
+from terraseg.learn.check.target import check_target, target_of
 from terraseg.learn.migrate.convert import StockConfigError, converted
 from terraseg.learn.migrate.recognise import is_stock
 
@@ -29,6 +30,11 @@ def check(config: str | Path, *, root: str | Path | None = None, model: bool = T
         values["data"].setdefault("init_args", {})["root"] = str(root)
     dataset, chips, faults = check_data(values)
     findings += faults + check_config(values, chips=chips)
+    if dataset is not None:
+        section = values["model"].get("init_args") or {}
+        findings += check_target(
+            dataset, target=target_of(losses_of(section)), positive=section.get("positive_class", 1)
+        )
     if not model:
         return findings
     from terraseg.learn.check.model import check_model

@@ -16,6 +16,7 @@ from terraseg.contracts.dataset import IGNORE, ChipDataset, Split
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.d4 import turned
 from terraseg.errors import SceneError
+from terraseg.learn.chips.coverage import UNKNOWN_SHARE, Coverage, open_coverage, shares
 from terraseg.learn.chips.pack import Pack
 from terraseg.learn.chips.samplers import NO_MASK, Draw
 from terraseg.learn.chips.standardise import Standardiser
@@ -50,6 +51,7 @@ class Chips(Dataset[Batch]):
         ]
         self.has_class = np.array([pack.has_class[index] for pack, index in self.places], dtype=bool)
         self.superpixels: list[npt.NDArray[np.uint16]] = []
+        self.coverage: list[Coverage] = []
         self._splits: list[Split] = rows["split"].tolist()
         self._packs = packs
 
@@ -66,6 +68,11 @@ class Chips(Dataset[Batch]):
             for split in set(self._splits)
         }  # fmt: skip
         self.superpixels = [kept[split][index] for split, (_, index) in zip(self._splits, self.places, strict=True)]
+
+    def cover(self) -> None:
+        """Add the covered share of each pixel to the batches."""
+        kept = {split: open_coverage(self.dataset, split, self._packs[split]) for split in set(self._splits)}
+        self.coverage = [kept[split][index] for split, (_, index) in zip(self._splits, self.places, strict=True)]
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -100,6 +107,10 @@ class Chips(Dataset[Batch]):
         if self.superpixels:
             shown = [turned(self.superpixels[chip], turn).astype(np.int64) for chip, turn in pairs]
             batch["superpixels"] = torch.from_numpy(np.stack(shown))
+        if self.coverage:
+            covered = shares([turned(self.coverage[chip], turn) for chip, turn in pairs])
+            covered[[turn == NO_MASK for _, turn in asked]] = UNKNOWN_SHARE
+            batch["share"] = torch.from_numpy(covered)
         return batch
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from terraseg.core.windows import WindowAxis, default_overlap
 from terraseg.learn.chips.batches import Chips
+from terraseg.learn.chips.coverage import Coverage
 from terraseg.learn.chips.standardise import Standardiser
 
 _MOST = 8
@@ -52,12 +53,14 @@ class Mosaic:
     Attributes:
         pixels: (layers, rows, columns), raw DN.
         mask: (rows, columns) class ids; -1 = ignore.
+        coverage: (rows, columns) percent that the class covers, 255 = unknown; None if the chips don't carry it.
         side: of a chip, in pixels.
         to_input: raw pixels to the model's input.
     """
 
     pixels: npt.NDArray[Any]
     mask: npt.NDArray[np.int8]
+    coverage: Coverage | None
     side: int
     to_input: Standardiser
 
@@ -99,6 +102,9 @@ class Mosaics:
             yield Mosaic(
                 pixels=_joined([[pack.images[index] for pack, index in line] for line in held]),
                 mask=_joined([[pack.masks[index] for pack, index in line] for line in held]),
+                coverage=_joined([[chips.coverage[chip] for chip in line] for line in rectangle])
+                if chips.coverage
+                else None,
                 side=chips.dataset.info.tile_size,
                 to_input=chips.to_input,
             )

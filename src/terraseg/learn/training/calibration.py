@@ -12,7 +12,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
-from terraseg.contracts.dataset import IGNORE
+from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.contracts.product import PROBABILITY_SCALE
 from terraseg.core.progress import track
 from terraseg.core.threshold import best_level
@@ -65,6 +65,9 @@ def calibrate(
 ) -> Calibration:
     """Fit slope, intercept and threshold on the maps that a model makes of the validation split.
 
+    Mosaics with coverage are of a training on shares: slope and intercept are then fitted to the covered shares. The
+    threshold is fitted to the mask in any case.
+
     The mosaics are predicted twice, in the windows of mapping: first for slope and intercept, then for the threshold of
     the blended probability. Memory does not depend on the number of mosaics.
 
@@ -85,8 +88,12 @@ def calibrate(
     counts, levels = np.zeros((2, len(_ODDS))), np.zeros((2, _LEVELS))
     for mosaic in track(mosaics, "Slope and intercept", hidden=not progress):
         for windows, odds in predicted(mosaic):
-            truth = np.stack([mosaic.mask[place] for place in windows.places])
-            counts += count_odds(odds, truth, windows.weights, positive=positive)
+            if mosaic.coverage is None:
+                truth = np.stack([mosaic.mask[place] for place in windows.places])
+                counts += count_odds(odds, truth, windows.weights, positive=positive)
+            else:
+                percent = np.stack([mosaic.coverage[place] for place in windows.places])
+                counts += count_shares(odds, percent, windows.weights)
     slope, intercept = fit_odds(counts)
     for mosaic in track(mosaics, "Threshold", hidden=not progress):
         probability = np.zeros(mosaic.mask.shape, np.float32)
@@ -104,8 +111,26 @@ def count_odds(odds: Odds, truth: npt.NDArray[np.int8], weights: Odds, *, positi
         odds, truth, weights: of the same shape.
         positive: id of the class.
     """
-    bins = np.clip(np.rint((odds + _MOST_ODDS) * _BINS_PER_UNIT), 0, len(_ODDS) - 1).astype(np.intp)
-    return _by_truth(bins, truth, len(_ODDS), weights, positive=positive)
+    return _by_truth(_bins(odds), truth, len(_ODDS), weights, positive=positive)
+
+
+def count_shares(odds: Odds, percent: npt.NDArray[np.uint8], weights: Odds) -> Counts:
+    """The same for covered shares: a pixel counts by its share as the class, and by the rest as background.
+
+    Args:
+        odds, weights: of the same shape as ``percent``.
+        percent: of each pixel that the class covers; `COVERAGE_UNKNOWN` is left out.
+    """
+    known = percent != COVERAGE_UNKNOWN
+    bins, share = _bins(odds[known]), percent[known] / 100
+    counted: Counts = np.stack(
+        [np.bincount(bins, weights[known] * part, len(_ODDS)).astype(np.float64) for part in (1 - share, share)]
+    )
+    return counted
+
+
+def _bins(odds: Odds) -> npt.NDArray[np.intp]:
+    return np.clip(np.rint((odds + _MOST_ODDS) * _BINS_PER_UNIT), 0, len(_ODDS) - 1).astype(np.intp)
 
 
 def count_levels(probability: Odds, truth: npt.NDArray[np.int8], *, positive: int) -> Counts:

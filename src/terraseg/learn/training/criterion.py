@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from terraseg.contracts.dataset import ChipDataset
 from terraseg.errors import ConfigError, DatasetError
-from terraseg.learn.training.losses import LOSSES, cross_entropy
+from terraseg.learn.training.losses import LOSSES, SHARE, cross_entropy
 
 
 class SegmentationLoss(nn.Module):
@@ -42,18 +42,20 @@ class SegmentationLoss(nn.Module):
         # Not part of the state: a checkpoint holds the model alone, and loads whatever loss it was trained with.
         self.register_buffer("class_weights", weights, persistent=False)
 
-    def forward(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+    def forward(self, logits: Tensor, truth: Tensor, share: Tensor | None = None) -> dict[str, Tensor]:
         """Each loss by its name, and their weighted sum as ``loss``.
 
         Args:
             logits: (B, C, H, W), of any precision.
             truth: (B, H, W) class ids; `IGNORE` is left out.
+            share: (B, H, W) covered shares, negative where unknown, for the loss ``share``; by default the class, 0 or
+                1, is the share.
         """
         logits = logits.float()  # a sum over pixels overflows half precision
         losses = {
             name: cross_entropy(logits, truth, class_weights=self.class_weights)
             if name == "ce"
-            else LOSSES[name](logits, truth)
+            else LOSSES[name](logits, share if name == SHARE and share is not None else truth)
             for name in self.factors
         }
         losses["loss"] = torch.stack([factor * losses[name] for name, factor in self.factors.items()]).sum()

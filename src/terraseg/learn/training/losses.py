@@ -1,8 +1,8 @@
 """Losses of imbalanced segmentation, and their names. To add one: a function here, and its line in `LOSSES`.
 
-Each takes (B, C, H, W) float32 logits and (B, H, W) class ids, and is computed over the batch: cross-entropy, focal and
-boundary as means over pixels; dice, focal Tversky and Lovász over the classes that occur in the batch. No loss depends
-on ignored pixels, and a batch that holds nothing else costs 0.
+Each takes (B, C, H, W) float32 logits and (B, H, W) class ids (`share`: shares), and is computed over the batch:
+cross-entropy, focal, boundary and share as means over pixels; dice, focal Tversky and Lovász over the classes that
+occur in the batch. No loss depends on ignored pixels, and a batch that holds nothing else costs 0.
 
 This module imports torch only where a loss is computed: `terraseg check` reads the names without it.
 """
@@ -132,6 +132,27 @@ def signed_distance(label: npt.NDArray[np.int64], of: int) -> npt.NDArray[np.flo
     return distance
 
 
+def share(logits: Tensor, truth: Tensor) -> Tensor:
+    """Binomial likelihood of the covered share: cross-entropy of the class's log-odds with a soft target.
+
+    Its minimum over all log-odds is where the probability is the expected share (Papke and Wooldridge 1996, Journal of
+    Applied Econometrics 11:619).
+
+    Args:
+        logits: (B, 2, H, W); class 1 is the one that covers.
+        truth: (B, H, W) shares, 0 to 1; negative where unknown.
+    """
+    from torch.nn.functional import binary_cross_entropy_with_logits as entropy_of
+
+    known = truth >= 0
+    wanted = truth.clamp_min(0).to(logits.dtype)
+    entropy = entropy_of(logits[:, 1] - logits[:, 0], wanted, reduction="none")
+    return (entropy * known).sum() / known.sum().clamp_min(1)
+
+
+SHARE = "share"
+"""The loss whose target is not the class but `share`'s."""
+
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "ce": cross_entropy,
     "dice": dice,
@@ -139,5 +160,6 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "lovasz": lovasz,
     "focal_tversky": focal_tversky,
     "boundary": boundary,
+    SHARE: share,
 }
 """By the names that ``loss`` takes in a config."""

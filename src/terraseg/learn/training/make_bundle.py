@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from terraseg.contracts.bundle import BundleInfo
+from terraseg.contracts.bundle import BundleInfo, Target
 from terraseg.errors import CheckpointError
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.training.calibration import Calibration
@@ -16,7 +16,9 @@ RECORD = "terraseg"
 _PACKAGES = ("terraseg", "torch", "lightning", "terratorch", "timm", "segmentation-models-pytorch")
 
 
-def record_of(chips: ChipDataModule, *, model_factory: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
+def record_of(
+    chips: ChipDataModule, *, model_factory: str, model_args: Mapping[str, Any], target: Target
+) -> dict[str, Any]:
     """What a checkpoint must share with config and data, in plain values that load without pickle."""
     record = {
         "model_factory": model_factory,
@@ -25,6 +27,7 @@ def record_of(chips: ChipDataModule, *, model_factory: str, model_args: Mapping[
         "classes": list(chips.class_names),
         "means": [float(value) for value in chips.means],
         "stds": [float(value) for value in chips.stds],
+        "target": target,
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return plain
@@ -47,6 +50,7 @@ def check_record(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], *, 
     record = checkpoint.get(RECORD)
     if record is None:
         raise CheckpointError(f"{where} was not written by terraseg", fix="train with this config first")
+    record = {"target": "class", **record}  # older checkpoints don't say
     for key, value in expected.items():
         if record.get(key) != value:
             raise CheckpointError(
@@ -72,6 +76,7 @@ def bundle_info(
     model_factory: str,
     model_args: dict[str, Any],
     positive_class: int,
+    target: Target,
     weights: str,
     licence: str,
 ) -> BundleInfo:
@@ -89,6 +94,7 @@ def bundle_info(
         stds=tuple(map(float, chips.stds)),
         classes=dict(enumerate(chips.class_names)),
         positive_class=positive_class,
+        target=target,
         threshold=calibration.threshold,
         slope=calibration.slope,
         intercept=calibration.intercept,

@@ -18,6 +18,7 @@ from terraseg.learn.training.calibration import (
     calibrate,
     count_levels,
     count_odds,
+    count_shares,
     fit_odds,
     fit_threshold,
 )
@@ -60,6 +61,26 @@ def test_the_sum_of_probabilities_is_the_area_of_a_class_in_one_of_ten_thousand_
     truth = (np.random.default_rng(1).random(odds.shape) < expit(odds - 9)).astype(np.int8)
     slope, intercept = fit_odds(_counts(odds, truth))
     assert expit(slope * odds + intercept).sum() / truth.sum() == pytest.approx(1, abs=5e-3)
+
+
+def test_the_sum_of_probabilities_is_the_covered_area_of_shares() -> None:
+    random = np.random.default_rng(0)
+    odds = random.normal(-2, 1.5, (1, 200, 500)).astype(np.float32)
+    share = random.beta(4 * expit(odds), 4 * (1 - expit(odds)))  # its mean is the probability
+    percent = np.rint(100 * share).astype(np.uint8)
+    percent[:, :20] = 255
+    weights = random.random(odds.shape).astype(np.float32)
+    slope, intercept = fit_odds(count_shares(2 * odds + 1, percent, weights))
+    assert (slope, intercept) == pytest.approx((0.5, -0.5), rel=0.03)
+    mapped = (expit(slope * (2 * odds + 1) + intercept) * weights)[percent != 255].sum()
+    assert mapped / (weights * percent / 100)[percent != 255].sum() == pytest.approx(1, abs=1e-3)
+
+
+def test_shares_of_0_and_1_are_classes() -> None:
+    odds, truth = _sample(10_000)
+    weights = np.full(odds.shape, 0.5, np.float32)
+    as_shares = count_shares(odds, np.where(truth < 0, 255, 100 * truth).astype(np.uint8), weights)
+    np.testing.assert_array_equal(as_shares, count_odds(odds, truth, weights, positive=1))
 
 
 def test_ignored_pixels_have_no_say() -> None:
@@ -146,6 +167,7 @@ def _chips(images: np.ndarray, masks: np.ndarray, corners: list[tuple[int, int]]
     return SimpleNamespace(
         corners=pd.DataFrame([("scene", *corner) for corner in corners], columns=["scene", "row", "column"]),
         places=[(pack, k) for k in range(len(images))],
+        coverage=[],
         to_input=lambda pixels: pixels.astype(np.float32),
         dataset=SimpleNamespace(info=SimpleNamespace(tile_size=_SIDE)),
     )

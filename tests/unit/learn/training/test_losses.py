@@ -152,6 +152,24 @@ def test_boundary_is_probability_times_distance_to_the_nearest_pixel_of_the_othe
     assert float(_one("boundary", logits, truth)) == pytest.approx(expected / known, rel=1e-5)
 
 
+def test_share_is_the_binomial_likelihood_of_the_covered_share() -> None:
+    logits = torch.tensor([[[[0.0, 1.0, 5.0]], [[2.0, 0.0, -5.0]]]])
+    covered = torch.tensor([[[0.25, 1.0, -1.0]]])  # the last pixel is unknown
+    p = torch.sigmoid(torch.tensor([2.0, -1.0]))
+    expected = -(0.25 * p[0].log() + 0.75 * (1 - p[0]).log() + p[1].log()) / 2
+    losses = SegmentationLoss({"share": 1.0, "ce": 0.5})(logits, torch.tensor([[[0, 1, -1]]]), covered)
+    torch.testing.assert_close(losses["share"], expected)
+    torch.testing.assert_close(losses["loss"], expected + 0.5 * losses["ce"])
+
+
+def test_the_best_probability_of_a_share_is_the_share() -> None:
+    covered = torch.tensor([0.1, 0.6]).reshape(2, 1, 1)
+    odds = torch.logit(torch.tensor(0.35)).requires_grad_()
+    logits = torch.stack([torch.zeros(2, 1, 1), odds.expand(2, 1, 1)], 1)
+    SegmentationLoss({"share": 1.0})(logits, torch.zeros(2, 1, 1), covered)["loss"].backward()
+    assert odds.grad == pytest.approx(0, abs=1e-7)
+
+
 def test_ignored_pixels_are_no_boundary() -> None:
     label = np.zeros((1, 9), np.int64)
     label[0, :3], label[0, 3:5] = 1, -1
