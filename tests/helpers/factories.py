@@ -27,6 +27,7 @@ from terraseg.contracts.product import PROBABILITY_NODATA, Product
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
 from terraseg.core.raster import cog_writer
+from terraseg.mapping.runtimes.predictor import place_stats
 
 ATTRIBUTION = "made by the tests"
 
@@ -187,6 +188,7 @@ def make_dataset(
         bands=dict.fromkeys(scene.bands, band_stats),
         class_pixels={0: int((truth == 0).sum()), 1: int((truth == 1).sum())},
         pixels=int((truth >= 0).sum()),
+        scenes={scene.name: place_stats((scene,), scene.bands)},
     )
     gap = tile_size * scene.gsd
     audit = {

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from terraseg.contracts.dataset import SceneStats
 from terraseg.contracts.processing import Processing
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
 
@@ -43,6 +44,7 @@ class NumpyPredictor:
     gsd: float = 10.0
     processing: Processing = field(default_factory=Processing)
     means: tuple[float, ...] = (1000.0,) * len(PRITHVI_BANDS)
+    by_scene: bool = False
     class_id: int = 1
     class_name: str = "building"
     licence: str = "ODbL-1.0"
@@ -51,6 +53,9 @@ class NumpyPredictor:
     workers: int = 1
     delay: float = 0.0
     windows: int = 0
+
+    def standardised_by(self, stats: SceneStats, *, where: object) -> "NumpyPredictor":
+        raise NotImplementedError
 
     def enter_worker(self) -> None:
         pass

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy.typing as npt
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from safetensors.numpy import save_file
 
 from terraseg.contracts.processing import Processing
@@ -29,6 +36,9 @@ Target = Literal["class", "share"]
 """What a model's probability means: of the class, or the share of the pixel that the class covers."""
 
 SHARE_TARGET: Target = get_args(Target)[1]
+
+_LATER: dict[str, Any] = {"by_scene": False, "target": "class"}
+"""Keys that came later, with the value that older bundles stand for."""
 
 _INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
 
@@ -47,6 +57,8 @@ class BundleInfo(Strict):
         nodata: raw value of a pixel without an observation.
         means: per band, in DN, for `terraseg.core.normalise.normalise`.
         stds: per band, in DN, likewise.
+        by_scene: each scene is standardised by its own statistics (`terraseg.contracts.statistics.scene_stats`)
+            instead; means and stds are still those of train.
         classes: class names by id.
         positive_class: id of the mapped class.
         target: what the probability means; a model of shares was trained with the loss ``share``.
@@ -76,6 +88,7 @@ class BundleInfo(Strict):
     nodata: float
     means: tuple[float, ...]
     stds: tuple[float, ...]
+    by_scene: bool = False
     classes: dict[int, str]
     positive_class: int
     target: Target = "class"
@@ -103,6 +116,12 @@ class BundleInfo(Strict):
         if not isinstance(temperature, int | float) or temperature <= 0:
             raise ValueError(f"temperature is {temperature!r}, expected a number greater than 0")
         return {"slope": 1 / temperature, **others}
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the keys that older bundles don't have, as long as they say nothing: so their maps stay finished."""
+        values: dict[str, Any] = dump(self)
+        return {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
 
     dataset.yaml      bands, unit, grid, classes, label rule, split rule and seed, provenance, content hash
     tiles.parquet     one row per chip: tile, split, block, footprint, window, fractions, source scene, checksum
-    stats.json        per-band mean, std, percentiles and class frequencies of TRAIN only
+    stats.json        per-band mean, std, percentiles and class frequencies of TRAIN only; mean and std of each scene
     audit.json        audit of the splits: distances, shared pixels, class balance
     {train,val,test}/images/<tile>.tif     the bands, in the scene's type
     {train,val,test}/masks/<tile>.tif      int8: class ids, -1 = ignore
@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import geopandas as gpd
 import numpy as np
@@ -68,12 +68,31 @@ class BandStats(Strict):
     percentiles: dict[str, float]
 
 
+class BandMoments(Strict):
+    """Mean and population standard deviation of one band of a scene, in DN; both are 0 without an observation."""
+
+    mean: float
+    std: float
+
+
+SceneStats: TypeAlias = dict[str, BandMoments]
+"""Moments of each band of a place over all its dates, by ESA name, see `terraseg.contracts.statistics.scene_stats`."""
+
+
 class Stats(Strict):
-    """stats.json: statistics by ESA band name, pixels of train by class id, and number of valid pixels of train."""
+    """stats.json.
+
+    Attributes:
+        bands: statistics of train by ESA name.
+        class_pixels: pixels of train by class id.
+        pixels: number of valid pixels of train.
+        scenes: of the whole scenes, by the name in ``tiles.scene``; empty if the chips were not cut from scenes.
+    """
 
     bands: dict[str, BandStats]
     class_pixels: dict[int, int]
     pixels: int
+    scenes: dict[str, SceneStats] = Field(default_factory=dict)
 
 
 class DatasetInfo(Strict):
@@ -186,6 +205,23 @@ class ChipDataset:
         except ValidationError as error:
             raise DatasetError(f"{self.root / 'stats.json'} can't be read ({error})", fix=_AGAIN) from error
 
+    @property
+    def scene_stats(self) -> dict[str, SceneStats]:
+        """Statistics of the scenes of all chips.
+
+        Raises:
+            DatasetError: there are none of a scene.
+        """
+        names = sorted(set(self.tiles["scene"]))
+        lost = [name for name in names if name not in self.stats.scenes]
+        if lost:
+            raise DatasetError(
+                f"{self.root / 'stats.json'} has no statistics of {len(lost)} scenes, such as {lost[0]}",
+                expected="a dataset cut from scenes",
+                fix="run `terraseg data preprocess` again; imported chips have no scene: use the statistics of train",
+            )
+        return {name: self.stats.scenes[name] for name in names}
+
     @cached_property
     def audit(self) -> dict[str, Any]:
         """audit.json.
@@ -267,7 +303,7 @@ def write_dataset(
     tiles = tiles[list(TILE_COLUMNS)].sort_values("tile", ignore_index=True)
     with atomic_path(root / "tiles.parquet") as temporary:
         tiles.to_parquet(temporary, index=False)
-    write_json(root / "stats.json", stats.model_dump())
+    write_json(root / "stats.json", stats.model_dump(exclude=None if stats.scenes else {"scenes"}))
     write_json(root / "audit.json", audit)
     info = info.model_copy(update={"content_hash": content_hash(info, tiles)})
     with atomic_path(root / "dataset.yaml") as temporary:

@@ -22,7 +22,7 @@ from terraseg.learn.chips.loader import ResumableLoader
 from terraseg.learn.chips.mosaics import Mosaics
 from terraseg.learn.chips.pack import Pack, open_pack
 from terraseg.learn.chips.samplers import ChipSampler, Draw, OrderedSampler
-from terraseg.learn.chips.standardise import DATASET, Standardiser, standard_of
+from terraseg.learn.chips.standardise import DATASET, SCENE, Standardiser, standard_of
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
 from terraseg.learn.training.one_line_errors import one_line_parser_errors, out_of_memory
 
@@ -54,7 +54,8 @@ class ChipDataModule(LightningDataModule):
         jitter: change brightness and contrast of each band of each train chip at random, by this many standard
             deviations of the band; done on the device. 0: not at all.
         statistics: source of the means and deviations that standardise the bands: ``dataset`` (its train split, or the
-            train chips of the fold), or a backbone such as ``prithvi_eo_v1_100`` (those of its pretraining).
+            train chips of the fold), ``scene`` (the whole scene that a chip was cut from, over all its dates), or a
+            backbone such as ``prithvi_eo_v1_100`` (those of its pretraining).
         class_share: share of the train chips drawn that hold the class; by default as they come.
         fold: validate on this fold of the cross-validation that the dataset was prepared for (`split.folds`), and train
             on the rest of train and val without the gap; by default the prepared splits. The test split is always the
@@ -69,7 +70,9 @@ class ChipDataModule(LightningDataModule):
             scenes, as many of each place as there are dates.
 
     Raises:
-        DatasetError: the dataset is missing, changed, or has fewer train chips than ``batch_size``.
+        DatasetError: the dataset is missing, changed, has fewer train chips than ``batch_size``, or has no statistics
+            of its scenes.
+        SceneError: a band is constant in a scene that is standardised by its own statistics.
         ConfigError: an impossible value, or a fold of a dataset without folds.
         SplitError: the fold has nothing to learn from or to validate on.
     """
@@ -110,13 +113,15 @@ class ChipDataModule(LightningDataModule):
         self.indices = band_indices(bands or info.bands, info.bands, where=str(self.root))
         self.bands: tuple[str, ...] = tuple(info.bands[index] for index in self.indices)
         stats = None
-        if fold is not None and statistics == DATASET:
+        if fold is not None and statistics in (DATASET, SCENE):
             stats = chip_stats(self.dataset, chosen_chips(self.dataset, "train", fold=fold, fraction=1.0, seed=seed))
         self.means, self.stds = standard_of(self.dataset, self.bands, statistics=statistics, stats=stats)
         self.nodata = info.nodata
+        self.by_scene = statistics == SCENE
         self.to_input = Standardiser(
-            self.bands, tuple(info.bands), self.means, self.stds, nodata=info.nodata, frames=info.frames
-        )
+            self.bands, tuple(info.bands), self.means, self.stds, nodata=info.nodata, frames=info.frames,
+            scenes=self.dataset.scene_stats if self.by_scene else None,
+        )  # fmt: skip
         self.class_names: tuple[str, ...] = tuple(info.classes[key] for key in sorted(info.classes))
         self.superpixels: SuperpixelRule | None = None  # the task sets it to what the model wants, before any loader
         self.shares = False  # likewise: whether the loss or the calibration needs the covered share of each pixel

@@ -24,7 +24,8 @@ def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
 
     Raises:
         SceneError: the dataset lacks a band of the model; the function raises it if a chip can't be read.
-        DatasetError: the dataset has another number of dates than the model takes.
+        DatasetError: the dataset has another number of dates than the model takes, or a model that standardises each
+            scene has no statistics of its scenes.
     """
     info = dataset.info
     if info.frames != predictor.frames:
@@ -35,11 +36,17 @@ def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
     indices = band_indices(predictor.bands, info.bands, where=str(dataset.root))
     wanted = [len(info.bands) * frame + index + 1 for frame in range(info.frames) for index in indices]
 
+    scenes = dict(zip(dataset.tiles["tile"], dataset.tiles["scene"], strict=True))
+    of_scene = {
+        name: predictor.standardised_by(stats, where=name)
+        for name, stats in (dataset.scene_stats if predictor.by_scene else {}).items()
+    }
+
     def score(split: Split, tile: str) -> npt.NDArray[np.uint8]:
         path: Path = dataset.image(split, tile)
         with readable(path), rasterio.open(path) as source:
             pixels = source.read(wanted)
-        probability = expit(predictor(pixels[None])[0])
+        probability = expit(of_scene.get(scenes[tile], predictor)(pixels[None])[0])
         levels: npt.NDArray[np.uint8] = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
         levels[never_observed(pixels, frames=info.frames, nodata=predictor.nodata)] = PROBABILITY_NODATA
         return levels

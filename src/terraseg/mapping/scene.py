@@ -15,7 +15,7 @@ from terraseg.contracts.product import Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
 from terraseg.core.parallel import core_shares
-from terraseg.core.raster import COG_BLOCK
+from terraseg.core.raster import COG_BLOCK, GDAL_CACHE
 from terraseg.core.windows import WindowAxis
 from terraseg.errors import ConfigError, SceneError
 from terraseg.mapping.inputs.vrt import raster_identity, remote_sources
@@ -23,7 +23,7 @@ from terraseg.mapping.outputs.layers import Layer, encode, is_written
 from terraseg.mapping.outputs.polygons import OutlineSettings, outline_settings, rows_of, vectorise
 from terraseg.mapping.outputs.rasters import finishing
 from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
-from terraseg.mapping.runtimes.predictor import Predictor, check_fit
+from terraseg.mapping.runtimes.predictor import Predictor, check_fit, place_stats
 from terraseg.mapping.windows.blend import predict_strips
 from terraseg.mapping.windows.finished_strips import FinishedStrips
 from terraseg.mapping.windows.grid import WindowGrid
@@ -105,6 +105,11 @@ def predict_scene(
         "tta": tta,
         **{layer.name: wanted for layer, wanted in written.items() if layer.optional},
     }
+    stats = None
+    if predictor.by_scene:
+        with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
+            stats = place_stats(place, predictor.bands)
+        settings["scene_stats"] = {name: held.model_dump() for name, held in stats.items()}
     outline = outline_settings(place[0].gsd, simplify_m=simplify_m, min_area_m2=min_area_m2)
     identity = _identity(place, predictor, settings)
     print_of_run = fingerprint(identity)
@@ -129,7 +134,7 @@ def predict_scene(
         strips = FinishedStrips(product.root, fingerprint=print_of_run, count=grid.strips)
         tags_of_run = {_FINGERPRINT: print_of_run, "ATTRIBUTION": attribution}
         if not all(_has_tags(layer.path(product), tags_of_run) for layer in layers):
-            stream = partial(predict_strips, place, grid=grid, batch_size=batch_size, tta=tta)
+            stream = partial(predict_strips, place, grid=grid, batch_size=batch_size, tta=tta, stats=stats)
             encoded = partial(encode, layers=layers, threshold=threshold, class_id=predictor.class_id)
             work = StripWork(place, grid, stream, encoded, strips)
             tags = {

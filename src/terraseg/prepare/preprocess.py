@@ -11,23 +11,33 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import geopandas as gpd
 import numpy as np
 import pandas as pd
+import rasterio
 import shapely
 
-from terraseg.contracts.dataset import SPLITS, ChipDataset, DatasetInfo, open_dataset, refuse_foreign, write_dataset
+from terraseg.contracts.dataset import (
+    SPLITS,
+    ChipDataset,
+    DatasetInfo,
+    SceneStats,
+    open_dataset,
+    refuse_foreign,
+    write_dataset,
+)
 from terraseg.contracts.finer_scene import finer_place
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
 from terraseg.contracts.processing import check_same_processing, processing_of
 from terraseg.contracts.scene import NODATA, Place, Scene, find_places
-from terraseg.contracts.statistics import TrainHistogram
+from terraseg.contracts.statistics import TrainHistogram, scene_stats
 from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band_indices
-from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.files import atomic_folder, sha256_of_file, write_json
 from terraseg.core.parallel import processors
 from terraseg.core.polygons import split_layer
 from terraseg.core.progress import track
@@ -67,18 +77,29 @@ def preprocess(
     provenance = _provenance(found, sources, _fingerprint(found, labels, config))
     done = _finished(output, provenance)
     if done:
+        if not done.stats.scenes:  # prepared by an older version
+            with _on_grid(given, config) as places:
+                stats = done.stats.model_copy(update={"scenes": _scene_stats(places, config.bands)})
+            write_json(output / "stats.json", stats.model_dump())
+            done = open_dataset(output)
         _log.info("%s is up to date (%d chips)", output, len(done.tiles))
         return done
     refuse_foreign(output)
     _refuse_overlap(found)
     check_same_processing({scene.name: processing_of(scene.item["properties"]) for scene in found})
-    with tempfile.TemporaryDirectory() as folder:
-        gsd = config.gsd or found[0].gsd
-        places = [finer_place(place, gsd=gsd, folder=Path(folder) / str(number)) for number, place in enumerate(given)]
+    with _on_grid(given, config) as places:
         _write_chips(places, labels, sources, output, config=config, provenance=provenance)
     dataset = open_dataset(output)
     _log_splits(dataset)
     return dataset
+
+
+@contextmanager
+def _on_grid(given: Sequence[Place], config: PrepareConfig) -> Iterator[list[Place]]:
+    """The places on the grid of the chips."""
+    gsd = config.gsd or given[0][0].gsd
+    with tempfile.TemporaryDirectory() as folder:
+        yield [finer_place(place, gsd=gsd, folder=Path(folder) / str(number)) for number, place in enumerate(given)]
 
 
 def _write_chips(
@@ -163,6 +184,7 @@ def _write_chips(
             provenance=provenance,
         )
         stats = histogram.stats(config.bands, classes=classes)
+        stats = stats.model_copy(update={"scenes": _scene_stats(places, config.bands)})
         check_levels(", ".join(str(scene.name) for scene in found), stats)
         write_dataset(folder, info=info, tiles=tiles, stats=stats, audit=audit)
 
@@ -242,6 +264,19 @@ def _in_order(
 
 def _frame_dates(places: Sequence[Place]) -> dict[str, tuple[str, ...]]:
     return {place[0].name: tuple(str(scene.day) for scene in place) for place in places}
+
+
+def _scene_stats(places: Sequence[Place], bands: Sequence[str]) -> dict[str, SceneStats]:
+    """Statistics of each place, by the name that its chips have in tiles.parquet."""
+    found = {}
+    for place in track(places, total=len(places), description="statistics of the scenes"):
+        numbers = [index + 1 for index in band_indices(bands, place[0].bands, where=str(place[0].path))]
+        with ExitStack() as stack:
+            dates = [(stack.enter_context(rasterio.open(scene.path)), numbers) for scene in place]
+            found[place[0].name] = scene_stats(
+                dates, bands=bands, shape=(place[0].geobox.shape.y, place[0].geobox.shape.x)
+            )
+    return found
 
 
 def _gap(config: PrepareConfig, *, gsd: float) -> int:

@@ -46,6 +46,15 @@ def test_a_bundle_older_than_several_dates_has_one_frame(root: Path) -> None:
     assert open_bundle(root).info.frames == 1
 
 
+def test_a_bundle_standardised_by_train_is_written_as_before(root: Path) -> None:
+    """Its metadata are part of the fingerprint of its maps, which stay finished."""
+    assert "by_scene" not in json.loads((root / "bundle.json").read_text())
+    by_scene = _INFO.model_copy(update={"by_scene": True})
+    written = write_bundle(root, info=by_scene, weights=_WEIGHTS, config="")
+    assert open_bundle(written.root).info.by_scene
+    assert by_scene.model_dump()["by_scene"]
+
+
 def test_of_an_older_bundle_it_is_unknown_how_its_scenes_were_made(root: Path) -> None:
     content = json.loads((root / "bundle.json").read_text())
     del content["processing"]

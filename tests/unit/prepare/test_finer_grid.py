@@ -4,6 +4,8 @@ import numpy as np
 import rasterio
 
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, SPLITS, open_dataset
+from terraseg.mapping.inputs.scenes import places_at
+from terraseg.mapping.runtimes.predictor import place_stats
 from terraseg.prepare.config import PrepareConfig, SplitRule
 from terraseg.prepare.labels.rules import LabelRule
 from terraseg.prepare.preprocess import preprocess
@@ -47,3 +49,5 @@ def test_chips_of_a_quarter_of_the_pixel_size_show_the_same_ground_with_finer_la
     masks = _whole(fine, "mask", (1200, 1200)).reshape(300, 4, 300, 4).mean((1, 3))
     assert np.corrcoef(masks[known], shares[known])[0, 1] > 0.99
     assert open_dataset(tmp_path / "128").info.content_hash == fine.info.content_hash
+    (mapped,) = places_at([str(scenes)], tmp_path, frames=1, gsd=2.5)
+    assert fine.scene_stats["city"] == place_stats(mapped, fine.info.bands)

@@ -109,6 +109,25 @@ def test_statistics_are_of_train_only_each_pixel_once(dataset, city):
     np.testing.assert_allclose([stats.mean, stats.std], [pixels.mean(), pixels.std()], rtol=1e-9)
 
 
+def test_a_dataset_has_the_statistics_of_its_scenes_also_one_of_an_older_version(city, tmp_path):
+    output = tmp_path / "set"
+    first = preprocess(scenes=city[0], labels=city[1], output=output, config=CONFIG)
+    (scene,) = find_scenes(city[0])
+    with rasterio.open(scene.path) as source:
+        blue = source.read(scene.bands.index("B02") + 1).astype(np.float64)
+    held = first.scene_stats["city"]["B02"]
+    np.testing.assert_allclose([held.mean, held.std], [blue[blue > 0].mean(), blue[blue > 0].std()], rtol=1e-12)
+    path = output / "stats.json"
+    stats = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in stats.items() if key != "scenes"}))
+    chip = next((output / "train" / "images").iterdir())
+    made = chip.stat().st_mtime_ns
+    again = preprocess(scenes=city[0], labels=city[1], output=output, config=CONFIG)
+    assert again.scene_stats == first.scene_stats
+    assert again.info.content_hash == first.info.content_hash
+    assert chip.stat().st_mtime_ns == made
+
+
 def test_running_again_does_nothing_and_another_config_replaces(city, tmp_path):
     output = tmp_path / "set"
     first = preprocess(scenes=city[0], labels=city[1], output=output, config=CONFIG)

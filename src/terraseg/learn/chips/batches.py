@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from terraseg.contracts.dataset import IGNORE, ChipDataset, Split
+from terraseg.contracts.statistics import scene_stats
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.d4 import turned
 from terraseg.errors import SceneError
@@ -49,6 +51,8 @@ class Chips(Dataset[Batch]):
         self.places = [
             (packs[split], position[split][tile]) for split, tile in zip(rows["split"], self.tiles, strict=True)
         ]
+        of_scene = {name: to_input.of_scene(name) for name in rows["scene"].unique()}
+        self.to_inputs = [of_scene[name] for name in rows["scene"]]
         self.has_class = np.array([pack.has_class[index] for pack, index in self.places], dtype=bool)
         self.superpixels: list[npt.NDArray[np.uint16]] = []
         self.coverage: list[Coverage] = []
@@ -60,10 +64,11 @@ class Chips(Dataset[Batch]):
         self.superpixels = []
         if rule is None:
             return
+        scenes = dict(zip(self.dataset.tiles["tile"], self.dataset.tiles["scene"], strict=True))
         kept = {
             split: open_superpixels(
-                self.dataset, split, self._packs[split],
-                rule=rule, settings=self.to_input.settings, to_input=self.to_input,
+                self.dataset, split, self._packs[split], rule=rule, settings=self.to_input.settings,
+                to_input=lambda tile, pixels: self.to_input.of_scene(scenes[tile])(pixels),
             )
             for split in set(self._splits)
         }  # fmt: skip
@@ -93,7 +98,7 @@ class Chips(Dataset[Batch]):
                 pack, index = self.places[chip]
                 masks[place] = IGNORE if asked[place][1] == NO_MASK else turned(pack.masks[index], turn)
                 pixels = turned(pack.images[index], turn, out=scratch)
-                self.to_input(pixels, observed=bool(pack.observed[index]), out=images[place])
+                self.to_inputs[chip](pixels, observed=bool(pack.observed[index]), out=images[place])
 
         # The threads that torch may use: one in a worker process, so that workers don't get in each other's way.
         threads = min(_MOST_THREADS, torch.get_num_threads(), len(pairs))
@@ -131,7 +136,19 @@ class Files(Dataset[Batch]):
     def __getitem__(self, index: int) -> Batch:
         paths = self.files[index]
         pixels = np.concatenate([self._read(path) for path in paths])
-        return {"image": torch.from_numpy(self.to_input(pixels[None])), "filename": [str(paths[0])]}
+        to_input = self.to_input if self.to_input.scenes is None else self._of_scene(paths)
+        return {"image": torch.from_numpy(to_input(pixels[None])), "filename": [str(paths[0])]}
+
+    def _of_scene(self, paths: Sequence[Path]) -> Standardiser:
+        bands = self.to_input.bands
+        with ExitStack() as stack:
+            sources = [stack.enter_context(rasterio.open(path)) for path in paths]
+            numbers = [
+                [k + 1 for k in band_indices(bands, source.descriptions, where=source.name)] for source in sources
+            ]
+            dates = list(zip(sources, numbers, strict=True))
+            stats = scene_stats(dates, bands=bands, shape=sources[0].shape, nodata=self.to_input.nodata)
+        return self.to_input.by(stats, where=paths[0])
 
     def _read(self, path: Path) -> npt.NDArray[Any]:
         with rasterio.open(path) as source:

@@ -106,7 +106,7 @@ class Mosaics:
                 if chips.coverage
                 else None,
                 side=chips.dataset.info.tile_size,
-                to_input=chips.to_input,
+                to_input=chips.to_inputs[rectangle[0][0]],
             )
 
 

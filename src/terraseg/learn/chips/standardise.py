@@ -1,13 +1,14 @@
-"""Standardised pixels: with the statistics of the dataset, or with those that a backbone was pretrained with."""
+"""Standardised pixels: with the statistics of the dataset, of each scene, or of a backbone's pretraining."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from terraseg.contracts.dataset import ChipDataset, Stats
+from terraseg.contracts.dataset import ChipDataset, SceneStats, Stats
+from terraseg.contracts.statistics import means_and_stds
 from terraseg.core.bands import UNIT
 from terraseg.core.normalise import by_date, model_input
 from terraseg.errors import ConfigError, DatasetError
@@ -15,6 +16,9 @@ from terraseg.learn.models.specs import SPECS
 
 DATASET = "dataset"
 """The statistics of train, or of the train chips of a fold."""
+
+SCENE = "scene"
+"""The statistics of the scene that a chip was cut from: another city has another atmosphere and another season."""
 
 _Floats = npt.NDArray[np.float32]
 
@@ -29,6 +33,7 @@ class Standardiser:
         means, stds: (bands,), in DN.
         nodata: value of pixels without observation.
         frames: dates of one place.
+        scenes: statistics by the name of the scene, which `of_scene` uses instead; None if it doesn't.
     """
 
     bands: tuple[str, ...]
@@ -37,13 +42,30 @@ class Standardiser:
     stds: _Floats
     nodata: float
     frames: int
+    scenes: Mapping[str, SceneStats] | None = None
 
     @property
     def settings(self) -> dict[str, object]:
         """What the result depends on, in plain values."""
+        of_scenes = {name: {key: held.model_dump() for key, held in each.items()}
+                     for name, each in (self.scenes or {}).items()}  # fmt: skip
         return {
             "bands": self.bands, "means": self.means.tolist(), "stds": self.stds.tolist(), "nodata": self.nodata,
+            **({"scenes": of_scenes} if of_scenes else {}),
         }  # fmt: skip
+
+    def of_scene(self, name: str) -> "Standardiser":
+        """The one for chips of a scene: the same for all, unless each scene has its own statistics."""
+        return self if self.scenes is None else self.by(self.scenes[name], where=name)
+
+    def by(self, stats: SceneStats, *, where: object) -> "Standardiser":
+        """The one with the statistics of a scene.
+
+        Raises:
+            SceneError: see `means_and_stds`.
+        """
+        means, stds = means_and_stds(stats, self.bands, where=where)
+        return replace(self, means=means, stds=stds, scenes=None)
 
     def __call__(self, pixels: npt.NDArray[Any], *, observed: bool = False, out: _Floats | None = None) -> _Floats:
         """Raw DN (..., the dataset's layers, rows, columns) to normalised float32 in the model's band order.
@@ -70,23 +92,28 @@ def standard_of(
 
     Args:
         bands: ESA names.
-        statistics: ``dataset``, or a backbone with published statistics (`terraseg.learn.models.specs`).
+        statistics: ``dataset``, ``scene``, or a backbone with published statistics (`terraseg.learn.models.specs`).
+            With ``scene`` these are those of the dataset, which stay a reference: backbones that want DN get those of
+            train, and a scene of another unit differs from them.
         stats: those that ``dataset`` stands for; by default of the prepared train split.
 
     Raises:
-        DatasetError: the dataset has no statistics of a band, or a band is constant over train.
+        DatasetError: the dataset has no statistics of a band or a scene, or a band is constant over train.
         ConfigError: the backbone has no published statistics, or none of one of the bands.
+        SceneError: a band is constant in a scene.
     """
-    if statistics != DATASET:
+    if statistics not in (DATASET, SCENE):
         return _published(statistics, bands)
+    for name, held in dataset.scene_stats.items() if statistics == SCENE else ():
+        means_and_stds(held, bands, where=f"{dataset.root}, scene {name}")
     stats = stats or dataset.stats
     lost = [name for name in dataset.info.bands if name not in stats.bands]
     if lost:
         raise DatasetError(
             f"{dataset.root}/stats.json has no statistics of {', '.join(lost)}", fix="run the preparation again"
         )
-    held = [stats.bands[name] for name in bands]
-    means, stds = (np.array([getattr(band, key) for band in held], dtype=np.float32) for key in ("mean", "std"))
+    of_train = [stats.bands[name] for name in bands]
+    means, stds = (np.array([getattr(band, key) for band in of_train], dtype=np.float32) for key in ("mean", "std"))
     if not (stds > 0).all():
         flat = [name for name, std in zip(bands, stds, strict=True) if std <= 0]
         raise DatasetError(f"band {', '.join(flat)} is constant over train", fix="leave it out of the bands")
@@ -99,7 +126,7 @@ def _published(backbone: str, bands: Sequence[str]) -> tuple[_Floats, _Floats]:
     }
     spec = known.get(backbone)
     if spec is None:
-        raise ConfigError(f"statistics is {backbone!r}", expected=f"{DATASET}, or one of {', '.join(known)}")
+        raise ConfigError(f"statistics is {backbone!r}", expected=f"{DATASET}, {SCENE}, or one of {', '.join(known)}")
     assert spec.bands is not None  # noqa: S101  # `known` holds no others
     if unknown := [name for name in bands if name not in spec.bands]:
         raise ConfigError(

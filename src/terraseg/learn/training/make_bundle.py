@@ -28,6 +28,7 @@ def record_of(
         "means": [float(value) for value in chips.means],
         "stds": [float(value) for value in chips.stds],
         "target": target,
+        "by_scene": chips.by_scene,
     }
     plain: dict[str, Any] = json.loads(json.dumps(record, default=str))
     return plain
@@ -50,7 +51,7 @@ def check_record(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], *, 
     record = checkpoint.get(RECORD)
     if record is None:
         raise CheckpointError(f"{where} was not written by terraseg", fix="train with this config first")
-    record = {"target": "class", **record}  # older checkpoints don't say
+    record = {"target": "class", "by_scene": False, **record}  # older checkpoints don't say
     for key, value in expected.items():
         if record.get(key) != value:
             raise CheckpointError(
@@ -92,6 +93,7 @@ def bundle_info(
         nodata=chips.nodata,
         means=tuple(map(float, chips.means)),
         stds=tuple(map(float, chips.stds)),
+        by_scene=chips.by_scene,
         classes=dict(enumerate(chips.class_names)),
         positive_class=positive_class,
         target=target,

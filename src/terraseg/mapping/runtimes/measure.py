@@ -25,7 +25,7 @@ from terraseg.core.normalise import never_observed
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.runtimes.choose import RUNTIMES, cpu_predictor
 from terraseg.mapping.runtimes.parity import REFERENCE, Parity
-from terraseg.mapping.runtimes.predictor import readable
+from terraseg.mapping.runtimes.predictor import place_stats, readable
 from terraseg.mapping.runtimes.pytorch import BundlePredictor
 
 _log = logging.getLogger(__name__)
@@ -105,8 +105,11 @@ def choose_chips(
 def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int) -> Iterator[Chip]:
     """Chips of ``size`` x ``size`` px of a grid over all places, without empty ones.
 
-    Multiples of the golden ratio set their order: any first part of it is spread evenly over the grid.
+    Multiples of the golden ratio set their order: any first part of it is spread evenly over the grid. For a model that
+    standardises each scene by itself, the chips have the mean and deviation of the training, up to half a DN: so they
+    can share a batch, and the model sees what it sees in mapping.
     """
+    stats = {place[0].path: place_stats(place, predictor.bands) for place in places if predictor.by_scene}
     grid = [
         (place, Window(left, top, size, size))
         for place in places
@@ -125,7 +128,7 @@ def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int
                     dates.append(_read(scene, opened[scene.path], predictor.bands, window))
             chip = np.concatenate(dates)
             if not never_observed(chip, frames=predictor.frames, nodata=NODATA).all():
-                yield chip
+                yield predictor.as_of_training(chip, stats[place[0].path], where=place[0].path) if stats else chip
 
 
 def _read(scene: Scene, source: DatasetReader, bands: Sequence[str], window: Window) -> Chip:

@@ -1,8 +1,8 @@
 """The interface between mapping and a model on any runtime, and the checks that the model fits a scene."""
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
@@ -12,8 +12,10 @@ import numpy.typing as npt
 from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
+from terraseg.contracts.dataset import SceneStats
 from terraseg.contracts.processing import Processing, processing_of
 from terraseg.contracts.scene import NODATA, Place, Scene, group_places
+from terraseg.contracts.statistics import scene_stats
 from terraseg.core.bands import UNIT, band, band_indices
 from terraseg.errors import CheckpointError, ConfigError, SceneError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster
@@ -74,6 +76,21 @@ class Predictor(Protocol):
         """Mean of each band over all dates of its training data, in DN."""
 
     @property
+    def by_scene(self) -> bool:
+        """Whether it must be `standardised_by` the statistics of the place that it maps."""
+
+    def standardised_by(self, stats: SceneStats, *, where: object) -> "Predictor":
+        """The same model with the statistics of a place, see `place_stats`. It shares everything else.
+
+        Args:
+            stats: of the place.
+            where: the place, for the message.
+
+        Raises:
+            SceneError: a band is constant in the place.
+        """
+
+    @property
     def class_id(self) -> int:
         """Value of its class in mask.tif; all other pixels are 0."""
 
@@ -118,6 +135,21 @@ def readable(path: Path) -> Iterator[None]:
             f"{path} can't be read ({error.__cause__ or error})",
             fix="download it again; the file is damaged or cut off",
         ) from error
+
+
+def place_stats(place: Place, bands: Sequence[str]) -> SceneStats:
+    """The statistics of a place, by the same function as those of the training's scenes.
+
+    Raises:
+        SceneError: a scene lacks a band or can't be read.
+    """
+    with ExitStack() as stack:
+        dates = []
+        for scene in place:
+            stack.enter_context(readable(scene.path))
+            raster = stack.enter_context(open_raster(scene.path, remote_sources(scene.path)))
+            dates.append((raster, [k + 1 for k in band_indices(bands, scene.bands, where=str(scene.path))]))
+        return scene_stats(dates, bands=bands, shape=(place[0].geobox.shape.y, place[0].geobox.shape.x))
 
 
 def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:

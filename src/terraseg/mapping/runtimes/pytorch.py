@@ -2,8 +2,9 @@
 
 import os
 from abc import ABC, abstractmethod
+from copy import copy
 from threading import Thread
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor
 
 from terraseg.contracts.bundle import Bundle
-from terraseg.core.normalise import model_input
+from terraseg.contracts.dataset import SceneStats
+from terraseg.contracts.statistics import means_and_stds
+from terraseg.core.normalise import by_date, model_input
 from terraseg.errors import ConfigError
 from terraseg.learn.models.load import load_model
 from terraseg.learn.models.odds import log_odds
@@ -34,7 +37,7 @@ class BundlePredictor(ABC):
         self.bands, self.frames, self.unit, self.nodata, self.gsd, self.means = (
             info.bands, info.frames, info.unit, info.nodata, info.gsd, info.means,
         )  # fmt: skip
-        self.processing = info.processing
+        self.processing, self.by_scene = info.processing, info.by_scene
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
         # The number of windows per forward pass depends on it, and with it perhaps the last bit of a logit.
@@ -56,9 +59,25 @@ class BundlePredictor(ABC):
             default.start()
             default.join()
 
+    def standardised_by(self, stats: SceneStats, *, where: object) -> Self:
+        """The same model with the statistics of a place instead of those of the training, see `means_and_stds`."""
+        bound = copy(self)
+        bound._means, bound._stds = means_and_stds(stats, self.bands, where=where)
+        return bound
+
     def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, frames x bands, rows, columns) to the model's input, see `model_input`."""
         return model_input(pixels, frames=self.frames, means=self._means, stds=self._stds, nodata=self.nodata)
+
+    def as_of_training(
+        self, pixels: npt.NDArray[np.uint16], stats: SceneStats, *, where: object
+    ) -> npt.NDArray[np.uint16]:
+        """Raw DN (frames x bands, rows, columns) of a place with the mean and deviation of the training instead."""
+        means, stds = (each[:, None, None] for each in means_and_stds(stats, self.bands, where=where))
+        dates = by_date(pixels, frames=self.frames)
+        moved = (dates - means) / stds * self._stds[:, None, None] + self._means[:, None, None]
+        kept = np.clip(np.rint(moved), 1, np.iinfo(np.uint16).max).astype(np.uint16)
+        return np.where(dates == self.nodata, dates, kept).reshape(pixels.shape)
 
     @abstractmethod
     def _forward(self, inputs: npt.NDArray[np.float32]) -> Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.windows import Window
 
+from terraseg.contracts.dataset import SceneStats
 from terraseg.contracts.scene import NODATA, Place, Scene
 from terraseg.core.bands import band_indices
 from terraseg.core.d4 import inverse, turned
@@ -73,7 +74,14 @@ class _EndOfRow:
 
 
 def predict_strips(
-    place: Place, predictor: Predictor, *, grid: WindowGrid, batch_size: int, tta: bool, start: int = 0
+    place: Place,
+    predictor: Predictor,
+    *,
+    grid: WindowGrid,
+    batch_size: int,
+    tta: bool,
+    stats: SceneStats | None = None,
+    start: int = 0,
 ) -> Iterator[FinishedStrip]:
     """Predict a place from strip ``start`` to its end: panels from left to right, each from top to bottom.
 
@@ -89,11 +97,14 @@ def predict_strips(
         grid: the windows.
         batch_size: windows that all workers of the predictor together predict at a time.
         tta: average over the eight rotations and flips of each window.
+        stats: of the place, if the model is standardised by them.
         start: index of the first strip.
 
     Raises:
         CheckpointError: the model returns NaN.
     """
+    if stats is not None:
+        predictor = predictor.standardised_by(stats, where=place[0].path)
     first, row = grid.place(start)
     for index in range(first, len(grid.panels)):
         strips = _predict_panel(

@@ -117,7 +117,7 @@ def test_statistics_that_nobody_published_are_named(sound):
     for statistics, line in (
         (
             "timm_resnet50",
-            "error: data.init_args.statistics: statistics is 'timm_resnet50'; expected dataset, or one of",
+            "error: data.init_args.statistics: statistics is 'timm_resnet50'; expected dataset, scene, or one of",
         ),
         ("prithvi_eo_v1_100", None),
     ):

@@ -168,7 +168,7 @@ def _chips(images: np.ndarray, masks: np.ndarray, corners: list[tuple[int, int]]
         corners=pd.DataFrame([("scene", *corner) for corner in corners], columns=["scene", "row", "column"]),
         places=[(pack, k) for k in range(len(images))],
         coverage=[],
-        to_input=lambda pixels: pixels.astype(np.float32),
+        to_inputs=[lambda pixels: pixels.astype(np.float32)] * len(images),
         dataset=SimpleNamespace(info=SimpleNamespace(tile_size=_SIDE)),
     )
 

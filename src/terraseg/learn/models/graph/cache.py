@@ -28,7 +28,7 @@ _FORMAT = 1
 _MOST = np.iinfo(np.uint16).max
 """Highest id that the file can store."""
 
-ToInput = Callable[[npt.NDArray[Any]], npt.NDArray[np.float32]]
+ToInput = Callable[[str, npt.NDArray[Any]], npt.NDArray[np.float32]]
 
 
 def open_superpixels(
@@ -45,7 +45,7 @@ def open_superpixels(
     Args:
         pack: of this split of this dataset.
         settings: JSON that ``to_input`` depends on (bands, statistics).
-        to_input: one chip's raw pixels to the standardised input of the model.
+        to_input: one chip's tile id and raw pixels to the standardised input of the model.
 
     Returns:
         (chips, rows, columns), memory map, in the order of ``pack.tiles``.
@@ -92,7 +92,7 @@ def _store(path: Path, pack: Pack, *, rule: SuperpixelRule, to_input: ToInput, s
     kept = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint16, shape=(count, rows, columns))
 
     def store(position: int) -> None:
-        kept[position] = rule.divide(to_input(pack.images[position]))
+        kept[position] = rule.divide(to_input(pack.tiles[position], pack.images[position]))
 
     with ThreadPoolExecutor(max_workers=len(processors())) as pool:
         for _ in track(pool.map(store, range(count)), total=count, description=f"superpixels {split}"):
