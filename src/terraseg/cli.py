@@ -29,6 +29,10 @@ VERBS = {  # the modules named here are light to import
     "visualize": "api.assess:visualize",
     "models": "api.learn:models",
     "serve": "serve.start:serve",
+    "serve keys add": "serve.start:add_key",
+    "serve keys list": "serve.start:list_keys",
+    "serve keys revoke": "serve.start:revoke_key",
+    "serve clean": "serve.start:clean",
     "demo": "sample.steps:demo",
 }
 SAMPLE = "sample.steps:download_sample"  # for ``data download --sample``
@@ -81,18 +85,30 @@ def build_parser(words: Sequence[str] | None = None) -> argparse.ArgumentParser:
         "--print-completion", action=_Completion, metavar="SHELL", help="print completion for bash, zsh or tcsh"
     )
     verbs = parser.add_subparsers(title="verbs", required=True, metavar="VERB")
-    data_help = "aoi, download, scene, labels, city, preprocess, import"
-    steps = verbs.add_parser("data", help=data_help).add_subparsers(title="steps", required=True, metavar="STEP")
+    given = [verb for verb in VERBS if words is None or set(verb.split()) <= set(words)]
+    parsers: dict[str, argparse.ArgumentParser] = {}
+    groups: dict[str, Any] = {"": verbs}
     for verb, path in VERBS.items():
-        name = verb.removeprefix("data ")
-        each = (verbs if name == verb else steps).add_parser(name, help=summary(path))
-        if words is None or set(verb.split()) <= set(words):
+        parent, _, name = verb.rpartition(" ")
+        for group in filter(None, [parent.rpartition(" ")[0], parent]):
+            if group not in parsers:
+                above, _, last = group.rpartition(" ")
+                parsers[group] = groups[above].add_parser(last, help=_steps_of(group))
+            if group not in groups:
+                needed = group not in VERBS
+                groups[group] = parsers[group].add_subparsers(title="steps", required=needed, metavar="STEP")
+        each = parsers[verb] = groups[parent].add_parser(name, help=summary(path))
+        if verb in given and not (words and any(other.startswith(f"{verb} ") for other in given)):
             if verb == "data download":
                 each.add_argument("--sample", action="store_true", help=summary(SAMPLE))
                 path = SAMPLE if words and "--sample" in words else path
             add_options(each, function := _function(path))
             each.set_defaults(verb=verb, function=function)
     return parser
+
+
+def _steps_of(group: str) -> str:
+    return ", ".join(verb.removeprefix(f"{group} ") for verb in VERBS if verb.startswith(f"{group} "))
 
 
 class _Completion(argparse.Action):
@@ -132,6 +148,14 @@ def _show(verb: str, result: Any, options: Mapping[str, Any]) -> None:  # noqa: 
     elif verb == "compare":
         for part in _function("report.comparison_tables:everything")(result):
             _print(part)
+    elif verb == "serve keys add":
+        print(result)  # noqa: T201  # alone, for a script
+    elif verb == "serve keys list":
+        for name, user, made, revoked in result:
+            _print(f"{name}  {user}  made {made}" + f"  revoked {revoked}" * bool(revoked))
+    elif verb == "serve clean":
+        for name in result:
+            _print(f"deleted {name}")
     elif verb == "models":
         _print(_function("learn.models.specs:models_table")())
 

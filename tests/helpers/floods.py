@@ -80,3 +80,36 @@ def make_sen1floods11(folder: Path, *, side: int = 64, seed: int = 0) -> Path:
         lists.mkdir(parents=True, exist_ok=True)
         (lists / f"flood_{name}_data.csv").write_text("".join(lines))
     return folder
+
+
+def make_tutorial_floods(
+    folder: Path, *, images: int = 4, sides: Sequence[int] = (64,), crs: str | None = "EPSG:32631", scale: float = 1
+) -> Path:
+    """The folder of docs/service.md: ``SPLIT/input`` and ``SPLIT/ground_truth``, 13 bands without names, odd names.
+
+    No value is declared: -9999 are pixels without an observation, -1 unknown labels.
+
+    Args:
+        folder: gets the splits.
+        images: in each split.
+        sides: sides of the images in turn, in pixels.
+        crs: of all images; None for none.
+        scale: of the values: 1 gives DN, 1e-4 reflectance.
+    """
+    rng, written = np.random.default_rng(0), 0
+    for split in ("train", "val", "test"):
+        for number in range(images):
+            side = sides[number % len(sides)]
+            down, right = np.mgrid[:side, :side]
+            water = (np.sin(right / 9 + number) * 9 + down) % 32 < 12
+            level = 900 + 150 * np.arange(13)[:, None, None]
+            pixels = np.clip(np.where(water, 250, level) + rng.normal(0, 60, (13, side, side)), 1, None) * scale
+            labels = np.where(rng.random(water.shape) < 0.05, -1, water)[None].astype(np.int16)
+            pixels[:, :4, :4] = -9999
+            place = rasterio.Affine(10, 0, 500_000 + 5_000 * written, 0, -10, 4_000_000)
+            name = f"Übung {number}.v1 (S2).tif"
+            values = pixels.astype(np.float32 if scale < 1 else np.int16)
+            write_geotiff(folder / split / "input" / name, values, place, crs=crs)
+            write_geotiff(folder / split / "ground_truth" / name, labels, place, crs=crs)
+            written += 1
+    return folder

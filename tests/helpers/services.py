@@ -1,77 +1,80 @@
-"""The fine-tuning service in a thread of the test, on a loopback port, and what a test gives it to do."""
+"""The service in threads of the test, on a loopback port; its jobs are a few lines of Python."""
 
-import asyncio
 import sys
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from aiohttp import web
+import httpx
 
-from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.paths import CONFIGS
-from terraseg.serve.api import Service, Settings
+from terraseg.serve.assemble import Settings, serving
 from terraseg.serve.client import Client
-from terraseg.serve.processes import Command
+from terraseg.serve.jobs.runner import Command
 
-
-def no_work(folder: Path) -> list[str]:
-    raise AssertionError(f"nothing was to be done in {folder}")
+FACTS: dict[str, Any] = {
+    "images": {"train": 8, "val": 2, "test": 2},
+    "labelled": True,
+    "bands": ["B02", "B03", "B04", "B8A", "B11", "B12"],
+    "unit": "reflectance_1e-4",
+    "gsd": 10,
+    "crs": ["EPSG:32631"],
+    "sizes": [[64, 64]],
+    "label_values": [0, 1],
+}
+"""Of a folder that can be trained on."""
 
 
 def python(code: str) -> Command:
-    """Work that is a few lines of Python, with ``folder``, ``say(name, value)`` for JSON files, and ``end()``."""
+    """Work that is a few lines of Python, with ``request``, ``say(name, value)`` for JSON files, and ``end()``."""
     begin = (
         "import json, os, signal, subprocess, sys, time; from pathlib import Path; folder = Path(sys.argv[1])\n"
+        "request = json.loads((folder / 'request.json').read_text())\n"
         "def say(name, value):\n new = folder / 'new'\n new.write_text(json.dumps(value))\n"
         " new.replace(folder / name)\n"
-        "def end(error=None):\n say('result.json', {'error': error})\n"
+        "def stage(name):\n say('stage.json', {'status': name})\n"
+        "def end(error=None, **result):\n say('result.json', {'error': error, 'result': result})\n"
     )
     return lambda folder: [sys.executable, "-c", begin + code, str(folder)]
 
 
+SLEEPS = python("stage('FINE_TUNING'); (folder / 'pid').write_text(str(os.getpid())); time.sleep(60)")
+
+
 @contextmanager
-def serving(
-    root: Path,
-    command: Command = no_work,
-    *,
-    token: str | None = None,
-    max_upload: int = 10**8,
-    recipes: Path = CONFIGS,
-) -> Iterator[Client]:
+def service(root: Path, command: Command = SLEEPS, *, api_key: str | None = None, **settings: Any) -> Iterator[Client]:
     """A service that runs while the block does, and its client."""
-    settings = Settings(root, recipes, root / "weights", token=token, max_upload=max_upload, command=command)
-    loop, ready, port = asyncio.new_event_loop(), threading.Event(), [0]
-
-    async def start() -> web.AppRunner:
-        runner = web.AppRunner(Service(settings).application(), access_log=None, shutdown_timeout=1)
-        await runner.setup()
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        port[0] = runner.addresses[0][1]
-        return runner
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        runner = loop.run_until_complete(start())
-        ready.set()
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(30)
-    try:
-        with Client(f"http://127.0.0.1:{port[0]}", token=token, retries=0) as client:
-            yield client
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(30)
+    given = Settings(root, CONFIGS, root / "weights", command=command, **settings)
+    with serving(given) as url, Client(api_key, url, retries=0) as client:
+        yield client
 
 
-def add_dataset(root: Path, name: str = "made-1") -> str:
-    """A dataset among those of a service, as an import leaves it."""
-    truth = make_truth((64, 256))
-    make_dataset(root / "datasets" / name, make_scene(root / "raw", (64, 256), truth=truth), truth)
-    return name
+def raw(client: Client, api_key: str | None = None) -> httpx.Client:
+    """Plain HTTP to the same service."""
+    headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+    return httpx.Client(base_url=client._transport.url, headers=headers, trust_env=False)
+
+
+def new_dataset(client: Client, content: bytes = b"II*\0 and more", **facts: Any) -> str:
+    """A dataset of four files whose content nothing reads."""
+    from hashlib import sha256
+
+    digest = sha256(content).hexdigest()
+    paths = [f"{split}/{kind}/a.tif" for split in ("train", "val", "test") for kind in ("input", "ground_truth")]
+    files = [{"path": path, "size": len(content), "sha256": digest} for path in paths]
+    answer = client._transport.post("/datasets", {"name": "made", "facts": {**FACTS, **facts}, "files": files})
+    if answer["missing"]:
+        with raw(client) as http:
+            http.headers.update(client._transport._http.headers)
+            http.put(f"/api/datasets/{answer['id']}/files/{digest}", content=content).raise_for_status()
+    return str(answer["id"])
+
+
+def until(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait for something that must happen."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)

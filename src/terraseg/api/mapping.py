@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from terraseg.acquire.imported.options import ImageOptions
 from terraseg.api.options import Option, StrPath
 from terraseg.errors import ConfigError
 
@@ -40,6 +41,7 @@ def predict(
     workers: Annotated[int | None, Option(_MACHINE, one_of="workers")] = None,
     scheduler: Annotated[str | None, Option(_MACHINE, one_of="workers", metavar="ADDRESS")] = None,
     retries: Annotated[int, Option(_MACHINE)] = 2,
+    image: ImageOptions = ImageOptions(),  # noqa: B008 -- it can't be changed
 ) -> "list[Product]":
     """Map whole scenes with a trained model: probability, mask, polygons and a STAC item for each.
 
@@ -48,7 +50,7 @@ def predict(
         config: YAML of an experiment instead: its own bundle is used.
         ckpt_path: with ``config``: a checkpoint of the experiment instead of its bundle.
         input: a scene, a folder of scenes, a VRT, a STAC item, the http(s) address of a COG or an item, or an image
-            that states all facts of a scene, such as a .SAFE product. Give several for the dates of a place: a model of
+            such as a .SAFE product or any GeoTIFF with a CRS. Give several for the dates of a place: a model of
             several dates takes those on one pixel grid together.
         manifest: a list of scenes instead: .txt, .csv or .json.
         output: folder of the products; each has its own folder, named after the scene (the first date).
@@ -68,6 +70,7 @@ def predict(
         workers: processes on this machine; by default one for each GPU.
         scheduler: address of a running Dask scheduler instead, ``tcp://HOST:PORT``.
         retries: how often a scene that failed is tried again, after all others.
+        image: facts that an image does not state, such as date, bands and unit of a GeoTIFF.
 
     Returns:
         The finished products in the order of the scenes, then the mosaics.
@@ -108,7 +111,7 @@ def predict(
         resampling = model.info.processing.resampling
         open_entry = partial(
             places_at, folder=folder, frames=model.info.frames, gsd=model.info.gsd, resampling=resampling,
-            bands=model.info.bands,
+            bands=model.info.bands, said=image,
         )  # fmt: skip
         outcomes: list[Outcome] = []
         if manifest is None:

@@ -1,25 +1,23 @@
 """HTTP for the client: timeouts, safe retries, and errors of the service raised as they are."""
 
 import logging
-import shutil
-import tarfile
 import time
-from collections.abc import Callable
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
 
-from terraseg.core.files import atomic_folder, atomic_path
-from terraseg.errors import ConfigError, OutputError, ServiceError
-from terraseg.serve.http_errors import Fault
+from terraseg.core.files import atomic_path
+from terraseg.errors import ConfigError, ServiceError
+from terraseg.serve.http_errors import Fault, LimitError
 
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18
 _PASSING = (502, 503, 504)
 """Status codes of a proxy whose service is briefly unavailable."""
 
@@ -36,7 +34,7 @@ class Transport:
 
     Args:
         url: address of the service.
-        token: token that requests have, if any.
+        api_key: key of the user, if the service has keys.
         timeout: longest wait in seconds for an answer, or for progress of a transfer.
         retries: number of retries of requests that may happen twice.
 
@@ -44,14 +42,14 @@ class Transport:
         ConfigError: the address is invalid.
     """
 
-    def __init__(self, url: str, *, token: str | None, timeout: float, retries: int) -> None:
+    def __init__(self, url: str, *, api_key: str | None, timeout: float, retries: int) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or parts.hostname is None:
             raise ConfigError(f"the service's address is {url!r}", expected="http://HOST:PORT or https://HOST")
-        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         here = parts.hostname in ("127.0.0.1", "localhost", "::1")  # a proxy can't reach this machine
         self.url, self._retries = url.rstrip("/"), retries
-        self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, trust_env=not here)
+        self._http = httpx.Client(base_url=f"{self.url}/api", headers=headers, timeout=timeout, trust_env=not here)
 
     def close(self) -> None:
         """Close the connections."""
@@ -59,35 +57,23 @@ class Transport:
 
     def get(self, path: str) -> Any:  # noqa: ANN401  # JSON
         """Get JSON, with retries if the network fails."""
-        return self._repeated(lambda: self._once("GET", path)).json()
+        return self.repeated(lambda: self._once("GET", path)).json()
 
     def text(self, path: str) -> str:
         """Get plain text, with retries if the network fails."""
-        return self._repeated(lambda: self._once("GET", path)).text
+        return self.repeated(lambda: self._once("GET", path)).text
 
-    def post(self, path: str, value: object = None, *, patient: bool = False) -> Any:  # noqa: ANN401  # JSON
-        """Send a request once, without retries.
-
-        Args:
-            value: the JSON to send.
-            patient: wait for the answer without a time limit.
-        """
-        how: dict[str, Any] = {"timeout": httpx.Timeout(60.0, read=None)} if patient else {}
-        return self._once("POST", path, json=value, **how).json()
+    def post(self, path: str, value: object = None) -> Any:  # noqa: ANN401  # JSON
+        """Send a request once, without retries."""
+        return self._once("POST", path, json=value).json()
 
     def delete(self, path: str) -> None:
         """Send a delete request once."""
         self._once("DELETE", path)
 
-    def send(self, path: str, file: Path) -> None:
-        """Upload a file; if the network fails, start again."""
-
-        def once() -> None:
-            with file.open("rb") as handle:
-                headers = {"Content-Length": str(file.stat().st_size)}
-                self._once("PUT", path, content=iter(lambda: handle.read(_CHUNK), b""), headers=headers)
-
-        self._repeated(once)
+    def send(self, path: str, handle: BinaryIO) -> Any:  # noqa: ANN401  # JSON
+        """Send the rest of a file once, from where the handle is."""
+        return self._once("PUT", path, content=_chunks(handle)).json()
 
     def download(self, path: str, target: Path) -> None:
         """Download a file, atomically."""
@@ -104,39 +90,14 @@ class Transport:
                 except httpx.TransportError as error:
                     raise self._unreachable(error) from error
 
-        self._repeated(once)
+        self.repeated(once)
 
-    def download_folder(self, path: str, target: Path, *, mark: str) -> None:
-        """Download a folder, sent as a tar, atomically.
-
-        Args:
-            target: replaced if it has the file ``mark``.
-            mark: a file that such folders have.
-
-        Raises:
-            OutputError: ``target`` has other files.
-        """
-        refuse_other_files(target, mark=mark)
-        with atomic_folder(target) as folder:
-            archive = folder / "download.tar"
-            self.download(path, archive)
-            with tarfile.open(archive) as tar:
-                for member in tar:
-                    name = PurePosixPath(member.name)
-                    if not member.isfile() or name.is_absolute() or ".." in name.parts:
-                        raise ServiceError(f"the service sent {member.name!r} in a folder", expected="plain files")
-                    source = tar.extractfile(member)
-                    assert source is not None  # noqa: S101  # it is a regular file
-                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                    with source, (folder / name).open("wb") as handle:
-                        shutil.copyfileobj(source, handle, _CHUNK)
-            archive.unlink()
-
-    def _repeated(self, call: Callable[[], _T]) -> _T:
+    def repeated(self, call: Callable[[], _T]) -> _T:
+        """Make a call that may happen twice, again if the network fails or the service is busy."""
         for attempt in range(self._retries):
             try:
                 return call()
-            except UnreachableError as error:
+            except (UnreachableError, LimitError) as error:
                 pause = _PAUSE * 2**attempt
                 _log.info("%s; next try in %g s", error.found, pause)
                 time.sleep(pause)
@@ -169,11 +130,6 @@ class Transport:
         raise fault.error()
 
 
-def refuse_other_files(folder: Path, *, mark: str) -> None:
-    """Check that a folder is new, empty, or has the file ``mark``, so that no other files are replaced.
-
-    Raises:
-        OutputError: the folder has other files.
-    """
-    if folder.exists() and not (folder.is_dir() and ((folder / mark).is_file() or not any(folder.iterdir()))):
-        raise OutputError(f"{folder} holds other files", expected="a new folder", fix="choose another folder")
+def _chunks(handle: BinaryIO) -> Iterator[bytes]:
+    while chunk := handle.read(_CHUNK):
+        yield chunk

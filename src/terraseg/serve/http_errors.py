@@ -12,19 +12,23 @@ from terraseg.errors import OutputError, ServiceError, TerrasegError
 
 
 class DeniedError(ServiceError):
-    """The token is missing or wrong, or the request comes from a web page."""
+    """The API key is missing or wrong, or the request comes from another site's web page."""
 
 
 class NotThereError(ServiceError):
-    """No such dataset, upload, job, recipe or file."""
+    """No such dataset, model, inference, base model or file; or it is another user's."""
 
 
 class WrongStateError(ServiceError):
-    """The dataset or job is not in a state that allows it."""
+    """The dataset, model or inference is not in a state that allows it."""
 
 
 class TooLargeError(ServiceError):
-    """The upload is larger than the service accepts."""
+    """A file, a request or all files of a user are larger than the service accepts."""
+
+
+class LimitError(ServiceError):
+    """Too many requests or unfinished jobs."""
 
 
 _STATUS: dict[type[TerrasegError], int] = {
@@ -32,6 +36,7 @@ _STATUS: dict[type[TerrasegError], int] = {
     NotThereError: 404,
     WrongStateError: 409,
     TooLargeError: 413,
+    LimitError: 429,
     OutputError: 507,
 }
 

@@ -1,128 +1,278 @@
-"""Requests to the service and its answers.
+"""Requests to the service and its answers, in the words of the SDK.
 
-Unknown keys and invalid values in a request raise an error that names each of them. Answers are read from the files of
-a dataset or job at each request, so that they are always up to date.
+Unknown keys and invalid values in a request raise an error that names each of them.
 """
 
-import csv
-import datetime as dt
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Literal, Self, TypeVar
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from terraseg.contracts.dataset import SPLITS
+from terraseg.contracts.splits import Split
+from terraseg.core.bands import band
+from terraseg.core.files import GEOTIFF
 from terraseg.core.settings import Strict, faults_of
-from terraseg.errors import ConfigError
-from terraseg.prepare.config import FolderOptions
-from terraseg.serve.store import Job, Store, read_json
+from terraseg.errors import ConfigError, SceneError
+from terraseg.serve.database import Dataset, Job
 
-_Model = TypeVar("_Model", bound=BaseModel)
+Status = Literal[
+    "QUEUED", "SETTING_UP", "DOWNLOADING_DATA", "FINE_TUNING", "RUNNING_INFERENCE", "SAVING_RESULTS",
+    "COMPLETED", "FAILED", "CANCELLED",
+]  # fmt: skip
+"""Of a model or an inference. The SDK adds NOT_FOUND."""
 
-_FACTS = ("class_name", "split", "threshold", "rule", "label_rule", "split_rule", "weights", "attribution", "warnings")
-_METRICS = ("iou", "f1", "precision", "recall", "average_precision", "ece", "miou")
+Unit = Literal["reflectance_1e-4", "reflectance"]
 
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]{0,63}$")]
 """Names a file or folder: never a path."""
 
+_Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+_Size = Annotated[int, Field(ge=8, le=1 << 40)]
+_Text = Annotated[str, Field(max_length=1000)]
+_Bands = Annotated[tuple[_Name, ...], Field(min_length=1, max_length=32)]
 
-class AskedUpload(Strict):
-    """Upload a folder of labelled images, to make a dataset.
+
+class _Request(Strict):
+    """Base of requests: names of bands in any dialect become ESA's."""
+
+    @field_validator("bands", check_fields=False)
+    @classmethod
+    def _bands_are_known(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        try:
+            return value and tuple(band(name).name for name in value)
+        except SceneError as error:
+            raise ValueError(str(error)) from error
+
+
+class Facts(_Request):
+    """What is known of a folder of images, from its files, its values, and what the user says.
 
     Attributes:
-        name: name of the dataset; its id begins with it.
-        size: bytes of all files.
-        images: folder of the images in the upload.
-        masks: folder of the masks; None if the images' folder has train, val and test, with input and
-            ground_truth in each.
-        options: how to read and split the files, as for `terraseg data import`.
+        images: number of images in each split.
+        labelled: whether there is ground truth.
+        bands: ESA names in file order.
+        unit: of the values.
+        nodata: value without an observation, in addition to what the files declare.
+        gsd: pixel size in metres.
+        crs: of the images; empty if they have none.
+        sizes: (rows, columns) of the images, each once.
+        label_values: values in the ground truth, without -1.
+        assumed: what the files don't say and was assumed, one sentence each.
     """
 
-    name: _Name = "dataset"
-    size: int = Field(ge=0)
-    images: str = "images"
-    masks: str | None = "masks"
-    options: FolderOptions = FolderOptions()
+    images: dict[Split, Annotated[int, Field(ge=0)]]
+    labelled: bool
+    bands: _Bands
+    unit: Unit
+    nodata: float | None = None
+    gsd: float = Field(gt=0, lt=1e6)
+    crs: tuple[_Text, ...] = ()
+    sizes: tuple[tuple[int, int], ...] = Field(min_length=1, max_length=100_000)
+    label_values: tuple[Annotated[int, Field(ge=-32768, le=65535)], ...] = Field(default=(), max_length=1000)
+    assumed: tuple[_Text, ...] = Field(default=(), max_length=50)
+
+
+class FileOffer(Strict):
+    """A file that a client has: its path in the dataset, bytes and SHA-256."""
+
+    path: str
+    size: _Size
+    sha256: _Sha256
+
+    @field_validator("path")
+    @classmethod
+    def _is_an_image_of_a_split(cls, value: str) -> str:
+        parts = value.split("/")
+        if "\\" in value or not value.isprintable() or any(not part or part.startswith(".") for part in parts):
+            raise ValueError(f"{value[:80]!r} is not a path inside a dataset, without hidden files")
+        split, kind = [*parts, "", ""][:2]
+        if len(parts) != 3 or split not in ("train", "val", "test") or kind not in ("input", "ground_truth"):
+            raise ValueError(f"{value[:80]!r} is not SPLIT/input/NAME or SPLIT/ground_truth/NAME")
+        if PurePosixPath(value).suffix.lower() not in GEOTIFF or len(parts[2].encode()) > 200:
+            raise ValueError(f"{value[:80]!r} is not named like a GeoTIFF: .tif or .tiff, at most 200 bytes")
+        return value
+
+
+class NewDataset(Strict):
+    """Make a dataset: the answer says which files are missing on the service."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100)]
+    facts: Facts
+    files: tuple[FileOffer, ...] = Field(min_length=1, max_length=200_000)
 
     @model_validator(mode="after")
-    def _folders_are_inside(self) -> Self:
-        for folder in (self.images, self.masks):
-            if folder is not None:
-                upload_path(folder)
+    def _paths_differ(self) -> Self:
+        if len({file.path for file in self.files}) < len(self.files):
+            raise ValueError("files: a path occurs twice")
         return self
 
 
-class AskedTraining(Strict):
-    """Fine-tune a model.
+class NormConfig(Strict):
+    """Means and standard deviations of the model's bands, in the unit of the images."""
+
+    means: tuple[float, ...] = Field(min_length=1)
+    stds: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> Self:
+        if len(self.means) != len(self.stds):
+            raise ValueError(f"{len(self.means)} means and {len(self.stds)} stds")
+        return self
+
+
+class TrainingMetadata(_Request):
+    """How to fine-tune.
 
     Attributes:
-        dataset: id of the dataset.
-        recipe: name of a config.
-        steps: optimizer steps. Without steps and epochs, the length that the recipe sets.
-        epochs: instead of steps.
-        seed: for the training, and for the choice of chips if ``fraction`` is less than 1.
-        fraction: share of the train area to learn from.
-        batch_size: chips per step; by default that of the recipe.
-        bands: names in any dialect, in the order of the model's channels; by default those of the recipe.
-        positive: class for threshold, metrics and maps; by default class 1.
-        weights: ``hub``, ``random``, or a file in the service's weights folder; by default those of the recipe.
+        num_classes: number of classes; by default that of CLASSES, else of the values in the ground truth.
+        CLASSES: names of the values 0, 1, ...; by default class_0, class_1, ...
+        num_frames: dates in a file; only 1.
+        img_norm_cfg: means and stds of the bands; by default those of the train split.
+        ignore_index: value in the ground truth that means unknown, besides -1.
+        ignore_classes: classes (names or values) whose pixels count in no loss and no score.
+        epochs: length of the training.
+        steps: instead of epochs: optimizer steps.
+        lr: (highest) learning rate.
+        weight_decay: of the optimizer.
+        frozen_backbone: train only decoder and head.
+        batch_size: chips per step; by default the base model's, or less if there are few chips.
+        loss: a name, several, or a mapping of names to factors; by default the base model's.
+        seed: of the training.
+        fraction: share of the train split to learn from.
+        bands: of the model; by default the base model's.
+        tile_size: side of the chips that images are cut into; by default up to 224 px.
+        positive: class that the threshold is chosen for; by default class 1.
+        weights: ``hub``, ``random``, or a file in the service's weights folder; by default the base model's.
     """
 
-    kind: Literal["train"] = "train"
-    dataset: _Name
-    recipe: _Name
-    steps: int | None = Field(default=None, ge=2)
-    epochs: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    num_classes: int | None = Field(default=None, ge=2, le=128)
+    CLASSES: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(default=None, min_length=2)
+    num_frames: Literal[1] = 1
+    img_norm_cfg: NormConfig | None = None
+    ignore_index: int = Field(default=-1, ge=-32768, le=65535)
+    ignore_classes: tuple[int | str, ...] = Field(default=(), max_length=128)
+    epochs: int | None = Field(default=None, ge=1, le=100_000)
+    steps: int | None = Field(default=None, ge=2, le=10_000_000)
+    lr: float = Field(default=1.5e-5, gt=0, le=10)
+    weight_decay: float = Field(default=0.05, ge=0, le=10)
+    frozen_backbone: bool = False
+    batch_size: int | None = Field(default=None, ge=1, le=10_000)
+    loss: str | tuple[str, ...] | dict[str, float] | None = None
+    seed: int = Field(default=0, ge=0, lt=1 << 31)
     fraction: float = Field(default=1.0, gt=0, le=1)
-    batch_size: int | None = Field(default=None, ge=1)
-    bands: tuple[str, ...] | None = Field(default=None, min_length=1)
-    positive: str | None = None
+    bands: _Bands | None = None
+    tile_size: int | None = Field(default=None, ge=16, le=2048)
+    positive: _Text | None = None
     weights: _Name | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _has_a_length(cls, values: Any) -> Any:  # noqa: ANN401  # pydantic's
+        if isinstance(values, dict) and values.get("steps") is None and values.get("epochs") is None:
+            return {**values, "epochs": 100}
+        return values
+
     @model_validator(mode="after")
-    def _one_length(self) -> Self:
+    def _keys_agree(self) -> Self:
         if self.steps is not None and self.epochs is not None:
             raise ValueError("steps and epochs are both set: set only one")
+        names = self.CLASSES
+        if names is not None and len(set(names)) < len(names):
+            raise ValueError("CLASSES has a name twice")
+        if names is not None and self.num_classes not in (None, len(names)):
+            raise ValueError(f"num_classes is {self.num_classes}, but CLASSES has {len(names)} names")
+        if self.img_norm_cfg and self.bands and len(self.bands) != len(self.img_norm_cfg.means):
+            raise ValueError(f"img_norm_cfg has {len(self.img_norm_cfg.means)} means for {len(self.bands)} bands")
         return self
 
 
-class AskedPrediction(Strict):
-    """Map one image.
+class InferenceMetadata(_Request):
+    """How to map: nothing has to be said.
 
     Attributes:
-        job: id of the training whose model to use.
-        upload: id of an upload with this image alone.
-        item: its STAC item, for a scene from `terraseg data download`. Other images need the keys below.
-        bands: names in file order; by default those of the image, else those of the training images.
-        unit: as for bands.
-        nodata: as for bands.
-        date: day on which it was taken.
-        attribution: credit line for the map.
-        threshold: probability threshold; by default the one chosen on val.
+        threshold: of two classes: probability from which a pixel is of the positive class; by default the one that was
+            chosen on val.
+        batch_size: windows in one forward pass.
+        bands, unit, nodata: of the images, instead of what was found in them.
     """
 
-    kind: Literal["predict"]
-    job: _Name
-    upload: _Name
-    item: dict[str, Any] | None = None
-    bands: tuple[str, ...] | None = None
-    unit: Literal["reflectance_1e-4", "reflectance"] | None = None
-    nodata: float | None = None
-    date: dt.date | None = None
-    attribution: str = "given image"
     threshold: float | None = Field(default=None, gt=0, lt=1)
+    batch_size: int = Field(default=8, ge=1, le=1000)
+    bands: _Bands | None = None
+    unit: Unit | None = None
+    nodata: float | None = None
 
-    @model_validator(mode="after")
-    def _has_a_date(self) -> Self:
-        if self.item is None and self.date is None:
-            raise ValueError("date: an image without a STAC item needs its date, YYYY-MM-DD")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _is_no_training(cls, values: Any) -> Any:  # noqa: ANN401  # pydantic's
+        only = set(values if isinstance(values, dict) else ()) & set(TrainingMetadata.model_fields)
+        if wrong := sorted(only - set(cls.model_fields)):
+            raise ValueError(f"{', '.join(wrong)}: only for fine_tune, a model keeps what it was trained with")
+        return values
 
 
-def checked(model: type[_Model], values: object) -> _Model:
+class NewModel(Strict):
+    """Fine-tune a model."""
+
+    base_model: _Name
+    dataset_id: _Name
+    metadata: TrainingMetadata = Field(default_factory=lambda: TrainingMetadata.model_validate({}))
+
+
+class NewInference(Strict):
+    """Map the images of one split."""
+
+    model_id: _Name
+    dataset_id: _Name
+    split: Split = "test"
+    metadata: InferenceMetadata = InferenceMetadata()
+
+
+class FileNeed(BaseModel):
+    """A file to send: ``offset`` bytes of it are already there."""
+
+    sha256: str
+    size: int
+    offset: int
+
+
+class DatasetAnswer(BaseModel):
+    """A dataset: READY, or UPLOADING with the files that are missing."""
+
+    id: str
+    name: str
+    created: float
+    status: Literal["UPLOADING", "READY"]
+    facts: dict[str, Any]
+    files: int
+    bytes: int
+    missing: list[FileNeed]
+
+
+class JobAnswer(BaseModel):
+    """A model or an inference: ``metadata`` holds every key, ``error`` the reason of FAILED."""
+
+    id: str
+    kind: Literal["model", "inference"]
+    status: Status
+    created: float
+    started: float | None
+    finished: float | None
+    attempts: int
+    dataset_id: str
+    model_id: str | None
+    base_model: str
+    split: str | None
+    hosted: bool = False
+    metadata: dict[str, Any]
+    config: dict[str, Any]
+    progress: dict[str, Any]
+    result: dict[str, Any]
+    error: dict[str, Any] | None
+
+
+def checked(model: type[BaseModel], values: object) -> Any:  # noqa: ANN401  # an instance of the model
     """Validate values as a model.
 
     Raises:
@@ -134,112 +284,33 @@ def checked(model: type[_Model], values: object) -> _Model:
         raise ConfigError(faults_of(error)) from error
 
 
-def upload_path(name: str) -> PurePosixPath:
-    """Check that a relative path stays inside the upload.
-
-    Raises:
-        ValueError: it leads outside, or names a hidden file.
-    """
-    parts = name.split("/")
-    if "\\" in name or not name.isprintable() or any(not part or part.startswith(".") for part in parts):
-        raise ValueError(f"invalid path {name!r}: expected a path inside the upload, without hidden files or folders")
-    if any(len(part.encode()) > 200 for part in parts):
-        raise ValueError("a file or folder name is longer than 200 bytes")
-    return PurePosixPath(*parts)
-
-
-def plain(model: BaseModel) -> dict[str, Any]:
-    """A model as JSON values."""
-    values: dict[str, Any] = model.model_dump(mode="json")
-    return values
+def dataset_answer(row: Dataset, *, files: int, size: int, missing: list[FileNeed]) -> DatasetAnswer:
+    """Description of a dataset."""
+    return DatasetAnswer(
+        id=row.id,
+        name=row.name,
+        created=row.created,
+        status="UPLOADING" if missing else "READY",
+        facts=row.facts,
+        files=files,
+        bytes=size,
+        missing=missing,
+    )
 
 
-# --- answers ---
-
-
-def dataset_answer(store: Store, name: str) -> dict[str, Any]:
-    """Description of a dataset.
-
-    Raises:
-        NotThereError: no dataset with this id.
-    """
-    dataset = store.dataset(name)
-    info, tiles = dataset.info, dataset.tiles
-    return {
-        "id": name,
-        "bands": list(info.bands),
-        "classes": list(info.classes.values()),
-        "tile_size": info.tile_size,
-        "gsd": info.gsd,
-        "crs": list(info.crs),
-        "chips": {split: int((tiles["split"] == split).sum()) for split in SPLITS},
-        "label_rule": info.label_rule,
-        "split_rule": info.split_rule,
-        "attribution": info.attribution,
-        "content_hash": info.content_hash,
-    }
-
-
-def job_answer(store: Store, job: Job) -> dict[str, Any]:
-    """Description of a job: request, state, progress and metrics."""
-    folder = store.job_folder(job.id)
-    request = store.request(job.id)
-    answer = {**job.model_dump(), "request": request}
-    answer["stage"] = read_json(folder / "stage.json").get("stage") if job.state == "running" else None
-    return {**answer, **(_training(folder) if job.kind == "train" else _prediction(folder.parent / request["job"]))}
-
-
-def _training(folder: Path) -> dict[str, Any]:
-    config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    trainer, weights = config["trainer"], str(config["model"]["init_args"]["weights"])
-    outputs = Path(trainer["default_root_dir"])
-    bundle = read_json(outputs / "bundle" / "bundle.json")
-    # In every answer, also before the training starts: nobody may take random weights for pretrained ones.
-    weights = str(bundle.get("weights", weights))
-    return {
-        "weights": weights,
-        "pretrained": not weights.startswith("random"),
-        "threshold": bundle.get("threshold"),
-        "licence": bundle.get("licence"),
-        "warnings": read_json(folder / "warnings.json").get("warnings", []),
-        "progress": {**_last_row(outputs / "metrics.csv"), "steps": trainer.get("max_steps", -1)},
-        "metrics": {
-            split: _summary(read_json(path)) for split in SPLITS if (path := metrics_file(folder, split)).is_file()
-        },
-    }
-
-
-def _prediction(training: Path) -> dict[str, Any]:
-    """Metadata of the model; its training may have been deleted since."""
-    known = _training(training) if training.is_dir() else {"weights": "not recorded", "pretrained": False}
-    of_model = {key: known.get(key) for key in ("weights", "pretrained", "threshold", "licence")}
-    return {**of_model, "warnings": [], "progress": {}, "metrics": {}}
-
-
-def metrics_file(folder: Path, split: str) -> Path:
-    """File with a training's metrics on one split."""
-    return folder / "metrics" / f"{split}.json"
-
-
-def _last_row(table: Path) -> dict[str, float | None]:
-    """Epoch, step, losses and scores of the last validation; empty before the first."""
-    if not table.is_file():
-        return {}
-    with open(table, encoding="utf-8", newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    return {key: _number(value) for key, value in rows[-1].items()} if rows else {}
-
-
-def _number(text: str) -> float | None:
-    value = float(text) if text else float("nan")
-    is_finite = value == value and abs(value) < float("inf")
-    return (int(value) if value == int(value) else value) if is_finite else None
-
-
-def _summary(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        **{name: metrics["figures"][name] for name in _METRICS},
-        **{key: metrics[key] for key in _FACTS},
-        "units": len(metrics["units"]),
-        "pixels": metrics["pixels"],
-    }
+def job_answer(row: Job) -> JobAnswer:
+    """Description of a model or an inference."""
+    request: Mapping[str, Any] = row.request
+    result = dict(row.result)
+    # The statistics that a training computes complete its metadata.
+    metadata = {**request["metadata"], **result.pop("metadata", {})}
+    return JobAnswer.model_validate(
+        {
+            **{name: getattr(row, name) for name in JobAnswer.model_fields if hasattr(row, name)},
+            "base_model": request["base_model"],
+            "split": request.get("split"),
+            "metadata": metadata,
+            "config": request.get("config", {}),
+            "result": result,
+        }
+    )

@@ -72,7 +72,7 @@ def _python() -> Iterator[tuple[str, str]]:
         yield path.name, "\n".join(blocks)
     for path in (
         ROOT / "src" / "terraseg" / "sample" / "demo.py",
-        ROOT / "src" / "terraseg" / "serve" / "job_process.py",
+        ROOT / "src" / "terraseg" / "serve" / "jobs" / "job_process.py",
     ):
         yield path.name, path.read_text(encoding="utf-8")
 
@@ -80,7 +80,8 @@ def _python() -> Iterator[tuple[str, str]]:
 _ALLOWED = {  # class paths of the experiments' YAML files, and what is no step: files, errors, the service itself
     "terraseg.learn.datamodule", "terraseg.learn.task", "terraseg.learn.callbacks", "terraseg.learn.freeze",
     "terraseg.core.files", "terraseg.errors", "terraseg.contracts.splits",
-    "terraseg.serve.http_errors", "terraseg.serve.store", "terraseg.serve.image_to_scene",
+    "terraseg.serve.http_errors", "terraseg.serve.store", "terraseg.serve.schema", "terraseg.serve.jobs.folder",
+    "terraseg.serve.jobs.recipes", "terraseg.serve.jobs.maps", "terraseg.serve.jobs.scores",
 }  # fmt: skip
 
 

@@ -5,23 +5,25 @@ import yaml
 
 from helpers.factories import make_dataset, make_scene, make_truth
 from helpers.paths import CONFIGS
-from terraseg.errors import ConfigError, SceneError
+from helpers.services import FACTS
+from terraseg.errors import ConfigError
 from terraseg.learn.check.run import check
 from terraseg.serve.http_errors import NotThereError
-from terraseg.serve.recipes import find_recipes, resolve
-from terraseg.serve.schema import AskedTraining, AskedUpload, checked
+from terraseg.serve.jobs.recipes import find_recipes, resolve
+from terraseg.serve.schema import Facts, InferenceMetadata, NewModel, TrainingMetadata, checked
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     root = tmp_path_factory.mktemp("place")
     truth = make_truth((256, 512))
-    return make_dataset(root / "processed", make_scene(root / "raw", (256, 512), truth=truth), truth, tile_size=64)
+    return make_dataset(root / "dataset", make_scene(root / "raw", (256, 512), truth=truth), truth, tile_size=64)
 
 
-def _resolved(dataset, folder, **asked):
-    given = {"dataset": "made", "recipe": "demo_unet", **asked}
-    return resolve(AskedTraining(**given), recipes=CONFIGS, weights=folder / "w", dataset=dataset, output=folder / "o")
+def _resolved(folder, recipe="demo_unet", facts=None, **asked):
+    metadata = checked(TrainingMetadata, {"weights": "random", **asked})
+    known = Facts.model_validate({**FACTS, **(facts or {})})
+    return resolve(metadata, recipe, recipes=CONFIGS, weights=folder / "w", facts=known)
 
 
 def test_recipes_are_the_experiments_that_train_on_any_dataset():
@@ -36,88 +38,109 @@ def test_recipes_are_the_experiments_that_train_on_any_dataset():
 
 @pytest.mark.parametrize("recipe", ["baseline_unet", "baseline_segformer_b2", "prithvi_upernet", "demo_prithvi_tiny"])
 @pytest.mark.parametrize("length", [{"steps": 7}, {"epochs": 3}, {}])
-def test_a_resolved_recipe_passes_the_check(dataset, tmp_path, recipe, length):
-    config = _resolved(dataset, tmp_path, recipe=recipe, weights="random", batch_size=4, seed=5, fraction=0.5, **length)
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    assert [finding for finding in check(path, model=False) if finding.severity == "error"] == []
+def test_a_resolved_recipe_passes_the_check(dataset, tmp_path, monkeypatch, recipe, length):
+    asked = {"batch_size": 4, "seed": 5, "fraction": 0.5, "weight_decay": 0.1, "frozen_backbone": True, **length}
+    metadata, config = _resolved(tmp_path, recipe, **asked)
+    monkeypatch.chdir(dataset.root.parent)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert [each for each in check(tmp_path / "config.yaml", model=False) if each.severity == "error"] == []
     trainer, data, model = config["trainer"], config["data"]["init_args"], config["model"]["init_args"]
     assert (config["seed_everything"], data["seed"], data["fraction"], data["batch_size"]) == (5, 5, 0.5, 4)
-    assert data["root"] == str(dataset.root)
-    assert model["weights"] == "random"
+    assert (model["weights"], model["lr"], model["freeze_backbone"]) == ("random", 1.5e-5, True)
+    assert model["optimizer_hparams"]["weight_decay"] == 0.1
     if "steps" in length:
         assert (trainer["max_steps"], trainer["val_check_interval"]) == (7, 2)
-        assert trainer.get("max_epochs") is None
-    if "epochs" in length:
-        assert (trainer["max_epochs"], trainer["max_steps"], trainer["check_val_every_n_epoch"]) == (3, -1, 1)
+        assert (trainer.get("max_epochs"), metadata.epochs) == (None, None)
+    else:
+        epochs = length.get("epochs", 100)
+        assert (trainer["max_epochs"], trainer["max_steps"], metadata.epochs) == (epochs, -1, epochs)
     placed = [
         trainer["default_root_dir"],
         *(each["init_args"]["dirpath"] for each in trainer["callbacks"] if "dirpath" in each.get("init_args", {})),
     ]
-    assert all(folder.startswith(str(tmp_path / "o" / recipe)) for folder in placed)
+    assert all(folder.startswith(f"outputs/{recipe}") for folder in placed)
     assert len(placed) == 3
 
 
-def test_random_weights_are_never_fallen_back_to(dataset, tmp_path):
+def test_the_metadata_is_complete(tmp_path):
+    metadata, _ = _resolved(tmp_path, facts={"sizes": [[300, 250]], "label_values": [0, 1, 2, 255]}, ignore_index=255)
+    assert (metadata.num_classes, metadata.CLASSES) == (3, ("class_0", "class_1", "class_2"))
+    assert (metadata.tile_size, metadata.batch_size, metadata.positive) == (224, 8, "class_1")
+    assert metadata.loss == {"ce": 1.0, "dice": 1.0}
+    assert metadata.bands == ("B02", "B03", "B04", "B8A", "B11", "B12")
+    small, _ = _resolved(tmp_path, facts={"images": {"train": 3, "val": 1, "test": 1}, "sizes": [[20, 40]]})
+    assert (small.tile_size, small.batch_size) == (64, 1)
+
+
+def test_random_weights_are_never_fallen_back_to(tmp_path):
     assert "hub-or-random" in (CONFIGS / "demo_prithvi_tiny.yaml").read_text()
-    assert _resolved(dataset, tmp_path, recipe="demo_prithvi_tiny")["model"]["init_args"]["weights"] == "hub"
+    metadata, config = _resolved(tmp_path, "demo_prithvi_tiny", weights=None)
+    assert metadata.weights == config["model"]["init_args"]["weights"] == "hub"
     with pytest.raises(ConfigError, match="weights: .*pattern"):
-        checked(AskedTraining, {"dataset": "a", "recipe": "b", "weights": "../secret"})
+        _resolved(tmp_path, weights="../secret")
     with pytest.raises(ConfigError, match="'hub-or-random'; expected hub, random; .*put"):
-        _resolved(dataset, tmp_path, weights="hub-or-random")
-
-
-def test_weights_are_files_of_the_services_folder(dataset, tmp_path):
+        _resolved(tmp_path, weights="hub-or-random")
+    with pytest.raises(ConfigError, match="'tf_efficientnet_lite0.safetensors'"):
+        _resolved(tmp_path, weights=None)
     (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "mine.safetensors").touch()
-    asked = _resolved(dataset, tmp_path, weights="mine.safetensors")
-    assert asked["model"]["init_args"]["weights"] == str(tmp_path / "w" / "mine.safetensors")
-    with pytest.raises(ConfigError, match=r"'other.pt'; expected hub, random, mine.safetensors"):
-        _resolved(dataset, tmp_path, weights="other.pt")
+    (tmp_path / "w" / "tf_efficientnet_lite0.safetensors").touch()
+    _, config = _resolved(tmp_path, weights=None)
+    assert config["model"]["init_args"]["weights"] == "tf_efficientnet_lite0.safetensors"
 
 
-def test_bands_reach_data_and_model_in_the_names_that_each_knows(dataset, tmp_path):
-    unet = _resolved(dataset, tmp_path, bands=["red", "B3", "BLUE"])
+def test_bands_reach_data_and_model_in_the_names_that_each_knows(tmp_path):
+    _, unet = _resolved(tmp_path, bands=["red", "B3", "BLUE"])
     assert unet["data"]["init_args"]["bands"] == ["B04", "B03", "B02"]
     assert unet["model"]["init_args"]["model_args"]["backbone_in_chans"] == 3
-    former = _resolved(dataset, tmp_path, recipe="baseline_segformer_b2", bands=["B04", "B03"])
+    _, former = _resolved(tmp_path, "baseline_segformer_b2", bands=["B04", "B03"])
     assert former["model"]["init_args"]["model_args"]["bands"] == ["RED", "GREEN"]
     assert former["model"]["init_args"]["model_args"]["in_channels"] == 2
-    mind = _resolved(dataset, tmp_path, recipe="terramind_fpn", bands=["B04", "B03"])
+    _, mind = _resolved(tmp_path, "terramind_fpn", bands=["B04", "B03"])
     assert mind["model"]["init_args"]["model_args"]["backbone_bands"] == {"S2L2A": ["RED", "GREEN"]}
-    with pytest.raises(SceneError, match="unknown band 'B99'"):
-        _resolved(dataset, tmp_path, bands=["B99"])
 
 
-def test_classes_are_the_datasets(dataset, tmp_path):
-    config = _resolved(dataset, tmp_path, positive="background")
-    assert config["model"]["init_args"]["positive_class"] == 0
-    assert config["model"]["init_args"]["model_args"]["num_classes"] == 2
-    with pytest.raises(ConfigError, match="no class 'flood'; expected one of background, building"):
-        _resolved(dataset, tmp_path, positive="flood")
+@pytest.mark.parametrize(
+    ("recipe", "facts", "asked", "message"),
+    [
+        ("galileo_fpn", {}, {}, "takes the band B05, B06, B07, B08, which the dataset does not have"),
+        ("demo_unet", {}, {"bands": ["B99"]}, "unknown band 'B99'"),
+        ("demo_unet", {}, {"positive": "flood"}, "no class 'flood'; expected one of class_0, class_1"),
+        ("demo_unet", {}, {"ignore_classes": ["sea"]}, "no class 'sea'"),
+        ("demo_unet", {"label_values": [0, 1, 7]}, {"num_classes": 2}, "num_classes is 2, but .* value 7"),
+        ("demo_unet", {"label_values": [0, 255]}, {}, "values up to 255; expected 0 to 127"),
+        ("demo_unet", {"labelled": False}, {}, "no ground truth"),
+        ("demo_unet", {}, {"img_norm_cfg": {"means": [1], "stds": [1]}}, "1 means; expected 6"),
+    ],
+)
+def test_what_does_not_fit_the_dataset_is_an_error_at_once(tmp_path, recipe, facts, asked, message):
+    with pytest.raises(ConfigError, match=message):
+        _resolved(tmp_path, recipe, facts, **asked)
 
 
-def test_unknown_recipes_are_named_with_the_known_ones(dataset, tmp_path):
+def test_unknown_base_models_are_named_with_the_known_ones(tmp_path):
     for name in ("unet", "debug_overfit", "city_data"):
-        with pytest.raises(NotThereError, match=f"no recipe '{name}'; expected one of baseline_deeplabv3plus, "):
-            _resolved(dataset, tmp_path, recipe=name)
+        with pytest.raises(NotThereError, match=f"no base model '{name}'; expected one of baseline_deeplabv3plus, "):
+            _resolved(tmp_path, name)
 
 
 @pytest.mark.parametrize(
     ("model", "values", "message"),
     [
-        (AskedTraining, {"recipe": "a"}, "dataset: Field required"),
-        (AskedTraining, {"dataset": "a", "recipe": "../b"}, "recipe: "),
-        (AskedTraining, {"dataset": "a", "recipe": "b", "lr": 1}, "lr: unknown key"),
-        (AskedTraining, {"dataset": "a", "recipe": "b", "steps": 1}, "steps: .*greater than or equal to 2"),
-        (AskedTraining, {"dataset": "a", "recipe": "b", "steps": 9, "epochs": 1}, "steps and epochs"),
-        (AskedTraining, {"dataset": "a", "recipe": "b", "fraction": 0}, "fraction: "),
-        (AskedTraining, [], "valid dictionary"),
-        (AskedUpload, {"size": 1, "images": "../x"}, "'../x'"),
-        (AskedUpload, {"size": 1, "masks": "/etc"}, "'/etc'"),
-        (AskedUpload, {"size": 1, "options": {"tile_size": 2, "colour": 1}}, "options.tile_size: .*options.colour"),
+        (TrainingMetadata, {"learning_rate": 1}, "learning_rate: unknown key"),
+        (TrainingMetadata, {"steps": 1}, "steps: .*greater than or equal to 2"),
+        (TrainingMetadata, {"steps": 9, "epochs": 1}, "steps and epochs"),
+        (TrainingMetadata, {"fraction": 0}, "fraction: "),
+        (TrainingMetadata, {"num_classes": 3, "CLASSES": ["a", "b"]}, "num_classes is 3, but CLASSES has 2"),
+        (TrainingMetadata, {"CLASSES": ["a", "a"]}, "a name twice"),
+        (TrainingMetadata, {"num_frames": 3}, "num_frames: "),
+        (TrainingMetadata, {"img_norm_cfg": {"means": [1, 2], "stds": [1]}}, "2 means and 1 stds"),
+        (TrainingMetadata, [], "valid dictionary"),
+        (InferenceMetadata, {"epochs": 3, "lr": 1}, "epochs, lr: only for fine_tune"),
+        (InferenceMetadata, {"colour": 3}, "colour: unknown key"),
+        (InferenceMetadata, {"threshold": 1.5}, "threshold: "),
+        (NewModel, {"base_model": "../b", "dataset_id": "a"}, "base_model: "),
     ],
-)  # fmt: skip
-def test_requests_that_can_not_be_are_refused_by_key(model, values, message):
+)
+def test_requests_that_can_not_be_are_errors_by_key(model, values, message):
     with pytest.raises(ConfigError, match=message):
         checked(model, values)

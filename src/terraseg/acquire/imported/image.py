@@ -78,7 +78,7 @@ class Image:
         found: what its files state.
         layers: the bands of the scene, each with its name and scale.
         time: of acquisition.
-        level: L1C or L2A.
+        level: L1C or L2A; None if it is unknown.
         attribution: credit line.
         origins: where each fact comes from.
     """
@@ -86,7 +86,7 @@ class Image:
     found: Found
     layers: tuple[Layer, ...]
     time: dt.datetime
-    level: Level
+    level: Level | None
     attribution: str
     origins: Mapping[str, str]
 
@@ -101,8 +101,13 @@ _NEEDED = {
 """The facts that each scene needs: a placeholder for the option, and what it means."""
 
 
-def complete(found: Found, options: ImageOptions) -> Image:
+def complete(found: Found, options: ImageOptions, *, level_needed: bool = True) -> Image:
     """The image with all its facts: those that its files state, and those of the options.
+
+    Args:
+        found: what its files state.
+        options: what the user says.
+        level_needed: whether an unknown level is missing.
 
     Raises:
         SceneError: facts are missing (one message names all of them), or an option contradicts the files.
@@ -118,12 +123,12 @@ def complete(found: Found, options: ImageOptions) -> Image:
         stated["level"] = Stated("L1C", "the band B10, which L2A does not have")
     settled = {fact: _settled(found, fact, stated.get(fact), getattr(options, fact)) for fact in _NEEDED}
     facts = {fact: known for fact, known in settled.items() if known is not None}
-    if missing := [fact for fact in _NEEDED if fact not in facts]:
+    if missing := [fact for fact in _NEEDED if fact not in facts and (fact != "level" or level_needed)]:
         raise SceneError(
             f"{found.path} does not state "
             + ", ".join(f"its {fact}" + (f" ({found.hints[fact]})" if fact in found.hints else "") for fact in missing),
             expected="; ".join(f"{fact}: {_NEEDED[fact][1]}" for fact in missing),
-            fix=f"terraseg data scene {found.path} " + " ".join(f"--{fact} {_NEEDED[fact][0]}" for fact in missing),
+            fix="add " + " ".join(f"--{fact} {_NEEDED[fact][0]}" for fact in missing),
         )
     if facts["unit"].value not in (UNIT, "reflectance") and any(layer.scale is None for layer in found.layers):
         raise SceneError(
@@ -136,9 +141,9 @@ def complete(found: Found, options: ImageOptions) -> Image:
         found,
         _layers(found, facts["bands"].value, facts["unit"].value, options),
         time.replace(tzinfo=dt.UTC) if time.tzinfo is None else time.astimezone(dt.UTC),
-        facts["level"].value,
+        facts["level"].value if "level" in facts else None,
         facts["attribution"].value.format(year=time.year),
-        {fact: facts[fact].origin for fact in _NEEDED},
+        {fact: facts[fact].origin for fact in facts},
     )
 
 

@@ -82,7 +82,9 @@ def holds_product(folder: Path) -> bool:
     return find_safe(folder, folder) is not None or find_hls(folder, folder) is not None
 
 
-def write_scene(found: Found, output: Path, *, options: ImageOptions, name: str | None = None) -> Scene:
+def write_scene(
+    found: Found, output: Path, *, options: ImageOptions, name: str | None = None, level_needed: bool = True
+) -> Scene:
     """Write an image as a scene with its provenance. A scene that was made from the same files is kept.
 
     Args:
@@ -90,12 +92,13 @@ def write_scene(found: Found, output: Path, *, options: ImageOptions, name: str 
         output: folder of the scene.
         options: facts that the files don't state.
         name: of the scene; by default the image's.
+        level_needed: whether an unknown level is an error.
 
     Raises:
         SceneError: facts are missing, values contradict them, or the image can't be read.
         OutputError: another scene has this name, or the disk is full.
     """
-    image = complete(found, options)
+    image = complete(found, options, level_needed=level_needed)
     target = output / f"{scene_name(name or image.found.name)}.tif"
     key = fingerprint([options.model_dump(mode="json", exclude={"offset_check"}), _identity(image)])
     if target.exists():

@@ -26,6 +26,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.errors import RasterioIOError
 
+from terraseg.acquire.imported.options import ImageOptions
 from terraseg.contracts.finer_scene import finer_place
 from terraseg.contracts.processing import (
     Processing,
@@ -70,6 +71,7 @@ def places_at(
     gsd: float | None = None,
     resampling: Resampling | None = None,
     bands: Sequence[str] | None = None,
+    said: ImageOptions = ImageOptions(),  # noqa: B008 -- it can't be changed
 ) -> list[Place]:
     """Open inputs, and group their scenes to places.
 
@@ -78,12 +80,12 @@ def places_at(
         folder: see `scenes_at`.
         frames: dates per place, see `group_places`.
         gsd: pixel size that the model takes: a scene of 2, 3, 4 ... times that size is interpolated; None for its own.
-        resampling, bands: see `scenes_at`.
+        resampling, bands, said: see `scenes_at`.
 
     Raises:
         SceneError: see `scenes_at` and `group_places`.
     """
-    scenes = [scene for one in given for scene in scenes_at(one, folder, resampling=resampling, bands=bands)]
+    scenes = [scene for one in given for scene in scenes_at(one, folder, resampling=resampling, bands=bands, said=said)]
     places = group_places(scenes, frames=frames)
     return places if gsd is None else [_on_grid(place, gsd, folder) for place in places]
 
@@ -94,7 +96,12 @@ def _on_grid(place: Place, gsd: float, folder: Path) -> Place:
 
 
 def scenes_at(
-    given: str | Path, folder: Path, *, resampling: Resampling | None = None, bands: Sequence[str] | None = None
+    given: str | Path,
+    folder: Path,
+    *,
+    resampling: Resampling | None = None,
+    bands: Sequence[str] | None = None,
+    said: ImageOptions = ImageOptions(),  # noqa: B008 -- it can't be changed
 ) -> list[Scene]:
     """Open the scenes of one input.
 
@@ -104,13 +111,14 @@ def scenes_at(
         resampling: of bands of a STAC item or an image that are coarser than its others, as in training; None repeats
             the pixels of an item, and is bilinear for an image.
         bands: those to take from an image; None for all.
+        said: facts that an image does not state; other inputs have them all.
 
     Raises:
         SceneError: there is no scene, or it can't be read as one.
     """
     name, local = str(given), Path(given)
     if not is_url(name) and is_image(local):
-        return [scene_of_image(local, folder, bands=bands, resampling=resampling)]
+        return [scene_of_image(local, folder, bands=bands, resampling=resampling, said=said)]
     if not is_url(name) and not (local.is_file() and local.suffix.lower() in (".json", ".vrt")):
         return find_scenes(local)
     root = Path(tempfile.mkdtemp(dir=folder))  # a folder of its own: names may be the same

@@ -129,7 +129,7 @@ def test_all_missing_facts_are_one_message(tmp_path):
     given = {"bands": ("B02", "B03"), "unit": UNIT}
     with pytest.raises(SceneError) as error:
         _import(tmp_path / "a.tif", tmp_path, **given)
-    assert re.search(r"scene \S+ --date \S+ --level \S+ --attribution", error.value.fix)
+    assert re.search(r"--date \S+ --level \S+ --attribution", error.value.fix)
 
 
 @pytest.mark.parametrize(
