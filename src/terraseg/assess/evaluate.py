@@ -32,10 +32,12 @@ from terraseg.assess.metrics.pixels import (
     reliability_bins,
 )
 from terraseg.assess.metrics.places import Members, by_block, by_polygons, group_metrics, same_places
+from terraseg.assess.metrics.shares import ShareSums
 from terraseg.assess.metrics.totals import area_part
 from terraseg.contracts.dataset import open_dataset
 from terraseg.contracts.product import Product, threshold_level
-from terraseg.contracts.result import Estimate, Metrics, PixelTotals, Reliability, metrics_path, write_metrics
+from terraseg.contracts.result import Estimate, Metrics, PixelTotals, Reliability, Shares, metrics_path, write_metrics
+from terraseg.contracts.share_interval import ShareInterval
 from terraseg.core.raster import GDAL_CACHE
 from terraseg.core.threshold import best_level
 from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
@@ -118,7 +120,8 @@ def evaluate(
         at=threshold_level(threshold), positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell
     )
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
-        patches = outlines.watch(truth.patches(products))
+        shares = ShareSums(pixel=pixel, cell=truth.cell, intervals=model.share_intervals)
+        patches = shares.watch(outlines.watch(truth.patches(products)))
         counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     if by is None:
         members = by_block(counts.cells)
@@ -136,7 +139,7 @@ def evaluate(
         object_members, part = same_places(members, counts.cells, objects.cells), place_part(objects)
         for place, found_there in group_metrics(object_members, part, units=units, held=objects.held).items():
             groups[place] |= found_there
-    facts = facts_of(truth, counts, score, tolerance=tolerance)
+    facts = facts_of(truth, counts, score, tolerance=tolerance, shares=shares)
     facts |= {"attribution": truth.attribution or model.attribution, "figures": figures, "groups": groups}
     facts["warnings"] = (*warnings, *facts["warnings"])
     metrics = Metrics(
@@ -309,7 +312,9 @@ def measure(counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, 
     return Score(figures, groups, totals, curve, units, units.sums(by_cell))
 
 
-def facts_of(truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tolerance) -> dict[str, Any]:
+def facts_of(
+    truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tolerance, shares: ShareSums
+) -> dict[str, Any]:
     """Fields of `Metrics` that every result shares: the ground and the counts, by field name."""
     return {
         "warnings": _few_units(score.units),
@@ -329,6 +334,7 @@ def facts_of(truth: Truth, counts: PixelCounts, score: Score, *, tolerance: Tole
         "positives": tuple(counts.total[1].tolist()),
         "negatives": tuple(counts.total[0].tolist()),
         "reliability": score.reliability,
+        "shares": shares.result(truth, side=score.units.side),
     }
 
 
@@ -337,7 +343,7 @@ def without_probability(facts: dict[str, Any], *, reason: str) -> None:
     undefined = {name for name, metric in METRICS.items() if metric.needs_probability}
     for estimates in (facts["figures"], *facts["groups"].values()):
         estimates |= dict.fromkeys(undefined & estimates.keys(), Estimate(value=None, reason=reason))
-    facts["reliability"] = ()
+    facts["reliability"], facts["shares"] = (), Shares(reason=reason)
 
 
 def _few_units(units: Units) -> tuple[str, ...]:
@@ -355,6 +361,7 @@ def measure_chips(
     *,
     at: int,
     boundary_tolerance: float,
+    intervals: Sequence[ShareInterval] = (),
 ) -> dict[str, Any]:
     """Score predictions of single chips in the same way as `evaluate` scores maps; returns `facts_of` them.
 
@@ -363,6 +370,7 @@ def measure_chips(
         scores: the prediction of a chip.
         at: the threshold, in DN of probability.
         boundary_tolerance: largest distance between outlines that agree, in metres.
+        intervals: of shares, of the model's bundle.
 
     Raises:
         SplitError: the class never occurs in the split.
@@ -370,7 +378,8 @@ def measure_chips(
     """
     tolerance = Tolerance.of(boundary_tolerance, pixel=truth.dataset.info.gsd)
     outlines = BoundaryCounts(at=at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
-    patches = outlines.watch(truth.all_scored(scores))
+    shares = ShareSums(pixel=truth.dataset.info.gsd, cell=truth.cell, intervals=intervals)
+    patches = shares.watch(outlines.watch(truth.all_scored(scores)))
     counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     score = measure(counts, outlines, by_block(counts.cells), at=at, truth=truth)
-    return facts_of(truth, counts, score, tolerance=tolerance)
+    return facts_of(truth, counts, score, tolerance=tolerance, shares=shares)

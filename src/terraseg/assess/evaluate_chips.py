@@ -50,6 +50,7 @@ def evaluate_chips(
         lambda chip: scores(chip.split, chip.tile),
         at=threshold_level(threshold),
         boundary_tolerance=boundary_tolerance,
+        intervals=model.share_intervals,
     )
     seen = other_dataset(model.experiment, trained_on=model.dataset_hash, tested_on=str(truth.dataset_hash))
     facts["warnings"] = (*seen, *facts["warnings"])

@@ -25,6 +25,7 @@ from pydantic import (
 from safetensors.numpy import save_file
 
 from terraseg.contracts.processing import Processing
+from terraseg.contracts.share_interval import ShareInterval
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import CheckpointError
@@ -66,6 +67,7 @@ class BundleInfo(Strict):
         slope: factor of the log-odds of the mapped class, greater than 0; bundles from before have 1 / temperature.
         intercept: added to it. Both have the best likelihood on the validation split (Platt scaling), and the sigmoid
             of the sum is the probability.
+        share_intervals: how sure the shares of cells are, by their size; empty if the dataset has no coverage.
         tile_size: side of the training chips, in pixels.
         gsd: pixel size of the training chips, in metres.
         processing: what the training's scenes have in common; unknown in bundles from before.
@@ -95,6 +97,7 @@ class BundleInfo(Strict):
     threshold: float
     slope: float = Field(default=1.0, gt=0)
     intercept: float = 0.0
+    share_intervals: tuple[ShareInterval, ...] = ()
     tile_size: int
     gsd: float
     processing: Processing = Processing()

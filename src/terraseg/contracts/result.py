@@ -74,6 +74,27 @@ class Reliability(Strict):
     high: float | None = None
 
 
+class ShareLevel(Strict):
+    """How well the covered share is mapped in cells of one size.
+
+    Attributes:
+        metres: side of the cells; the first level is the pixel of the map.
+        cells: their number.
+        figures: metrics by the names of ``METRICS`` in `terraseg.assess.metrics.shares`.
+    """
+
+    metres: float
+    cells: int
+    figures: dict[str, Estimate]
+
+
+class Shares(Strict):
+    """How well the covered share is mapped, smallest cells first; without levels, ``reason`` says why."""
+
+    levels: tuple[ShareLevel, ...] = ()
+    reason: str = ""
+
+
 class _Format(BaseModel):
     format: int
 
@@ -108,6 +129,7 @@ class Metrics(Strict):
         positives: (251,) pixels of the class by DN of probability, for all curves.
         negatives: (251,) pixels of background by DN of probability.
         reliability: the reliability curve; empty for a rule without probabilities.
+        shares: how well the share of each pixel that the class covers is mapped.
     """
 
     format: int = FORMAT
@@ -136,6 +158,7 @@ class Metrics(Strict):
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
     reliability: tuple[Reliability, ...]
+    shares: Shares = Shares(reason="the result was made before shares were measured")
 
     @property
     def over(self) -> str:

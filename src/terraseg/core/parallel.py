@@ -225,6 +225,19 @@ def read_ahead(items: Iterator[Result], *, depth: int) -> Generator[Result, None
             yield cast("Result", item)
 
 
+def beside(items: Iterable[Task], work: Callable[[Task], None], *, waiting: int = 2) -> Iterator[Task]:
+    """Yield the same items while another thread works on each, in order; at most ``waiting`` of them wait for it."""
+    with concurrent.futures.ThreadPoolExecutor(1, "beside") as worker:
+        pending: deque[concurrent.futures.Future[None]] = deque()
+        for item in items:
+            while len(pending) >= waiting:
+                pending.popleft().result()
+            pending.append(worker.submit(work, item))
+            yield item
+        for future in pending:
+            future.result()
+
+
 @contextmanager
 def _connected(scheduler: str) -> Iterator[Any]:
     """A ``distributed.Client`` of a running scheduler."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from terraseg import __version__
 from terraseg.assess.ground.predictions import Prediction
+from terraseg.assess.metrics import shares
 from terraseg.assess.metrics.pixels import iou
 from terraseg.assess.metrics.seeds import difference
 from terraseg.contracts.comparison import Tables
@@ -149,6 +150,8 @@ def write_report(
         matrices=sorted((_matrix(one, dataset) for one in comparisons), key=lambda one: not one.own),
         columns=columns("results"),
         object_columns=columns("objects"),
+        share_columns=shares.METRICS,
+        scored_shares=[result for result in results if result.shares.levels],
         scored_objects=[result for result in results if has_sizes(result)],
         labelled_chips=LABELLED_CHIPS,
         warnings=list(dict.fromkeys(warning for result in results for warning in result.warnings)),

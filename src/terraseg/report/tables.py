@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from terraseg.assess.metrics import objects, pixels, totals
+from terraseg.assess.metrics import objects, pixels, shares, totals
 from terraseg.assess.metrics.pixels import Metric
 from terraseg.contracts.result import Estimate, Metrics, read_metrics
 
@@ -28,6 +28,8 @@ def tables(paths: Sequence[Path], *, places: bool) -> Iterator[Table]:
     """
     yield metrics_table(paths)
     yield classes_table(paths)
+    if any(read_metrics(path).shares.levels for path in paths):
+        yield shares_table(paths)
     for path in paths:
         if read_metrics(path).limits:
             yield objects_table(path)
@@ -75,6 +77,24 @@ def classes_table(paths: Sequence[str | Path]) -> Table:
         for row, name in enumerate((result.class_name, f"not {result.class_name}")):
             table.add_row(result.experiment, name, *(_number(values[row]) for values in columns))
         table.add_row(result.experiment, "mean", *(_number(values.mean()) for values in columns), end_section=True)
+    return table
+
+
+def shares_table(paths: Sequence[str | Path]) -> Table:
+    """How well the covered share is mapped: one row for each result and size of cells.
+
+    Raises:
+        DatasetError: a file is not a result.
+    """
+    table = Table(title="Covered share, by side of the cells", box=box.SIMPLE_HEAD, collapse_padding=True)
+    table.add_column("Experiment", overflow="fold", min_width=10)
+    for heading in ("Cells", "Number", *(metric.heading for metric in shares.METRICS.values())):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for result in by_iou([read_metrics(path) for path in paths]):
+        for level in result.shares.levels:
+            cells = [_cell(metric, level.figures.get(name)) for name, metric in shares.METRICS.items()]
+            last = level is result.shares.levels[-1]
+            table.add_row(result.experiment, f"{level.metres:g} m", f"{level.cells}", *cells, end_section=last)
     return table
 
 

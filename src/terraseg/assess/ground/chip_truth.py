@@ -157,9 +157,13 @@ class ChipTruth(Truth):
 
     def scored(self, scene: str, score: Callable[[Chip], Scores]) -> Iterator[Patch]:
         """Every pixel of the split in one scene, once, with the scores of its chip (DN 0-250, 255)."""
+        has_coverage = self.dataset.has_coverage and self.positive == 1
         for chip in chips(self.dataset, split=self.split, scene=scene):
-            patch = _patch_name(scene, chip.block)
-            yield Patch(patch, chip.row, chip.column, score(chip), chip.truth, self.places[patch].origin)
+            patch, share = _patch_name(scene, chip.block), None
+            if has_coverage:
+                with rasterio.open(self.dataset.coverage(chip.split, chip.tile)) as source:
+                    share = source.read(1)
+            yield Patch(patch, chip.row, chip.column, score(chip), chip.truth, self.places[patch].origin, share)
 
 
 def chip_truth(

@@ -28,13 +28,15 @@ from terraseg.assess.ground.pairs import (
     Truth,
     offset,
 )
-from terraseg.contracts.dataset import IGNORE
+from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import Product
 from terraseg.core.masks import bands_without_alpha, read_masked
 from terraseg.core.parallel import read_ahead
 from terraseg.core.polygons import read_polygons, sound_polygons, split_layer
 from terraseg.errors import LabelError, SceneError
+from terraseg.prepare.labels.rasterize import coverage
+from terraseg.prepare.split_blocks import Rect
 
 DEFAULT_CELL = 224
 """Side of a cell in pixels, for truth without chips."""
@@ -113,10 +115,10 @@ class PolygonTruth(Truth):
         _check_no_shared_ground(products)
         for product in products:
             with rasterio.open(product.probability) as source:
-                shapes = self.polygons.to_crs(source.crs)
+                tree = shapely.STRtree(self.polygons.to_crs(source.crs).to_numpy())
                 extent = gpd.GeoSeries([self.extent], crs=self.polygons.crs).to_crs(source.crs).iloc[0]
-                read = partial(_rasterise, shapely.STRtree(shapes.to_numpy()), extent, source.transform)
-                yield from _whole(source, product.root.name, read)
+                read = partial(_rasterise, tree, extent, source.transform)
+                yield from _whole(source, product.root.name, read, share=partial(_covered, tree, source.transform))
 
 
 def polygon_truth(path: Path, *, cell: int | None, class_name: str | None, option: str) -> PolygonTruth:
@@ -171,12 +173,20 @@ def _check_no_shared_ground(products: Sequence[Product]) -> None:
         seen.append((product, crs, frame))
 
 
-def _whole(source: rasterio.DatasetReader, scene: str, read: Callable[[Window], Labels]) -> Iterator[Patch]:
+def _whole(
+    source: rasterio.DatasetReader,
+    scene: str,
+    read: Callable[[Window], Labels],
+    *,
+    share: Callable[[Window, Labels], npt.NDArray[np.uint8]] | None = None,
+) -> Iterator[Patch]:
     """Whole rows of a probability raster with their truth from ``read``; the next rows are read ahead."""
     windows = [Window(0, row, source.width, min(_ROWS, source.height - row)) for row in range(0, source.height, _ROWS)]
 
     def patch(window: Window) -> Patch:
-        return Patch(scene, window.row_off, 0, source.read(1, window=window), read(window))
+        truth = read(window)
+        covered = None if share is None else share(window, truth)
+        return Patch(scene, window.row_off, 0, source.read(1, window=window), truth, share=covered)
 
     # GDAL decodes while numpy counts; a dataset allows only one thread.
     yield from read_ahead(map(patch, windows), depth=1)
@@ -239,3 +249,11 @@ def _rasterise(tree: shapely.STRtree, extent: shapely.Geometry, transform: Affin
     known = rasterio.features.rasterize([(extent, 1)], fill=0, **grid)
     truth = rasterio.features.rasterize([(extent, 0), *((shape, 1) for shape in inside)], fill=0, **grid)
     return np.where(known == 1, truth, IGNORE).astype(np.int8)
+
+
+def _covered(tree: shapely.STRtree, transform: Affine, window: Window, truth: Labels) -> npt.NDArray[np.uint8]:
+    """Percent of each pixel that the polygons of the tree cover, unknown where the truth is."""
+    inside = tree.geometries[tree.query(shapely.box(*rasterio.windows.bounds(window, transform)))]
+    top, left = window.row_off, window.col_off
+    share = coverage(inside, window=Rect(top, left, top + window.height, left + window.width), transform=transform)
+    return np.where(truth == IGNORE, COVERAGE_UNKNOWN, np.rint(share * 100)).astype(np.uint8)

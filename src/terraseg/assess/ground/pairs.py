@@ -41,6 +41,7 @@ class Patch:
         probability: the prediction.
         truth: labels of the same shape.
         origin: (row, column) in the scene where its cells start: of its block, or of the scene.
+        share: percent of each pixel that the class covers, 255 = unknown; None if the truth does not say.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Patch:
     probability: Scores
     truth: Labels
     origin: tuple[int, int] = (0, 0)
+    share: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)

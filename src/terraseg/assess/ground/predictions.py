@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from terraseg.contracts.product import Product, find_products
+from terraseg.contracts.share_interval import ShareInterval
 from terraseg.errors import SceneError
 
 
@@ -67,6 +68,12 @@ class Prediction:
         if of_bundle == self.threshold:
             return "of the prediction's bundle"
         return f"that was given to predict (its bundle has {of_bundle:g})"
+
+    @property
+    def share_intervals(self) -> tuple[ShareInterval, ...]:
+        """How sure the shares of cells are, from its bundle; empty if that doesn't say."""
+        found = self.properties.get("terraseg:share_intervals") or ()
+        return tuple(ShareInterval.model_validate(each) for each in found)
 
     def get(self, key: str) -> str | None:
         """The property ``terraseg:<key>`` as text; None if missing."""

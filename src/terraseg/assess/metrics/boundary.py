@@ -9,9 +9,7 @@ Distances are Chebyshev distances in pixels. Unknown pixels are not counted, and
 ground form an edge.
 """
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,10 +20,10 @@ from terraseg.assess.metrics.bit_masks import Bits, counted, packed, spread
 from terraseg.assess.metrics.intervals import Part
 from terraseg.assess.metrics.pixels import Counts, Values, iou
 from terraseg.contracts.product import PROBABILITY_NODATA
+from terraseg.core.parallel import beside
 from terraseg.errors import SceneError
 
 _ROWS = 256  # at once: intermediate arrays stay in the processor's cache
-_QUEUE = 2  # patches waiting to be counted
 
 
 @dataclass(frozen=True)
@@ -76,15 +74,7 @@ class BoundaryCounts:
 
     def watch(self, patches: Iterable[Patch]) -> Iterator[Patch]:
         """Yield the patches and count them in a second thread; numpy releases the interpreter lock."""
-        with ThreadPoolExecutor(1) as worker:
-            pending: deque[Future[None]] = deque()
-            for patch in patches:
-                while len(pending) >= _QUEUE:
-                    pending.popleft().result()
-                pending.append(worker.submit(self._add, patch))
-                yield patch
-            for future in pending:
-                future.result()
+        yield from beside(patches, self._add)
         self._close()
 
     def of(self, cells: Iterable[str]) -> npt.NDArray[np.int64]:
