@@ -82,7 +82,7 @@ class PrepareConfig(Strict):
         bands: bands of the chips in this order; names in any dialect.
         frames: dates per chip, for models of several dates. Scenes on one pixel grid are the frames of a place, the
             first date first; each place needs exactly this many. With 1, each scene gives its own chips.
-        gsd: pixel size of chips, masks and maps in metres: by default that of the scenes, or a half, a third, ... of it,
+        gsd: pixel size of chips, masks and maps in metres: by default that of the scenes, or a half, a third ... of it,
             such as 2.5 for scenes of 10 m. Images are interpolated, and footprints are rasterised on the finer grid.
         tile_size: side of a chip, in pixels.
         train_stride: step between train chips in pixels, by default ``tile_size``. A smaller step makes train chips

@@ -1,0 +1,145 @@
+"""Scores on one grid of 10 m for maps of any pixel size, with the sums of each block, so that intervals are over blocks.
+
+Truth is the share of a pixel that footprints cover. A pixel is built if at least half of it is.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+
+from terraseg.assess.metrics.pixels import Counts, Values, iou
+from terraseg.contracts.dataset import COVERAGE_UNKNOWN, ChipDataset, Split
+from terraseg.contracts.product import PROBABILITY_NODATA, PROBABILITY_SCALE, Product
+from terraseg.core.threshold import best_level
+
+BUILT = 0.5
+_LEVELS = round(1 / PROBABILITY_SCALE) + 1
+_CELL = 10
+"""Side of a cell of 100 m, in pixels."""
+
+Floats = npt.NDArray[np.float32]
+Units = dict[str, list[int]]
+"""Four sums of each block."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """The labelled pixels of one split, each once.
+
+    Attributes:
+        scene, row, column: where they are, on the grid of 10 m.
+        unit: block of the pixel, the unit of the intervals.
+        share: covered share, 0 to 1.
+    """
+
+    scene: npt.NDArray[np.str_]
+    row: npt.NDArray[np.intp]
+    column: npt.NDArray[np.intp]
+    unit: npt.NDArray[np.str_]
+    share: Floats
+
+    def of(self, maps: Mapping[str, Floats]) -> Floats:
+        """The values of maps (rows, columns), by scene, at these pixels."""
+        values = np.full(self.share.shape, np.nan, np.float32)
+        for scene in np.unique(self.scene):
+            here = self.scene == scene
+            values[here] = maps[scene][self.row[here], self.column[here]]
+        return values
+
+
+def ground_of(dataset: ChipDataset, split: Split) -> Ground:
+    """The pixels of a split of a dataset of 10 m. Chips of val and test don't overlap."""
+    parts = []
+    for chip in dataset.split(split).itertuples():
+        with rasterio.open(dataset.coverage(split, chip.tile)) as source:
+            percent = source.read(1)
+        rows, columns = np.nonzero(percent != COVERAGE_UNKNOWN)
+        parts.append((chip.scene, chip.block, rows + chip.row, columns + chip.column, percent[rows, columns] / 100))
+    sizes = [len(part[2]) for part in parts]
+    return Ground(
+        scene=np.repeat([part[0] for part in parts], sizes),
+        row=np.concatenate([part[2] for part in parts]),
+        column=np.concatenate([part[3] for part in parts]),
+        unit=np.repeat([part[1] for part in parts], sizes),
+        share=np.concatenate([part[4] for part in parts]).astype(np.float32),
+    )
+
+
+def maps_of(folder: Path, *, gsd: float) -> dict[str, Floats]:
+    """The probability of each product, averaged over the pixels of 10 m; NaN where one has no observation."""
+    found = {}
+    for item in folder.glob("*/item.json"):
+        with rasterio.open(Product(item.parent).probability) as source:
+            level = source.read(1)
+        finer = round(10 / gsd)
+        value = np.where(level == PROBABILITY_NODATA, np.nan, level * PROBABILITY_SCALE)
+        found[item.parent.name] = (
+            value.reshape(len(value) // finer, finer, -1, finer).mean(axis=(1, 3)).astype(np.float32)
+        )
+    return found
+
+
+def threshold_of(ground: Ground, predicted: Floats) -> float:
+    """The share from which a pixel is mapped as built, by the rule of a bundle's threshold."""
+    seen = np.isfinite(predicted)
+    levels = np.rint(np.clip(predicted[seen], 0, 1) / PROBABILITY_SCALE).astype(int)
+    built = ground.share[seen] >= BUILT
+    counts = np.bincount(built * _LEVELS + levels, minlength=2 * _LEVELS).reshape(2, -1).astype(float)
+    return (best_level(*counts)[0] - 0.5) * PROBABILITY_SCALE
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One map on one split: sums by block for `iou`, `r2_of` and `r2_of` of cells of 100 m, and the area."""
+
+    confusion: Units
+    pixels: Units
+    cells: Units
+    area: float
+
+    def values(self) -> dict[str, float]:
+        """The scores over all blocks."""
+        total = {name: np.array(list(getattr(self, name).values())).sum(axis=0) for name in ("confusion", "pixels", "cells")}
+        return {
+            "iou": float(iou(total["confusion"])), "r2": float(r2_of(total["pixels"])),
+            "cells_r2": float(r2_of(total["cells"])), "area": self.area,
+        }  # fmt: skip
+
+
+def score(ground: Ground, predicted: Floats, *, threshold: float) -> Scores:
+    """Score a map; pixels that it leaves out count as not built."""
+    predicted = np.nan_to_num(predicted)
+    names, unit = np.unique(ground.unit, return_inverse=True)
+    built, mapped = ground.share >= BUILT, predicted >= threshold
+    parts = [built & mapped, ~built & mapped, built & ~mapped, ~built & ~mapped]
+    cell = np.unique([ground.scene, ground.row // _CELL, ground.column // _CELL], axis=1, return_inverse=True)[1]
+    size = np.bincount(cell)
+    mean_truth, mean_map = (np.bincount(cell, weights=of) / size for of in (ground.share, predicted))
+    whole = size >= _CELL**2 / 2
+    first = np.unique(cell, return_index=True)[1]
+    return Scores(
+        confusion=_by_unit(names, unit, parts),
+        pixels=_by_unit(names, unit, _moments(ground.share, predicted)),
+        cells=_by_unit(names, unit[first][whole], _moments(mean_truth[whole], mean_map[whole])),
+        area=float(predicted.sum() / ground.share.sum()),
+    )
+
+
+def r2_of(sums: Counts) -> Values:
+    """R2 of a share from (..., 4) sums of `_moments`: 1 - squared error / variance of the truth."""
+    count, truth, square, error = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+    return np.asarray(1 - error / (square - truth**2 / count / 1e4))
+
+
+def _moments(truth: npt.NDArray[np.floating], predicted: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
+    """Pixel, truth, its square, squared error; whole numbers of 1e-4, because sums by unit are integers."""
+    return [np.ones_like(truth), truth * 1e4, truth**2 * 1e4, (truth - predicted) ** 2 * 1e4]
+
+
+def _by_unit(names: npt.NDArray[np.str_], unit: npt.NDArray[np.intp], parts: list[npt.NDArray]) -> Units:
+    sums = np.stack([np.bincount(unit, weights=part, minlength=len(names)) for part in parts], axis=1)
+    return dict(zip(names.tolist(), np.rint(sums).astype(int).tolist(), strict=True))
