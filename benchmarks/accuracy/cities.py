@@ -20,7 +20,7 @@ import yaml
 from places import BANDS, METROPOLES, dataset, scenes
 from rich.console import Console
 from rich.table import Table
-from scores import Ground, Scores, ground_of, maps_of, r2_of, score, threshold_of
+from scores import Scores, ground_of, maps_of, r2_of, score, threshold_of
 from trees import maps_by_trees
 
 import terraseg
@@ -50,12 +50,16 @@ class Experiment:
     texture: bool | None = None
 
 
+SHARES = {"loss": {"share": 1.0}}
+BY_SCENE = {"statistics": "scene"}
+
 EXPERIMENTS = {
     "trees": Experiment(texture=False),
     "trees_texture": Experiment(texture=True),
     "trees_texture_2_dates": Experiment(texture=True, dates=2),
-    "unet_10m": Experiment(),
-    "unet_2.5m": Experiment(gsd=2.5),
+    "unet_10m_masks": Experiment(),
+    "unet_10m": Experiment(model=SHARES, data=BY_SCENE),
+    "unet_2.5m": Experiment(gsd=2.5, model=SHARES, data=BY_SCENE),
 }
 BASELINES = ("trees", "trees_texture")
 
@@ -110,7 +114,11 @@ def _fit(
     chips = dataset(source, work, held_out=held_out, gsd=experiment.gsd, dates=experiment.dates)
     config = yaml.safe_load(Path("configs/city_unet.yaml").read_text(encoding="utf-8"))
     config["seed_everything"] = seed
-    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps // 5, "default_root_dir": str(folder / "training")}
+    config["trainer"] |= {
+        "max_steps": steps,
+        "val_check_interval": steps // 5,
+        "default_root_dir": str(folder / "training"),
+    }
     config["data"]["init_args"] |= {
         "root": str(chips.root), "bands": list(BANDS), "batch_size": BATCH, "seed": seed, "class_share": None,
     } | experiment.data  # fmt: skip

@@ -1,4 +1,4 @@
-"""Scores on one grid of 10 m for maps of any pixel size, with the sums of each block, so that intervals are over blocks.
+"""Scores on one grid of 10 m for maps of any pixel size, with the sums of each block for intervals over blocks.
 
 Truth is the share of a pixel that footprints cover. A pixel is built if at least half of it is.
 """
@@ -103,7 +103,9 @@ class Scores:
 
     def values(self) -> dict[str, float]:
         """The scores over all blocks."""
-        total = {name: np.array(list(getattr(self, name).values())).sum(axis=0) for name in ("confusion", "pixels", "cells")}
+        total = {
+            name: np.array(list(getattr(self, name).values())).sum(axis=0) for name in ("confusion", "pixels", "cells")
+        }
         return {
             "iou": float(iou(total["confusion"])), "r2": float(r2_of(total["pixels"])),
             "cells_r2": float(r2_of(total["cells"])), "area": self.area,

@@ -3,9 +3,9 @@
 import numpy as np
 import rasterio
 from scipy.ndimage import uniform_filter
+from scores import Floats
 from sklearn.ensemble import HistGradientBoostingRegressor
 
-from scores import Floats
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, ChipDataset
 from terraseg.contracts.scene import Scene
 
@@ -15,7 +15,7 @@ _SIDES = (3, 7)
 
 
 def features(pixels: Floats, *, texture: bool) -> Floats:
-    """(features, rows, columns): the bands, standardised over the image; with texture their local mean and deviation."""
+    """(features, rows, columns): the bands, standardised over the image; with texture also local means and spreads."""
     flat = pixels.reshape(len(pixels), -1)
     seen = flat[:, (flat > 0).all(axis=0)]
     shown = (pixels - seen.mean(axis=1)[:, None, None]) / seen.std(axis=1)[:, None, None]
@@ -27,7 +27,9 @@ def features(pixels: Floats, *, texture: bool) -> Floats:
     return np.concatenate([shown, *means, *spread])
 
 
-def maps_by_trees(dataset: ChipDataset, scenes: dict[str, list[Scene]], *, texture: bool, seed: int) -> dict[str, Floats]:
+def maps_by_trees(
+    dataset: ChipDataset, scenes: dict[str, list[Scene]], *, texture: bool, seed: int
+) -> dict[str, Floats]:
     """Train on the covered share of the train pixels, and map all scenes.
 
     Args:
@@ -36,7 +38,10 @@ def maps_by_trees(dataset: ChipDataset, scenes: dict[str, list[Scene]], *, textu
         texture: see `features`.
         seed: draws the pixels and the trees' own validation.
     """
-    shown = {name: np.concatenate([features(_read(date), texture=texture) for date in dates]) for name, dates in scenes.items()}
+    shown = {
+        name: np.concatenate([features(_read(date), texture=texture) for date in dates])
+        for name, dates in scenes.items()
+    }
     values, targets, side = [], [], dataset.info.tile_size
     for chip in dataset.split("train").itertuples():
         with rasterio.open(dataset.coverage("train", chip.tile)) as source:

@@ -14,6 +14,7 @@ from .api.learn import check as check
 from .api.learn import convert as convert
 from .api.learn import models as models
 from .api.learn import tune as tune
+from .api.mapping import adapt as adapt
 from .api.mapping import export as export
 from .api.mapping import predict as predict
 from .api.prepare import import_folders as import_folders

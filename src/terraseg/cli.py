@@ -23,6 +23,7 @@ VERBS = {  # the modules named here are light to import
     "convert": "api.learn:convert",
     "tune": "api.learn:tune",
     "predict": "api.mapping:predict",
+    "adapt": "api.mapping:adapt",
     "export": "api.mapping:export",
     "evaluate": "api.assess:evaluate",
     "compare": "api.compare:compare",

@@ -1,16 +1,19 @@
-"""Making maps: `predict` whole scenes with a bundle, `export` its model for faster runtimes."""
+"""Making maps: `predict` whole scenes with a bundle, `adapt` it to another city, `export` it for faster runtimes."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from terraseg.acquire.imported.options import ImageOptions
+from terraseg.api.config import DATA_CONFIG, load_data_config
 from terraseg.api.options import Option, StrPath
 from terraseg.errors import ConfigError
+from terraseg.prepare.config import PrepareConfig
 
 if TYPE_CHECKING:
     from terraseg.contracts.bundle import Bundle
     from terraseg.contracts.product import Product
+    from terraseg.mapping.adapt import Adaptation
     from terraseg.mapping.runtimes.parity import ExportRecord
 
 _MODEL, _INPUT, _WINDOWS, _OUTPUT, _MACHINE = "model", "input", "windows", "output", "machine"
@@ -183,6 +186,45 @@ def export(
     from terraseg.mapping.runtimes.export import export as run
 
     return run(bundle=Path(bundle), input=input, chips=chips, batch_size=batch_size)
+
+
+def adapt(
+    *,
+    bundle: StrPath,
+    input: Annotated[StrPath | Sequence[StrPath], Option(metavar="SCENE")] = "data/raw",  # noqa: A002
+    labels: StrPath = "data/osm_buildings",
+    output: StrPath,
+    config: StrPath | PrepareConfig = DATA_CONFIG,
+    device: Annotated[str, Option(metavar="DEVICE")] = "auto",
+) -> "Adaptation":
+    """Adapt a trained model to another city by few labels: its probabilities and threshold, not its weights.
+
+    Slope, intercept and threshold are fitted on the labelled ground of the scenes, as a training fits them on its
+    validation split. So keep the ground of your test out of the labels.
+
+    Args:
+        bundle: folder of the bundle, outputs/<experiment>/bundle.
+        input: scenes with labelled ground, as for predict.
+        labels: footprint files or their folder; their extent is the labelled ground.
+        output: folder of the adapted bundle, such as outputs/<name>/bundle.
+        config: data config, whose section prepare has the label rule and the completeness; or that section.
+        device: auto, cpu, cuda, cuda:1 or mps.
+
+    Returns:
+        The adapted bundle, and how the mean probability of the labelled ground changed.
+
+    Raises:
+        CheckpointError: the bundle is missing or damaged.
+        LabelError: no labelled ground lies in the scenes, or it has only one class.
+        SceneError: a scene can't be read or does not fit the model.
+        OutputError: the output can't be written.
+    """
+    from terraseg.contracts.bundle import open_bundle
+    from terraseg.mapping.adapt import adapt as run
+
+    prepare = config if isinstance(config, PrepareConfig) else load_data_config(config).prepare
+    scenes = [input] if isinstance(input, str | Path) else list(input)
+    return run(open_bundle(bundle), scenes=scenes, labels=labels, output=Path(output), config=prepare, device=device)
 
 
 def _model(bundle: StrPath | None, config: StrPath | None, ckpt_path: StrPath | None, *, device: str) -> "Bundle":
