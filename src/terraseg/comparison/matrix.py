@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import Field, ValidationError
 
+from terraseg.contracts.bundle import open_bundle
 from terraseg.contracts.comparison import UNTUNED
 from terraseg.contracts.dataset import ChipDataset, open_dataset
 from terraseg.contracts.footprints import footprint_files
@@ -418,6 +419,8 @@ def _footprints_hash(path: Path | None) -> str | None:
 
 def _weights_hash(values: Mapping[str, Any]) -> str:
     weights = str(values["model"].get("init_args", {}).get("weights", "hub"))
+    if Path(weights).is_dir():
+        return open_bundle(weights).info.weights_hash
     return sha256_of_file(weights) if Path(weights).is_file() else weights
 
 

@@ -305,7 +305,7 @@ def check_schedule(
 def check_files(config: Mapping[str, Any]) -> list[Finding]:
     """The weights file and the checkpoint exist."""
     findings, weights = [], (config["model"].get("init_args") or {}).get("weights", "hub")
-    if weights not in _SOURCES and not Path(str(weights)).is_file():
+    if weights not in _SOURCES and not Path(str(weights)).exists():
         close = difflib.get_close_matches(str(weights), _SOURCES, n=1)
         findings.append(
             error(

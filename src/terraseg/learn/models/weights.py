@@ -1,15 +1,17 @@
 """Load a backbone's weights, check their keys and shapes, and state their source.
 
-`load_weights` takes four sources:
+`load_weights` takes five sources:
 
 ``hub``             the publisher's pretrained weights; training stops if they can't be fetched
 ``hub-or-random``   for the demo: the same, or random weights with a warning if the hub can't be reached
 ``random``          from scratch
 a path              a local file, safetensors or a PyTorch state dict, with the keys of timm or of the backbone itself;
                     Galileo, SatMAE and Scale-MAE also as published
+a bundle's folder   all weights of a trained model of the same architecture and bands, to train it further
 """
 
 import argparse
+import json
 import logging
 import urllib.error
 import urllib.request
@@ -30,6 +32,7 @@ from terratorch.registry import BACKBONE_REGISTRY
 from terratorch.registry.timm_registry import TimmBackboneWrapper
 from torch import Tensor, nn
 
+from terraseg.contracts.bundle import Bundle, open_bundle
 from terraseg.core.bands import band
 from terraseg.core.files import sha256_of_file
 from terraseg.errors import WeightsError
@@ -64,6 +67,7 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
 
     Raises:
         WeightsError: the hub can't be reached, the file is missing, or keys or shapes don't fit.
+        CheckpointError: the folder is not a bundle, or it is damaged.
     """
     encoder, backbone = backbone_of(model), str(model_args["backbone"])
     if weights == RANDOM:
@@ -83,6 +87,8 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
                 fix="connect to the internet, or set `weights` to a local file or to `random`",
             ) from error
         source = backbone
+    elif Path(weights).is_dir():
+        return _from_bundle(model, open_bundle(weights), model_args=model_args, bands=bands)
     else:
         state, statement = _from_file(Path(weights), encoder)
         source = weights
@@ -108,6 +114,23 @@ def expand_rgb_stem(kernel: Tensor, bands: Sequence[str]) -> Tensor:
         (out, len(bands), h, w).
     """
     return kernel[:, [_RGB_OF_BAND[band(name).name] for name in bands]] * (3 / len(bands))
+
+
+def _from_bundle(model: nn.Module, bundle: Bundle, *, model_args: Mapping[str, Any], bands: Sequence[str]) -> str:
+    """Load all weights of a trained model."""
+    there, here = (
+        {**args, "bands": list(names)}
+        for args, names in ((bundle.info.model_args, bundle.info.bands), (model_args, bands))
+    )
+    if there != json.loads(json.dumps(here, default=str)):
+        keys = sorted(key for key in {**there, **here} if there.get(key) != here.get(key))
+        raise WeightsError(
+            f"{bundle.root} was trained with another {', '.join(keys)}",
+            expected="the same architecture and bands",
+            fix="copy model_args and bands from its config.yaml",
+        )
+    model.load_state_dict(load_file(bundle.weights))
+    return f"{bundle.info.experiment}, trained from {bundle.info.weights}"
 
 
 def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) -> tuple[State, str]:

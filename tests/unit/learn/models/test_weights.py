@@ -8,9 +8,12 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
+from helpers.factories import make_info
+from terraseg.contracts.bundle import write_bundle
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.errors import WeightsError
+from terraseg.errors import CheckpointError, WeightsError
 from terraseg.learn.models.build import build_model, encoder_of
+from terraseg.learn.models.load import weights_of
 from terraseg.learn.models.weights import expand_rgb_stem, load_weights
 
 _UNET: dict[str, Any] = {
@@ -181,3 +184,16 @@ def test_hub_or_random_warns_and_changes_nothing(unet: nn.Module, caplog: pytest
 
 def test_random_is_random(unet: nn.Module) -> None:
     assert _load(unet, "random", _UNET) == "random"
+
+
+def test_a_bundle_gives_all_its_weights_and_no_other_architecture_takes_them(unet: nn.Module, tmp_path: Path) -> None:
+    info = make_info(model_args=_UNET, experiment="there", weights="random")
+    root = write_bundle(tmp_path / "bundle", info=info, weights=weights_of(unet), config="").root
+    fresh = build_model("EncoderDecoderFactory", _UNET)
+    assert _load(fresh, root, _UNET) == "there, trained from random"
+    for name, value in unet.state_dict().items():
+        torch.testing.assert_close(fresh.state_dict()[name], value, rtol=0, atol=0)
+    with pytest.raises(WeightsError, match="decoder_channels"):
+        _load(fresh, root, {**_UNET, "decoder_channels": [8, 8, 8, 8, 8]})
+    with pytest.raises(CheckpointError):
+        _load(fresh, tmp_path, _UNET)
