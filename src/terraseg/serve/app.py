@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -18,10 +19,12 @@ from terraseg.core.files import output_error
 from terraseg.errors import ConfigError, OutputError, TerrasegError
 from terraseg.serve.auth import Gate
 from terraseg.serve.database import Job, new_id
-from terraseg.serve.datasets import Datasets
+from terraseg.serve.datasets import Datasets, check_tiff
 from terraseg.serve.http_errors import Fault, NotThereError, TooLargeError, WrongStateError, status_of
+from terraseg.serve.jobs.hosting import Host
 from terraseg.serve.jobs.queue import Queue
 from terraseg.serve.jobs.recipes import find_recipes, ignored_values, resolve
+from terraseg.serve.pages import add_pages
 from terraseg.serve.schema import (
     DatasetAnswer,
     Facts,
@@ -31,6 +34,7 @@ from terraseg.serve.schema import (
     NewInference,
     NewModel,
     TrainingMetadata,
+    Unit,
     job_answer,
 )
 
@@ -48,6 +52,7 @@ class Service:
         gate: finds the user of a request.
         datasets: the datasets.
         queue: models and inferences.
+        host: warm models.
         recipes: folder of the base models.
         weights: folder of the weights files that a request may name.
     """
@@ -55,6 +60,7 @@ class Service:
     gate: Gate
     datasets: Datasets
     queue: Queue
+    host: Host
     recipes: Path
     weights: Path
 
@@ -70,6 +76,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.add_middleware(_LimitedBodies)
     app.include_router(_router(service), prefix="/api")
+    add_pages(app, service)
 
     @app.exception_handler(TerrasegError)
     async def fault(_: Request, error: TerrasegError) -> Response:
@@ -146,6 +153,7 @@ def _router(service: Service) -> APIRouter:
         return [recipe.json() for recipe in find_recipes(service.recipes)]
 
     _dataset_routes(router, service, user_of)
+    _host_routes(router, service, user_of)
     for kind, path in (("model", "/models"), ("inference", "/inferences")):
         _job_routes(router, service, user_of, kind=kind, path=path)
 
@@ -235,6 +243,52 @@ def _dataset_routes(router: APIRouter, service: Service, user_of: Any) -> None: 
             raise ConfigError("the connection was cut") from None
 
 
+def _host_routes(router: APIRouter, service: Service, user_of: Any) -> None:  # noqa: ANN401
+    queue, host = service.queue, service.host
+
+    def completed(user: str, model_id: str) -> Job:
+        model = queue.get(user, "model", model_id)
+        if model.status != "COMPLETED":
+            raise WrongStateError(f"{model_id} is {model.status}", expected="COMPLETED", fix="wait for it")
+        return model
+
+    @router.post("/models/{model_id}/host")
+    def host_model(model_id: str, user: user_of) -> JobAnswer:
+        """Load a model, so that maps of single images take seconds; models not used for long leave memory."""
+        model = completed(user, model_id)
+        host.load(model_id)
+        return job_answer(model, hosted=True)
+
+    @router.delete("/models/{model_id}/host", status_code=204)
+    def unhost_model(model_id: str, user: user_of) -> None:
+        """Take a model out of memory."""
+        queue.get(user, "model", model_id)
+        host.forget(model_id)
+
+    @router.post("/models/{model_id}/map", response_class=Response)
+    async def map_image(
+        model_id: str,
+        request: Request,
+        user: user_of,
+        bands: Annotated[list[str] | None, Query(max_length=32)] = None,
+        unit: Unit | None = None,
+        nodata: float | None = None,
+    ) -> Response:
+        """The map (a GeoTIFF) of an image (the body, a GeoTIFF); bands, unit and nodata if it does not state them."""
+        await run_in_threadpool(completed, user, model_id)
+        with host.room() as room:
+            with (room / "image.tif").open("wb") as handle:
+                async for chunk in request.stream():
+                    handle.write(chunk)
+            check_tiff(room / "image.tif", "the body of the request")
+            said = {"bands": bands, "unit": unit, "nodata": nodata}
+            try:
+                await run_in_threadpool(host.map, model_id, room / "image.tif", room / "map.tif", said)
+            except TerrasegError as error:
+                raise Fault.of(error).without(str(room)).error() from error
+            return Response((room / "map.tif").read_bytes(), media_type="image/tiff")
+
+
 def _job_routes(router: APIRouter, service: Service, user_of: Any, *, kind: str, path: str) -> None:  # noqa: ANN401
     queue = service.queue
     result = "bundle" if kind == "model" else "results"
@@ -247,12 +301,13 @@ def _job_routes(router: APIRouter, service: Service, user_of: Any, *, kind: str,
     @router.get(f"{path}/{{job_id}}", name=f"get_{kind}")
     def get_one(job_id: str, user: user_of) -> JobAnswer:
         """Status, progress, metadata, config and metrics."""
-        return job_answer(queue.get(user, kind, job_id))
+        return job_answer(queue.get(user, kind, job_id), hosted=service.host.is_warm(job_id))
 
     @router.delete(f"{path}/{{job_id}}", name=f"delete_{kind}", status_code=204)
     def delete_one(job_id: str, user: user_of) -> None:
         """Delete it with its results."""
         queue.delete(user, kind, job_id)
+        service.host.forget(job_id)
 
     @router.post(f"{path}/{{job_id}}/cancel", name=f"cancel_{kind}")
     def cancel(job_id: str, user: user_of) -> JobAnswer:

@@ -17,6 +17,7 @@ from terraseg.serve.app import Service, create_app
 from terraseg.serve.auth import Gate
 from terraseg.serve.database import Database
 from terraseg.serve.datasets import Datasets
+from terraseg.serve.jobs.hosting import Host
 from terraseg.serve.jobs.queue import Queue
 from terraseg.serve.jobs.runner import Command, Runner, job_command
 from terraseg.serve.store import Store
@@ -34,6 +35,7 @@ class Settings:
         alone: requests without a key are allowed while there is no key.
         max_upload, quota: bytes of a dataset and of a user.
         most_jobs: unfinished jobs of a user.
+        host_bytes: of warm models.
         rate: requests of a user in a minute.
         command: of the jobs' processes, for tests.
     """
@@ -48,6 +50,7 @@ class Settings:
     max_upload: int = 20 * 10**9
     quota: int = 100 * 10**9
     most_jobs: int = 20
+    host_bytes: int = 4 * 10**9
     rate: int = 6000
     command: Command = job_command
 
@@ -85,6 +88,7 @@ def assemble(settings: Settings) -> tuple[Service, Runner]:
         Gate(database, alone=settings.alone, most=settings.rate),
         Datasets(database, store, parts, max_upload=settings.max_upload, quota=settings.quota),
         queue,
+        Host(store, settings.root / "hosted", limit=settings.host_bytes),
         settings.recipes,
         weights,
     )
@@ -139,4 +143,5 @@ def serving(settings: Settings) -> Iterator[str]:
             server.should_exit = True
             runner.stop()
             thread.join()
+            service.host.close()
             service.queue.database.close()

@@ -23,7 +23,7 @@ from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from terraseg.errors import ConfigError, SceneError, TerrasegError
-from terraseg.serve.http_client import Transport
+from terraseg.serve.http_client import LOADING, Transport
 from terraseg.serve.http_errors import Fault, NotThereError, WrongStateError
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "NOT_FOUND")
@@ -383,6 +383,46 @@ class Client:
             tar.extractall(local_dir, filter="data")
         archive.unlink()
         return Path(local_dir) / model_id
+
+    def host(self, model_id: str) -> Model:
+        """Keep a model warm on the service, so that `map_image` takes seconds. The least recently used leave memory.
+
+        Raises:
+            NotThereError: there is none with this id.
+            WrongStateError: the model is not COMPLETED.
+        """
+        return Model(self, self._transport.post(f"{_path('model', model_id)}/host", timeout=LOADING))
+
+    def map_image(
+        self,
+        model_id: str,
+        path: str | Path,
+        output: str | Path,
+        *,
+        bands: Sequence[str] | None = None,
+        unit: str | None = None,
+        nodata: float | None = None,
+    ) -> Path:
+        """Map one GeoTIFF (up to 64 MB) now, without a job; the first one with a model that is not warm takes longer.
+
+        Args:
+            model_id: id of a model that is COMPLETED.
+            path: the image.
+            output: file of the map.
+            bands, unit, nodata: of the image, if it does not state them, as for `create_dataset`.
+
+        Raises:
+            WrongStateError: the model is not COMPLETED.
+            SceneError: the image can't be mapped.
+        """
+        from terraseg.core.files import atomic_path
+
+        said = {"bands": None if bands is None else list(bands), "unit": unit, "nodata": nodata}
+        query = {key: value for key, value in said.items() if value is not None}
+        mapped = self._transport.transform(f"{_path('model', model_id)}/map", Path(path).read_bytes(), query)
+        with atomic_path(output) as temporary:
+            temporary.write_bytes(mapped)
+        return Path(output)
 
     # --- inferences ---
 

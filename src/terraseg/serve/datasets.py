@@ -181,13 +181,13 @@ class Datasets:
             return None if file.stored else file.size
 
     def _keep(self, user: str, sha256: str, part: Path) -> None:
-        with part.open("rb") as handle:
-            first = handle.read(4)
-        found = sha256_of_file(part)
-        if first not in _TIFF or found != sha256:
+        try:
+            check_tiff(part, f"what was sent as {sha256}")
+            if (found := sha256_of_file(part)) != sha256:
+                raise SceneError(f"what was sent as {sha256} has the SHA-256 {found}", fix="send it again")
+        except SceneError:
             part.unlink()
-            what = "is not a TIFF" if first not in _TIFF else f"has the SHA-256 {found}"
-            raise SceneError(f"what was sent as {sha256} {what}", fix="send the GeoTIFF itself")
+            raise
         self.store.put(part, file_key(user, sha256))
         with self.database.writing() as session:
             file = session.get(File, (user, sha256))
@@ -209,6 +209,17 @@ class Datasets:
     def _there(self, user: str, sha256: str) -> int:
         part = self.part(user, sha256)
         return part.stat().st_size if part.is_file() else 0
+
+
+def check_tiff(path: Path, what: str) -> None:
+    """Check the first bytes of a file.
+
+    Raises:
+        SceneError: it is not a TIFF.
+    """
+    with path.open("rb") as handle:
+        if handle.read(4) not in _TIFF:
+            raise SceneError(f"{what} is not a TIFF", fix="send the GeoTIFF itself")
 
 
 def own_dataset(session: Session, user: str, name: str) -> Dataset:

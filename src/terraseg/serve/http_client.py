@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
@@ -21,12 +21,19 @@ _CHUNK = 1 << 18
 _PASSING = (502, 503, 504)
 """Status codes of a proxy whose service is briefly unavailable."""
 
+LOADING = 600.0
+"""Longest wait in seconds for an answer for which a model may have to be loaded."""
+
 _PAUSE = 0.5
 """Seconds before the first retry; doubled each time."""
 
 
 class UnreachableError(ServiceError):
     """The service doesn't answer."""
+
+
+class NotConnectedError(UnreachableError):
+    """The request has not been sent."""
 
 
 class Transport:
@@ -63,9 +70,11 @@ class Transport:
         """Get plain text, with retries if the network fails."""
         return self.repeated(lambda: self._once("GET", path)).text
 
-    def post(self, path: str, value: object = None) -> Any:  # noqa: ANN401  # JSON
-        """Send a request once, without retries."""
-        return self._once("POST", path, json=value).json()
+    def post(self, path: str, value: object = None, *, timeout: float | None = None) -> Any:  # noqa: ANN401  # JSON
+        """Send a request once: it is tried again only if it has not been sent."""
+        return self.repeated(
+            lambda: self._once("POST", path, json=value, **_longer(timeout)), errors=(NotConnectedError,)
+        ).json()
 
     def delete(self, path: str) -> None:
         """Send a delete request once."""
@@ -74,6 +83,10 @@ class Transport:
     def send(self, path: str, handle: BinaryIO) -> Any:  # noqa: ANN401  # JSON
         """Send the rest of a file once, from where the handle is."""
         return self._once("PUT", path, content=_chunks(handle)).json()
+
+    def transform(self, path: str, body: bytes, query: Mapping[str, Any]) -> bytes:
+        """Send a file once, and get another one."""
+        return self._once("POST", path, content=body, params=query, **_longer(LOADING)).content
 
     def download(self, path: str, target: Path) -> None:
         """Download a file, atomically."""
@@ -92,12 +105,14 @@ class Transport:
 
         self.repeated(once)
 
-    def repeated(self, call: Callable[[], _T]) -> _T:
+    def repeated(
+        self, call: Callable[[], _T], *, errors: tuple[type[ServiceError], ...] = (UnreachableError, LimitError)
+    ) -> _T:
         """Make a call that may happen twice, again if the network fails or the service is busy."""
         for attempt in range(self._retries):
             try:
                 return call()
-            except (UnreachableError, LimitError) as error:
+            except errors as error:
                 pause = _PAUSE * 2**attempt
                 _log.info("%s; next try in %g s", error.found, pause)
                 time.sleep(pause)
@@ -113,7 +128,8 @@ class Transport:
 
     def _unreachable(self, error: httpx.TransportError) -> UnreachableError:
         reason = str(error) or type(error).__name__
-        return UnreachableError(
+        kind = NotConnectedError if isinstance(error, httpx.ConnectError) else UnreachableError
+        return kind(
             f"{self.url} can't be reached ({reason})", fix="start `terraseg serve` there, or correct the address"
         )
 
@@ -128,6 +144,10 @@ class Transport:
             found = f"{self.url} answers {answer.status_code} {answer.reason_phrase}"
             raise ServiceError(found, expected="an answer from terraseg", fix="see the service's log")
         raise fault.error()
+
+
+def _longer(timeout: float | None) -> dict[str, Any]:
+    return {} if timeout is None else {"timeout": timeout}
 
 
 def _chunks(handle: BinaryIO) -> Iterator[bytes]:

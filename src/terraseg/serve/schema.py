@@ -298,7 +298,7 @@ def dataset_answer(row: Dataset, *, files: int, size: int, missing: list[FileNee
     )
 
 
-def job_answer(row: Job) -> JobAnswer:
+def job_answer(row: Job, *, hosted: bool = False) -> JobAnswer:
     """Description of a model or an inference."""
     request: Mapping[str, Any] = row.request
     result = dict(row.result)
@@ -312,5 +312,6 @@ def job_answer(row: Job) -> JobAnswer:
             "metadata": metadata,
             "config": request.get("config", {}),
             "result": result,
+            "hosted": hosted,
         }
     )

@@ -30,6 +30,7 @@ def serve(
     recipes: StrPath = "configs",
     weights: StrPath = "data/weights",
     slots: int | None = None,
+    host_gb: float = 4.0,
     workers_only: bool = False,
     database: Annotated[str | None, Option(_SHARED, metavar="URL")] = None,
     artefacts: Annotated[str | None, Option(_SHARED, metavar="URL")] = None,
@@ -49,6 +50,7 @@ def serve(
         recipes: folder of the base models.
         weights: folder of the weights files that a training may name; the same files on each machine.
         slots: jobs at a time on this machine; by default one for each GPU, or one.
+        host_gb: memory for warm models in GB of their weights.
         workers_only: run jobs of a service on another machine, with the same ``database`` and ``artefacts``.
         database: SQLAlchemy's address of the database; by default a SQLite file in ``root``.
         artefacts: where files are kept: a folder or fsspec's address such as s3://BUCKET/FOLDER; by default in
@@ -70,7 +72,7 @@ def serve(
     settings = Settings(
         Path(root).absolute(), Path(recipes).absolute(), Path(weights), database, artefacts, slots,
         alone=host in LOOPBACK, max_upload=round(max_upload_gb * 1e9), quota=round(quota_gb * 1e9),
-        most_jobs=quota_jobs, rate=rate,
+        most_jobs=quota_jobs, host_bytes=round(host_gb * 1e9), rate=rate,
     )  # fmt: skip
     try:
         with output_lock(settings.root):
@@ -92,6 +94,7 @@ def serve(
                     server_of(service).run(sockets=[taken])
             finally:
                 runner.stop()
+                service.host.close()
     except BusyError as error:
         raise BusyError(f"another service uses {root}", fix="stop it, or choose another --root") from error
 

@@ -21,7 +21,7 @@ from helpers.floods import make_tutorial_floods
 from helpers.paths import ROOT
 from helpers.services import until
 from terraseg.contracts.bundle import open_bundle
-from terraseg.errors import ConfigError
+from terraseg.errors import ConfigError, SceneError
 from terraseg.serve.client import Client
 from terraseg.serve.jobs.folder import check_files, files_of, images_of
 from terraseg.serve.jobs.maps import Mapper
@@ -143,6 +143,27 @@ def test_the_bundle_maps_the_same_on_ones_own_machine(server: Server, tutorial: 
     ids, _ = Mapper(bundle).map(image, server.home / "own.tif", check_files(files))
     with rasterio.open(server.home / "unpacked" / tutorial["inference"].id / f"{name}.tif") as source:
         assert (source.read(1) == ids).all()
+
+
+def test_a_warm_model_maps_an_image_at_once(server: Server, tutorial: dict[str, Any]) -> None:
+    client, model, home = server.client, tutorial["model"], server.home
+    name, image, _ = next(images_of(files_of(home / "data/floods"), "test"))
+    assert not client.get_model_status(model.id).answer["hosted"]
+    assert client.host(model.id).answer["hosted"]
+    assert client.get_model_status(model.id).answer["hosted"]
+    output = client.map_image(model.id, image, home / "at_once.tif")
+    with (
+        rasterio.open(output) as mapped,
+        rasterio.open(home / "unpacked" / tutorial["inference"].id / f"{name}.tif") as job,
+    ):
+        assert (mapped.read(1) == job.read(1)).all()
+        assert (mapped.crs, mapped.transform) == (job.crs, job.transform)
+    (home / "bad.tif").write_bytes(b"II*\0" + bytes(100))
+    with pytest.raises(SceneError, match="can't be read as a GeoTIFF"):
+        client.map_image(model.id, home / "bad.tif", home / "none.tif")
+    with pytest.raises(SceneError, match="not a TIFF"):
+        client.map_image(model.id, home / "server.log", home / "none.tif")
+    client.map_image(model.id, image, home / "again.tif")
 
 
 def test_a_training_goes_on_from_its_checkpoint_where_the_service_was_killed(

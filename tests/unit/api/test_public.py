@@ -82,6 +82,7 @@ _ALLOWED = {  # class paths of the experiments' YAML files, and what is no step:
     "terraseg.core.files", "terraseg.errors", "terraseg.contracts.splits",
     "terraseg.serve.http_errors", "terraseg.serve.store", "terraseg.serve.schema", "terraseg.serve.jobs.folder",
     "terraseg.serve.jobs.recipes", "terraseg.serve.jobs.maps", "terraseg.serve.jobs.scores",
+    "terraseg.serve.jobs.preview",
 }  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def test_the_table_of_requests_is_that_of_the_routes(tmp_path: Path) -> None:
     inferences = {
         each.replace("models", "inferences") for each in told if "models" in each and "base_models" not in each
     }
-    assert told | (inferences - {"GET /api/inferences/ID/bundle"}) == routes
+    assert told | {each for each in inferences if each.rpartition("/")[2] not in ("bundle", "host", "map")} == routes
 
 
 def test_the_tables_of_metadata_have_all_keys() -> None:

@@ -1,7 +1,5 @@
 """The queue in the table: each job is one worker's, a lost worker loses nothing, and a late one changes nothing."""
 
-import shutil
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -11,33 +9,19 @@ from pathlib import Path
 import pytest
 from sqlalchemy import update
 
+from helpers.postgres import POSTGRES, postgresql
 from terraseg.serve.database import Database, Job, new_id
 from terraseg.serve.http_errors import NotThereError, WrongStateError
 from terraseg.serve.jobs.queue import LEASE, MOST_ATTEMPTS, Queue
 from terraseg.serve.store import Store
 
-_POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-
 
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[str]:
-    """The address of an empty PostgreSQL, in a folder of the test and on a Unix socket alone."""
-    if not _POSTGRES:
+    if not POSTGRES:
         pytest.skip("no PostgreSQL below /usr/lib/postgresql")
-    programs, root = _POSTGRES[-1].parent, Path("/tmp") / f"terraseg-pg-{time.time_ns()}"  # noqa: S108  # short path
-    root.mkdir(mode=0o777)
-    as_other: list[str] = []
-    if subprocess.run(["id", "-u"], capture_output=True, text=True, check=True).stdout.strip() == "0":
-        as_other = ["runuser", "-u", "postgres", "--"]  # it does not run as root
-        shutil.chown(root, "postgres")
-    run = {"check": True, "stdout": subprocess.DEVNULL, "cwd": "/"}
-    subprocess.run([*as_other, programs / "initdb", "-D", root / "data", "-U", "terraseg", "-A", "trust"], **run)
-    options = f"-k {root} -c listen_addresses='' -c fsync=off"
-    log = ["-l", root / "log", "-o", options]
-    subprocess.run([*as_other, programs / "pg_ctl", "-D", root / "data", "-w", *log, "start"], **run)
-    yield f"postgresql+psycopg://terraseg@/postgres?host={root}"
-    subprocess.run([*as_other, programs / "pg_ctl", "-D", root / "data", "-m", "immediate", "stop"], **run)
-    shutil.rmtree(root)
+    with postgresql() as url:
+        yield url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

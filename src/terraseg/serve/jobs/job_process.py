@@ -186,7 +186,11 @@ def _infer(request: Request, store: Store) -> dict[str, Any]:
     if scores is not None:
         write_json(results / "metrics.json", {request["split"]: scores})
     _write_card(results, opened, request, {request["split"]: scores} if scores else {})
-    result = {"metrics": {request["split"]: scores}} if scores else {}
+    pictures = sorted(Path("previews").glob("*.png"))
+    for picture in pictures:
+        store.put(picture, f"jobs/{request['id']}/previews/{picture.name}")
+    shown = [name for name, _, _ in images_of(files, request["split"])][: len(pictures) // 2]
+    result = {"metrics": {request["split"]: scores} if scores else {}, "previews": shown}
     return {"result": result, "size": _saved(results, request, store, RESULTS)}
 
 
@@ -202,12 +206,15 @@ def _mapped(
 ) -> dict[str, Any] | None:
     """Map the images of a split, and score the maps of those with ground truth; None if there are none."""
     from terraseg.serve.jobs.maps import Mapper
+    from terraseg.serve.jobs.preview import MOST, write_previews
     from terraseg.serve.jobs.scores import metrics, score
 
     mapper, scored, info = Mapper(bundle, threshold=metadata.threshold, batch_size=metadata.batch_size), [], bundle.info
-    for name, image, truth in images_of(dict(files), split):  # type: ignore[arg-type]
+    for number, (name, image, truth) in enumerate(images_of(dict(files), split)):  # type: ignore[arg-type]
         output = (keep or Path("maps")) / f"{name}.tif"
         ids, header = mapper.map(image, output, facts)
+        if keep is not None and number < MOST:
+            write_previews(image, ids, Path("previews"), number=number, facts=facts)
         if truth is not None:
             here = {"name": name, "classes": len(info.classes), "tile": info.tile_size, "ignored": ignored}
             scored.append(score(ids, truth, header, **here))

@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 _LOOK = 0.5
 """Seconds between two looks at a process, and at the queue."""
 
-_GDAL = {
+GDAL = {
     "GDAL_SKIP": "VRT DERIVED WMS WMTS WCS STACIT STACTA PLMOSAIC EEDA EEDAI",
     "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
     "CPL_VSIL_CURL_ALLOWED_EXTENSIONS": "none",
@@ -126,7 +126,7 @@ class Runner:
         shutil.rmtree(folder, ignore_errors=True)
 
     def _started(self, folder: Path, device: str | None) -> "subprocess.Popen[bytes]":
-        environment = {**os.environ, **_GDAL, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
+        environment = {**os.environ, **GDAL, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
         with (folder / "log.txt").open("ab") as log:
             return subprocess.Popen(
                 self._command(folder), cwd=folder, env=environment, start_new_session=True,
