@@ -87,8 +87,9 @@ def main() -> None:
             if name == "postgresql" and not POSTGRES:
                 print("postgresql: not on this machine")
                 continue
-            with postgresql() if name == "postgresql" else nullcontext("") as database:
-                bars |= _load(Server(folder / name / "root", database), name, options.clients, options.seconds)
+            with postgresql() if name == "postgresql" else nullcontext() as database:
+                server = Server(folder / name / "root", database.url if database else "")
+                bars |= _load(server, name, options.clients, options.seconds)
         if "kills" in options.only:
             bars |= _kills(Server(folder / "kills" / "root"), options.kills)
         if "warm" in options.only:

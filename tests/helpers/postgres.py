@@ -6,31 +6,51 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 POSTGRES = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
 """Debian's; empty where there is none."""
 
 
-@contextmanager
-def postgresql() -> Iterator[str]:
-    """The address of a database, in a temporary folder and on a Unix socket alone."""
-    programs = POSTGRES[-1].parent
-    root = Path(tempfile.mkdtemp(prefix="pg-"))  # the path of a socket must be short
-    as_other: list[str] = []
-    if os.geteuid() == 0:  # it does not run as root
-        as_other = ["runuser", "-u", "postgres", "--"]
-        shutil.chown(root, "postgres")
+@dataclass(frozen=True)
+class Postgres:
+    """A database in a folder, on a Unix socket alone."""
 
-    def run(program: str, *arguments: str) -> None:
-        command = [*as_other, str(programs / program), "-D", str(root / "data"), *arguments]
+    root: Path
+
+    @property
+    def url(self) -> str:
+        """Its address."""
+        return f"postgresql+psycopg://terraseg@/postgres?host={self.root}"
+
+    def run(self, program: str, *arguments: str) -> None:
+        """Run one of its programs; it does not run as root."""
+        as_other = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        command = [*as_other, str(POSTGRES[-1].parent / program), "-D", str(self.root / "data"), *arguments]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd="/")
 
-    run("initdb", "-U", "terraseg", "-A", "trust")
-    options = f"-k {root} -c listen_addresses='' -c fsync=off"
-    run("pg_ctl", "-w", "-l", str(root / "log"), "-o", options, "start")
+    def start(self) -> None:
+        """Start it."""
+        options = f"-k {self.root} -c listen_addresses='' -c fsync=off"
+        self.run("pg_ctl", "-w", "-l", str(self.root / "log"), "-o", options, "start")
+
+    def stop(self) -> None:
+        """Stop it as a crash would."""
+        self.run("pg_ctl", "-m", "immediate", "stop")
+
+
+@contextmanager
+def postgresql() -> Iterator[Postgres]:
+    """An empty database in a temporary folder."""
+    root = Path(tempfile.mkdtemp(prefix="pg-"))  # the path of a socket must be short
+    if os.geteuid() == 0:
+        shutil.chown(root, "postgres")
+    database = Postgres(root)
+    database.run("initdb", "-U", "terraseg", "-A", "trust")
+    database.start()
     try:
-        yield f"postgresql+psycopg://terraseg@/postgres?host={root}"
+        yield database
     finally:
-        run("pg_ctl", "-m", "immediate", "stop")
+        database.stop()
         shutil.rmtree(root)

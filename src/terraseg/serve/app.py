@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -97,6 +98,12 @@ def create_app(service: Service) -> FastAPI:
             "NotThereError" if error.status_code == 404 else "ServiceError", f"{request.method}: {error.detail}"
         )
         return JSONResponse({"error": fault.json()}, error.status_code, headers=error.headers)
+
+    @app.exception_handler(OperationalError)
+    async def away(_: Request, error: OperationalError) -> Response:
+        _log.warning("the database does not answer: %s", str(error.orig).split("\n", 1)[0])
+        fault = Fault("ServiceError", "the database of the service does not answer", fix="try again later")
+        return JSONResponse({"error": fault.json()}, 503, headers={"Retry-After": "2"})
 
     @app.exception_handler(OSError)
     async def disk(_: Request, error: OSError) -> Response:

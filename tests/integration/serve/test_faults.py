@@ -16,6 +16,7 @@ import pytest
 
 from helpers import service_process
 from helpers.paths import ROOT
+from helpers.postgres import POSTGRES, postgresql
 from helpers.services import new_dataset, until
 from terraseg.errors import ServiceError
 from terraseg.serve.client import OVER, Client
@@ -139,3 +140,28 @@ def test_two_machines_share_the_jobs(killable: Killable, tmp_path: Path) -> None
     other.kill()
     assert all(model.refresh().status == "COMPLETED" for model in models)
     assert {model.answer["attempts"] for model in models} == {1}
+
+
+@pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL below /usr/lib/postgresql")
+def test_a_break_of_the_database_is_survived(tmp_path: Path) -> None:
+    with postgresql() as database:
+        service = Killable(tmp_path / "root", database=database.url)
+        service.start(seconds=6)
+        try:
+            client = service.client
+            client.about()
+            dataset = new_dataset(client)
+            models = [client.fine_tune("demo_unet", dataset, {"weights": "random", "seed": n}) for n in range(4)]
+            until(lambda: models[0].refresh().status == "FINE_TUNING")
+            database.stop()
+            impatient = Client(base_url=f"http://127.0.0.1:{service.port}", retries=0)
+            with impatient, pytest.raises(UnreachableError, match="503"):
+                impatient.list_models()
+            time.sleep(2)
+            database.start()
+            for model in models:
+                model.wait(every=0.2, timeout=120)
+            assert {model.answer["attempts"] for model in models} == {1}
+            assert [model.metrics for model in models] == [{"seed": n} for n in range(4)]
+        finally:
+            service.kill()

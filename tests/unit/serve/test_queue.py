@@ -20,8 +20,8 @@ from terraseg.serve.store import Store
 def postgres() -> Iterator[str]:
     if not POSTGRES:
         pytest.skip("no PostgreSQL below /usr/lib/postgresql")
-    with postgresql() as url:
-        yield url
+    with postgresql() as database:
+        yield database.url
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

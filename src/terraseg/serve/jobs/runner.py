@@ -71,6 +71,7 @@ class Runner:
         self._queue, self._folder, self._weights, self._command = queue, folder, weights, command
         self._machine = f"{platform.node()}:{folder}"
         self._ending = threading.Event()
+        self._busy: set[str] = set()
         slots = [(f"{self._machine}/{slot}", device) for slot, device in enumerate(devices)]
         self._threads = [threading.Thread(target=self._work, args=each, name="slot", daemon=True) for each in slots]
         self._threads.append(threading.Thread(target=self._watch, name="reaper", daemon=True))
@@ -108,7 +109,16 @@ class Runner:
             _survive(partial(self._run, job, device))
 
     def _run(self, job: Job, device: str | None) -> None:
-        folder = self._folder / job.id
+        # After a break in the database another slot may have lost this job, and not know it yet.
+        while job.id in self._busy:
+            time.sleep(_LOOK)
+        self._busy.add(job.id)
+        try:
+            self._run_in(self._folder / job.id, job, device)
+        finally:
+            self._busy.discard(job.id)
+
+    def _run_in(self, folder: Path, job: Job, device: str | None) -> None:
         folder.mkdir(exist_ok=True)
         for of_before in ("result.json", "stage.json"):
             (folder / of_before).unlink(missing_ok=True)
@@ -122,8 +132,8 @@ class Runner:
             process.wait()
         if self._ending.is_set():
             return  # `stop` queues it again
-        self._finish(job, folder, process.returncode, cancelled=not kept)
-        shutil.rmtree(folder, ignore_errors=True)
+        if self._finish(job, folder, process.returncode, cancelled=not kept):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def _started(self, folder: Path, device: str | None) -> "subprocess.Popen[bytes]":
         environment = {**os.environ, **GDAL, **({} if device is None else {"CUDA_VISIBLE_DEVICES": device})}
@@ -149,7 +159,8 @@ class Runner:
                 beaten, seen = time.monotonic(), (status, progress)
         return True
 
-    def _finish(self, job: Job, folder: Path, code: int, *, cancelled: bool) -> None:
+    def _finish(self, job: Job, folder: Path, code: int, *, cancelled: bool) -> bool:
+        """End the job; returns whether it was still this worker's."""
         stage = str(read_json(folder / "stage.json").get("status", "SETTING_UP"))
         result = read_json(folder / "result.json")
         fault = None if cancelled else _fault(code, result, stage=stage, log=folder / "log.txt")
@@ -163,8 +174,9 @@ class Runner:
             continue  # the database will be back
         if not held:
             _log.warning("%s is another worker's now", job.id)
-            return
+            return False
         _log.info("%s %s%s", job.id, status, f": {fault.error()}" if fault else "")
+        return True
 
 
 def _survive(act: Callable[[], Any]) -> Any:  # noqa: ANN401
