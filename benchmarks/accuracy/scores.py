@@ -4,20 +4,26 @@ Truth is the share of a pixel that footprints cover. A pixel is built if at leas
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
+from scipy.special import expit, logit
 
 from terraseg.assess.metrics.pixels import Counts, Values, iou
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.core.threshold import best_level
+from terraseg.learn.training.calibration import count_shares, fit_odds
 
 BUILT = 0.5
 _LEVELS = round(1 / PROBABILITY_SCALE) + 1
+_UNIT = 10_000
+_LEAST = 1 / 500
+"""Probabilities are whole numbers of 1/250: 0 stands for anything below 1/500."""
+
 _CELL = 10
 """Side of a cell of 100 m, in pixels."""
 
@@ -41,6 +47,10 @@ class Ground:
     column: npt.NDArray[np.intp]
     unit: npt.NDArray[np.str_]
     share: Floats
+
+    def part(self, chosen: npt.NDArray[np.bool_]) -> "Ground":
+        """Some of the pixels."""
+        return Ground(*(getattr(self, name.name)[chosen] for name in fields(self)))
 
     def of(self, maps: Mapping[str, Floats]) -> Floats:
         """The values of maps (rows, columns), by scene, at these pixels."""
@@ -94,21 +104,26 @@ def threshold_of(ground: Ground, predicted: Floats) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """One map on one split: sums by block for `iou`, `r2_of` and `r2_of` of cells of 100 m, and the area."""
+    """One map on one split: sums by block for `iou`, and for `r2_of` of pixels and of cells of 100 m.
+
+    Attributes:
+        confusion, pixels, cells: sums by block.
+        best_iou: at the best threshold for this very ground: an upper bound, no result.
+    """
 
     confusion: Units
     pixels: Units
     cells: Units
-    area: float
+    best_iou: float
 
     def values(self) -> dict[str, float]:
         """The scores over all blocks."""
-        total = {
-            name: np.array(list(getattr(self, name).values())).sum(axis=0) for name in ("confusion", "pixels", "cells")
-        }
+        confusion, pixels, cells = (
+            np.array(list(sums.values())).sum(axis=0) for sums in (self.confusion, self.pixels, self.cells)
+        )
         return {
-            "iou": float(iou(total["confusion"])), "r2": float(r2_of(total["pixels"])),
-            "cells_r2": float(r2_of(total["cells"])), "area": self.area,
+            "iou": float(iou(confusion)), "best_iou": self.best_iou, "r2": float(r2_of(pixels)),
+            "cells_correlation2": float(correlation2_of(cells)), "area": float(pixels[3] / pixels[1]),
         }  # fmt: skip
 
 
@@ -116,32 +131,55 @@ def score(ground: Ground, predicted: Floats, *, threshold: float) -> Scores:
     """Score a map; pixels that it leaves out count as not built."""
     predicted = np.nan_to_num(predicted)
     names, unit = np.unique(ground.unit, return_inverse=True)
-    built, mapped = ground.share >= BUILT, predicted >= threshold
-    parts = [built & mapped, ~built & mapped, built & ~mapped, ~built & ~mapped]
+    built = ground.share >= BUILT
+
+    def confusion(mapped: npt.NDArray[np.bool_]) -> list[npt.NDArray[np.bool_]]:
+        return [built & mapped, ~built & mapped, built & ~mapped, ~built & ~mapped]
+
     cell = np.unique([ground.scene, ground.row // _CELL, ground.column // _CELL], axis=1, return_inverse=True)[1]
     size = np.bincount(cell)
-    mean_truth, mean_map = (np.bincount(cell, weights=of) / size for of in (ground.share, predicted))
-    whole = size >= _CELL**2 / 2
-    first = np.unique(cell, return_index=True)[1]
+    truth, shown = (np.bincount(cell, weights=of) / size for of in (ground.share, predicted))
+    whole, first = size >= _CELL**2 / 2, np.unique(cell, return_index=True)[1]
+    levels = np.quantile(predicted, np.linspace(0.02, 0.98, 49))
     return Scores(
-        confusion=_by_unit(names, unit, parts),
+        confusion=_by_unit(names, unit, confusion(predicted >= threshold)),
         pixels=_by_unit(names, unit, _moments(ground.share, predicted)),
-        cells=_by_unit(names, unit[first][whole], _moments(mean_truth[whole], mean_map[whole])),
-        area=float(predicted.sum() / ground.share.sum()),
+        cells=_by_unit(names, unit[first][whole], _moments(truth[whole], shown[whole])),
+        best_iou=max(float(iou(np.array([part.sum() for part in confusion(predicted >= level)]))) for level in levels),
     )
 
 
 def r2_of(sums: Counts) -> Values:
-    """R2 of a share from (..., 4) sums of `_moments`: 1 - squared error / variance of the truth."""
-    count, truth, square, error = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
-    return np.asarray(1 - error / (square - truth**2 / count / 1e4))
+    """R2 of a share from (..., 6) sums of `_moments`: 1 - squared error / variance of the truth."""
+    count, truth, truth2, _, shown2, both = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+    return np.asarray(1 - (truth2 - 2 * both + shown2) / (truth2 - truth**2 / count / _UNIT))
 
 
-def _moments(truth: npt.NDArray[np.floating], predicted: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
-    """Pixel, truth, its square, squared error; whole numbers of 1e-4, because sums by unit are integers."""
-    return [np.ones_like(truth), truth * 1e4, truth**2 * 1e4, (truth - predicted) ** 2 * 1e4]
+def correlation2_of(sums: Counts) -> Values:
+    """Squared correlation of truth and map, from the same sums: blind to a wrong area."""
+    count, truth, truth2, shown, shown2, both = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
+    together = both - truth * shown / count / _UNIT
+    return np.asarray(together**2 / ((truth2 - truth**2 / count / _UNIT) * (shown2 - shown**2 / count / _UNIT)))
+
+
+def _moments(truth: npt.NDArray[np.floating], shown: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
+    """Pixel, truth, its square, map, its square, product, in units of 1e-4: sums by unit are whole numbers."""
+    parts = [truth, truth**2, shown, shown**2, truth * shown]
+    return [np.ones_like(truth), *(part.astype(np.float64) * _UNIT for part in parts)]
 
 
 def _by_unit(names: npt.NDArray[np.str_], unit: npt.NDArray[np.intp], parts: list[npt.NDArray]) -> Units:
     sums = np.stack([np.bincount(unit, weights=part, minlength=len(names)) for part in parts], axis=1)
     return dict(zip(names.tolist(), np.rint(sums).astype(int).tolist(), strict=True))
+
+
+def recalibrated(ground: Ground, predicted: Floats, known: npt.NDArray[np.bool_]) -> tuple[Floats, float]:
+    """The map with slope and intercept fitted to its labelled pixels ``known``, and the threshold for it.
+
+    `terraseg adapt` does the same on the model's own log-odds.
+    """
+    odds = logit(np.clip(np.nan_to_num(predicted), _LEAST, 1 - _LEAST)).astype(np.float32)
+    percent = np.rint(ground.share[known] * 100).astype(np.uint8)
+    slope, intercept = fit_odds(count_shares(odds[known], percent, np.ones(known.sum(), np.float32)))
+    adapted = expit(slope * odds + intercept).astype(np.float32)
+    return adapted, threshold_of(ground.part(known), adapted[known])
