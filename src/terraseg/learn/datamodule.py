@@ -199,7 +199,8 @@ class ChipDataModule(LightningDataModule):
             files = [[path] for path in files_in(Path(self.predict_data_root), GEOTIFF)]
         if not files:
             raise DatasetError(f"no GeoTIFF in {self.predict_data_root}", fix="correct predict_data_root")
-        return DataLoader(Files(files, self.to_input), batch_size=None, num_workers=self.num_workers)
+        images = Files(files, self.to_input, gsd=self.dataset.info.gsd)
+        return DataLoader(images, batch_size=None, num_workers=self.num_workers)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's
         """Jitter a train batch. It depends on seed, process and step alone, so a resumed training gets the same."""

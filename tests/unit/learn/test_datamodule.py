@@ -397,6 +397,15 @@ def test_packed_copy_is_used_rejected_when_corrupt_and_rebuilt_when_stale(root):
     assert [path.name for path in (root / ".pack").iterdir()] == [dataset.info.content_hash[:16]]
 
 
+def test_prediction_of_files_with_other_pixels_than_in_training_raises_an_error(prepared, tmp_path):
+    scene = make_scene(tmp_path / "raw", (64, 64))
+    with rasterio.open(scene.path, "r+", IGNORE_COG_LAYOUT_BREAK="YES") as target:
+        target.transform = rasterio.Affine(40, 0, 500_000, 0, -40, 4_000_000)
+    module = ChipDataModule(str(prepared), predict_data_root=str(scene.path.parent))
+    with pytest.raises(SceneError, match=r"pixels of 40 m.* 10 m"):
+        next(iter(module.predict_dataloader()))
+
+
 def test_prediction_reads_bands_by_name_and_checks_the_unit(prepared, tmp_path):
     scene = make_scene(tmp_path / "raw", size=(48, 64), bands=["B12", "B11", "B8A", "B04", "B03", "B02", "B01"])
     module = ChipDataModule(str(prepared), predict_data_root=str(scene.path.parent))

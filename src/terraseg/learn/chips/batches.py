@@ -27,6 +27,9 @@ from terraseg.learn.models.graph.superpixels import SuperpixelRule
 
 Batch = dict[str, Any]
 
+_SAME_SIZE = 0.1
+"""Largest relative difference of two pixel sizes that count as the same."""
+
 _MOST_THREADS = 4
 """More don't make a batch faster: memory is the limit."""
 
@@ -125,10 +128,11 @@ class Files(Dataset[Batch]):
     Args:
         files: paths of each place, the first date first.
         to_input: raw pixels to the model's input.
+        gsd: pixel size of the training in metres; a file in a CRS in metres must have it.
     """
 
-    def __init__(self, files: Sequence[Sequence[Path]], to_input: Standardiser) -> None:
-        self.files, self.to_input = files, to_input
+    def __init__(self, files: Sequence[Sequence[Path]], to_input: Standardiser, *, gsd: float) -> None:
+        self.files, self.to_input, self.gsd = files, to_input, gsd
 
     def __len__(self) -> int:
         return len(self.files)
@@ -155,6 +159,12 @@ class Files(Dataset[Batch]):
             if source.tags().get("UNIT") != UNIT:
                 raise SceneError(
                     f"{path} has unit {source.tags().get('UNIT', 'undeclared')}", expected=f"the tag UNIT={UNIT}"
+                )
+            if source.crs is not None and source.crs.is_projected and abs(source.res[0] / self.gsd - 1) > _SAME_SIZE:
+                raise SceneError(
+                    f"{path} has pixels of {source.res[0]:g} m, the model was trained at {self.gsd:g} m",
+                    expected=f"pixels of {self.gsd:g} m",
+                    fix="use `terraseg predict`, which interpolates a scene of whole multiples, or resample the file",
                 )
             nodata = self.to_input.nodata
             if source.nodata not in (None, nodata):
