@@ -54,6 +54,10 @@ class NumpyPredictor:
     delay: float = 0.0
     windows: int = 0
 
+    @property
+    def dates(self) -> tuple[int, int | None]:
+        return self.frames, self.frames
+
     def standardised_by(self, stats: SceneStats, *, where: object) -> "NumpyPredictor":
         raise NotImplementedError
 

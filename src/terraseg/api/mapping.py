@@ -113,7 +113,7 @@ def predict(
     with room_for_inputs(output if scheduler else None) as folder:
         resampling = model.info.processing.resampling
         open_entry = partial(
-            places_at, folder=folder, frames=model.info.frames, gsd=model.info.gsd, resampling=resampling,
+            places_at, folder=folder, frames=model.info.dates, gsd=model.info.gsd, resampling=resampling,
             bands=model.info.bands, said=image,
         )  # fmt: skip
         outcomes: list[Outcome] = []
@@ -123,7 +123,8 @@ def predict(
             places, outcomes = open_places(read_manifest(Path(manifest)), open_entry, retries=retries)
         check_names(places)
         crop = crop or model.info.tile_size
-        source = BundleSource(model, runtime=runtime, device=device, crop=crop)
+        most = max(map(len, places), default=1)
+        source = BundleSource(model, runtime=runtime, device=device, crop=crop, dates=most)
         options: dict[str, Any] = {
             "crop": crop,
             "overlap": default_overlap(crop) if overlap is None else overlap,

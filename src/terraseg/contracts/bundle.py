@@ -38,7 +38,10 @@ Target = Literal["class", "share"]
 
 SHARE_TARGET: Target = get_args(Target)[1]
 
-_LATER: dict[str, Any] = {"by_scene": False, "target": "class"}
+DATE_FUSION = "date_fusion"
+"""Key of ``model_args``: how the model fuses the dates of a place. Such a model takes any number of them."""
+
+_LATER: dict[str, Any] = {"by_scene": False, "target": "class", "share_intervals": ()}
 """Keys that came later, with the value that older bundles stand for."""
 
 _INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
@@ -54,6 +57,7 @@ class BundleInfo(Strict):
         model_args: arguments of the factory.
         bands: ESA names of one frame, in the order of the input channels.
         frames: number of dates in the input, earliest first; with several the model takes (B, bands, frames, H, W).
+            Of a model that fuses dates it is that of the training, see ``dates``.
         unit: unit of the raw pixels (`terraseg.core.bands.UNIT`).
         nodata: raw value of a pixel without an observation.
         means: per band, in DN, for `terraseg.core.normalise.normalise`.
@@ -109,6 +113,16 @@ class BundleInfo(Strict):
     attribution: str
     versions: dict[str, str]
 
+    @property
+    def any_dates(self) -> bool:
+        """Whether the model takes any number of dates, not only ``frames``."""
+        return DATE_FUSION in self.model_args
+
+    @property
+    def dates(self) -> int | None:
+        """Number of dates of a place that the model maps; None: any."""
+        return None if self.any_dates else self.frames
+
     @model_validator(mode="before")
     @classmethod
     def _temperature_is_a_slope(cls, values: Any) -> Any:  # noqa: ANN401  # pydantic's
@@ -124,7 +138,7 @@ class BundleInfo(Strict):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the keys that older bundles don't have, as long as they say nothing: so their maps stay finished."""
         values: dict[str, Any] = dump(self)
-        return {key: value for key, value in values.items() if key not in _LATER or value != _LATER[key]}
+        return {key: value for key, value in values.items() if key not in _LATER or getattr(self, key) != _LATER[key]}
 
 
 @dataclass(frozen=True)

@@ -351,12 +351,13 @@ def find_places(path: str | Path, *, frames: int) -> list[Place]:
     return group_places(find_scenes(path), frames=frames)
 
 
-def group_places(scenes: Sequence[Scene], *, frames: int) -> list[Place]:
+def group_places(scenes: Sequence[Scene], *, frames: int | None) -> list[Place]:
     """Group scenes with the same pixel grid into places, earliest date first.
 
     Args:
         scenes: at least one, in any order.
-        frames: number of dates of each place. With 1 every scene is a place of its own, even on the same grid.
+        frames: number of dates of each place. With 1 every scene is a place of its own, even on the same grid. With
+            None a place has as many dates as scenes are on its grid.
 
     Raises:
         SceneError: a place has more or fewer scenes, scenes that share days, or scenes with different bands.
@@ -369,7 +370,7 @@ def group_places(scenes: Sequence[Scene], *, frames: int) -> list[Place]:
     places = [tuple(sorted(group, key=lambda scene: scene.day)) for group in by_grid.values()]
     for place in places:
         first, days = place[0], [_days(scene) for scene in place]
-        if len(place) != frames or len({scene.day for scene in place}) < frames:
+        if frames is not None and (len(place) != frames or len({scene.day for scene in place}) < frames):
             raise SceneError(
                 f"{len(place)} of {len(scenes)} scenes are on the grid of {first.name} ({', '.join(days)})",
                 expected=f"{frames} of different days, one per frame",

@@ -17,6 +17,7 @@ from terraseg.core.files import GEOTIFF, files_in
 from terraseg.errors import ConfigError, DatasetError, TrainingError
 from terraseg.learn.chips.batches import Batch, Chips, Files
 from terraseg.learn.chips.chip_stats import chip_stats
+from terraseg.learn.chips.drop_dates import without_some_dates
 from terraseg.learn.chips.jitter import jittered
 from terraseg.learn.chips.loader import ResumableLoader
 from terraseg.learn.chips.mosaics import Mosaics
@@ -53,6 +54,8 @@ class ChipDataModule(LightningDataModule):
         augment: show train chips under random rotations and flips (D4).
         jitter: change brightness and contrast of each band of each train chip at random, by this many standard
             deviations of the band; done on the device. 0: not at all.
+        drop_dates: drop each date of each train chip with this probability, but never all: the model learns to do with
+            fewer. 0: none. Only for datasets of several dates.
         statistics: source of the means and deviations that standardise the bands: ``dataset`` (its train split, or the
             train chips of the fold), ``scene`` (the whole scene that a chip was cut from, over all its dates), or a
             backbone such as ``prithvi_eo_v1_100`` (those of its pretraining).
@@ -86,6 +89,7 @@ class ChipDataModule(LightningDataModule):
         num_workers: int = 0,
         augment: bool = True,
         jitter: float = 0.0,
+        drop_dates: float = 0.0,
         statistics: str = DATASET,
         class_share: float | None = None,
         fold: int | None = None,
@@ -104,12 +108,18 @@ class ChipDataModule(LightningDataModule):
         self.fold, self.fraction, self.overfit = fold, fraction, overfit
         self.batch_size, self.num_workers = batch_size, num_workers
         self.augment, self.class_share, self.seed = augment, class_share, seed
-        self.jitter = jitter
+        self.jitter, self.drop_dates = jitter, drop_dates
         self.predict_data_root = predict_data_root
         self.dataset: ChipDataset = open_dataset(self.root)
         info = self.dataset.info
         if info.unit != UNIT:
             raise DatasetError(f"{root} has unit {info.unit}", expected=UNIT, fix="run the preparation again")
+        if not 0 <= drop_dates < 1 or (drop_dates and info.frames == 1):
+            raise ConfigError(
+                f"drop_dates is {drop_dates:g}, and {root} has {info.frames} date{'s' * (info.frames > 1)}",
+                expected="0 to less than 1, and several dates of each place",
+                fix="remove drop_dates, or prepare a dataset with prepare.frames",
+            )
         self.indices = band_indices(bands or info.bands, info.bands, where=str(self.root))
         self.bands: tuple[str, ...] = tuple(info.bands[index] for index in self.indices)
         stats = None
@@ -203,12 +213,16 @@ class ChipDataModule(LightningDataModule):
         return DataLoader(images, batch_size=None, num_workers=self.num_workers)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's
-        """Jitter a train batch. It depends on seed, process and step alone, so a resumed training gets the same."""
-        if self.jitter == 0 or self.trainer is None or not self.trainer.training:
+        """Augment a train batch. It depends on seed, process and step alone, so a resumed training gets the same."""
+        if self.trainer is None or not self.trainer.training:
             return batch
         key = (self.seed, self.trainer.global_rank, self.trainer.fit_loop.total_batch_idx + 1)
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        return {**batch, "image": jittered(batch["image"], self.jitter, seed=seed)}
+        of_jitter, of_dates = map(int, np.random.SeedSequence(key).generate_state(2, np.uint64))
+        if self.jitter > 0:
+            batch = {**batch, "image": jittered(batch["image"], self.jitter, seed=of_jitter)}
+        if self.drop_dates > 0:
+            batch = {**batch, "image": without_some_dates(batch["image"], self.drop_dates, seed=of_dates)}
+        return batch
 
     def on_exception(self, exception: BaseException) -> None:
         """Explain a lack of memory: the command ends with one line that names the settings to change."""

@@ -98,7 +98,7 @@ def adapt(
     odds, levels, before, after = _Sum(), _Sum(), 0.0, 0.0
     with room_for_inputs() as folder, tempfile.TemporaryDirectory() as scratch:
         places = places_at(
-            scenes, folder, frames=info.frames, gsd=info.gsd, resampling=info.processing.resampling, bands=info.bands
+            scenes, folder, frames=info.dates, gsd=info.gsd, resampling=info.processing.resampling, bands=info.bands
         )
         ground = [(place, labels_of(place[0], labels, sources, config)) for place in places]
 

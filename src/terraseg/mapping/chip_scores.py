@@ -28,7 +28,8 @@ def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
             scene has no statistics of its scenes.
     """
     info = dataset.info
-    if info.frames != predictor.frames:
+    fewest, most = predictor.dates
+    if not fewest <= info.frames <= (most or info.frames):
         raise DatasetError(
             f"a chip of {dataset.root} has {info.frames} date{'s' * (info.frames > 1)}",
             expected=f"{predictor.frames}, as the model was trained on",

@@ -45,18 +45,20 @@ class BundleSource:
         runtime: see `terraseg.mapping.runtimes.choose.open_predictor`.
         device: see there.
         crop: side of the windows in pixels.
+        dates: most dates of a place.
     """
 
     bundle: Bundle
     runtime: str
     device: str
     crop: int
+    dates: int = 1
 
     def open(self) -> Predictor:
         """Open the model."""
         from terraseg.mapping.runtimes.choose import open_predictor  # imports torch: 5 s
 
-        return open_predictor(self.bundle, runtime=self.runtime, device=self.device, crop=self.crop)
+        return open_predictor(self.bundle, runtime=self.runtime, device=self.device, crop=self.crop, dates=self.dates)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,24 @@ def test_several_dates_are_learned_from_and_mapped_together() -> None:
         )  # fmt: skip
 
 
+def test_a_fusion_of_dates_is_learned_and_maps_any_number_of_them() -> None:
+    bundle = fit_test_and_predict("dates_unet", scenes="dates")
+    assert (bundle.info.frames, bundle.info.dates, bundle.info.bands) == (3, None, PRITHVI_BANDS)
+    _assert_mapped_as_in_training(bundle)
+    where = ["--bundle", str(bundle.root), "--device", "cpu"]
+    for dates in (["chip/a_late.tif"], ["chip/a_late.tif", "chip/b_middle.tif"]):
+        assert main(["predict", "--input", *dates, "--output", f"maps{len(dates)}", *where]) == 0
+    maps = []
+    for output, name in (("maps1", "a_late"), ("maps2", "b_middle"), ("maps", "chip")):
+        with rasterio.open(f"{output}/{name}/probability.tif") as probability:
+            maps.append(probability.read(1))
+    assert not np.array_equal(maps[0], maps[1])
+    assert not np.array_equal(maps[1], maps[2])
+    assert main(["check", str(CONFIGS / "dates_unet.yaml"), "--root", "data/processed_multitemporal"]) == 0
+    fixed = bundle.info.model_copy(update={"model_args": {}})
+    assert fixed.dates == 3
+
+
 def _assert_mapped_as_in_training(bundle: Bundle) -> None:
     """`terraseg predict` gives a place of the size of a chip the probability that the datamodule's batch gives it."""
     # A model that has learned nothing has one probability everywhere. Its log-odds as they are differ.

@@ -22,7 +22,7 @@ _COMPARISON = (
 )  # fmt: skip
 _OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "satmae_large_upernet", "scalemae_upernet")
 """Beside the comparison: their pretraining saw other bands than the six of Prithvi."""
-_DATES = ("prithvi_multitemporal",)
+_DATES = ("prithvi_multitemporal", "dates_unet")
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
 _CITY = ("city_unet", "share_unet")
 _FLOODS = {
@@ -91,6 +91,15 @@ def test_several_dates_differ_from_one_in_the_dataset_and_what_the_model_is_told
     assert frames == len(load_data_config(CONFIGS / "multitemporal_data.yaml").acquire.periods) == 3
     assert arguments["backbone_num_frames"] == arguments["necks"][1].pop("effective_time_dim") == frames
     assert {**arguments, "backbone_num_frames": 1} == _read("prithvi_upernet")["model"]["init_args"]["model_args"]
+
+
+def test_the_two_experiments_of_several_dates_share_their_dataset_and_training() -> None:
+    prithvi, unet = (_without_what_may_differ(name) for name in _DATES)
+    assert unet["data"]["init_args"].pop("drop_dates") == 0.3
+    assert unet == prithvi
+    arguments = _read("dates_unet")["model"]["init_args"]["model_args"]
+    one_date = {**_read("demo_unet")["model"]["init_args"]["model_args"], "head_dropout": 0.1}
+    assert arguments == {**one_date, "date_fusion": "mean_max"}
 
 
 @pytest.mark.parametrize("name", _EXPERIMENTS)
@@ -188,8 +197,12 @@ def test_each_model_passes_the_check_and_is_described(name: str, monkeypatch: py
     frames = 3 if name in _DATES else 1
     bands = config["data"]["init_args"]["bands"]
     assert check_model(config, bands=bands, classes=["background", "building"], frames=frames) == []
-    (finding,) = check_model(config, bands=bands, classes=["background", "building"], frames=2)
-    assert "2 dates" in str(finding) or "2 of each place" in str(finding)
+    findings = check_model(config, bands=bands, classes=["background", "building"], frames=2)
+    if "date_fusion" in config["model"]["init_args"]["model_args"]:
+        assert findings == []
+    else:
+        (finding,) = findings
+        assert "2 dates" in str(finding) or "2 of each place" in str(finding)
 
     arguments = config["model"]["init_args"]
     model = build_model(arguments["model_factory"], arguments["model_args"])

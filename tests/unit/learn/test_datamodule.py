@@ -242,6 +242,11 @@ def test_pixels_without_observation_are_the_mean(prepared):
     assert (normalised[0, :, 1, 1] != 0).all()
 
 
+def test_dates_are_only_dropped_where_there_are_several(prepared):
+    with pytest.raises(ConfigError, match=r"drop_dates is 0\.3, and .* has 1 date; .*prepare\.frames"):
+        ChipDataModule(str(prepared), drop_dates=0.3)
+
+
 def test_a_missing_image_is_an_error_and_shifts_nothing(root):
     dataset = open_dataset(root)
     tile = dataset.split("train")["tile"].iloc[3]

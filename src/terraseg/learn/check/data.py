@@ -76,6 +76,7 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | Non
     findings += faults
     if chips is not None:
         findings += check_batches(chips, data.get("batch_size", 8), class_share=data.get("class_share"))
+    findings += check_dropped_dates(dataset, data.get("drop_dates", 0))
     findings += check_classes(
         dataset,
         num_classes=(model.get("model_args") or {}).get("num_classes"),
@@ -253,6 +254,18 @@ def check_batches(chips: gpd.GeoDataFrame, batch_size: int, *, class_share: floa
                 warning(f"{_DATA}.class_share", found, expected="some with it and some without", fix="remove it")
             )
     return findings
+
+
+def check_dropped_dates(dataset: ChipDataset, share: object) -> list[Finding]:
+    """Dates are dropped only where there are several."""
+    where = f"{_DATA}.drop_dates"
+    if not isinstance(share, int | float) or not 0 <= share < 1:
+        return [error(where, f"{share}", expected="0 to less than 1")]
+    if share and dataset.info.frames == 1:
+        return [
+            error(where, f"{share:g}, but the dataset has one date of each place", expected="several", fix="remove it")
+        ]
+    return []
 
 
 def check_classes(

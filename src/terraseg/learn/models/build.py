@@ -12,10 +12,12 @@ from terratorch.registry import MODEL_FACTORY_REGISTRY
 from torch import Tensor, nn
 from torch.nn import functional
 
+from terraseg.contracts.bundle import DATE_FUSION
 from terraseg.core.bands import band
 from terraseg.errors import ConfigError
 from terraseg.learn.models import backbones, necks  # noqa: F401  # necks register themselves
 from terraseg.learn.models.backbones.base import Backbone
+from terraseg.learn.models.date_fusion import DateFusion, fuse_dates
 from terraseg.learn.models.graph.graphsage import GraphSage
 from terraseg.learn.models.graph.superpixels import SuperpixelRule
 from terraseg.learn.models.specs import SPECS
@@ -31,10 +33,12 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
 
     Args:
         model_factory: ``EncoderDecoderFactory`` or ``SMPModelFactory``.
-        model_args: the factory's arguments, as in TerraTorch's documentation.
+        model_args: the factory's arguments, as in TerraTorch's documentation; and ``date_fusion``, a name in
+            `terraseg.learn.models.date_fusion.FUSIONS`, to give a backbone of one date several.
 
     Returns:
-        A module from (B, C, H, W) to TerraTorch's ``ModelOutput``, whose ``output`` is (B, classes, H, W) logits.
+        A module from (B, C, H, W) to TerraTorch's ``ModelOutput``, whose ``output`` is (B, classes, H, W) logits; with
+        ``date_fusion`` also from (B, C, T, H, W), of any number of dates.
 
     Raises:
         ConfigError: unknown factory, or the factory rejects its arguments (the message quotes it).
@@ -45,6 +49,7 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
     if key in model_args:
         raise ConfigError(f"model_args has {key}", fix="remove it; the task's `weights` sets the source of the weights")
     arguments = {**deepcopy(dict(model_args)), key: False}  # the factories change their arguments
+    fusion = arguments.pop(DATE_FUSION, None)
     try:
         with warnings.catch_warnings():  # `load_weights` comes later, and warns of frozen random weights
             warnings.filterwarnings("ignore", message="You are using PEFT without a pretrained backbone")
@@ -56,12 +61,17 @@ def build_model(model_factory: str, model_args: Mapping[str, Any]) -> nn.Module:
         raise ConfigError(
             f"the model can't be built: {reason}", fix="correct model_args, see the model's page in TerraTorch's docs"
         ) from error
+    if fusion is not None:
+        if isinstance(backbone_of(model), GraphSage):
+            raise ConfigError(f"{DATE_FUSION} with {model_args.get('backbone')}, whose superpixels are of one date")
+        fuse_dates(model, _inner(model), str(fusion))
     return model
 
 
 def encoder_of(model: nn.Module) -> nn.Module:
     """The backbone of a model of either factory, with its adapters if `peft_config` adds some."""
-    return _inner(model).get_submodule("encoder")
+    encoder = _inner(model).get_submodule("encoder")
+    return encoder.encoder if isinstance(encoder, DateFusion) else encoder
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -152,9 +162,15 @@ def check_inputs(
 
 def _check_frames(model_args: Mapping[str, Any], frames: int) -> None:
     spec = SPECS.get(str(model_args.get("backbone")))
+    if DATE_FUSION in model_args:  # the backbone itself gets one date at a time
+        frames = 1
     if frames > 1 and spec is not None and spec.frames is None:
         able = ", ".join(name for name, known in SPECS.items() if known.frames is not None)
-        raise ConfigError(f"{spec.name} takes one date, the data has {frames} of each place", expected=f"one of {able}")
+        raise ConfigError(
+            f"{spec.name} takes one date, the data has {frames} of each place",
+            expected=f"one of {able}, or {DATE_FUSION}",
+            fix=f"add {DATE_FUSION}: mean_max to model_args: the backbone encodes each date, and their maps are fused",
+        )
     declared = model_args.get("backbone_num_frames", 1)
     if declared != frames:
         raise ConfigError(

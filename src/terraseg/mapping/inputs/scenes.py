@@ -67,7 +67,7 @@ def places_at(
     given: Iterable[str | Path],
     folder: Path,
     *,
-    frames: int,
+    frames: int | None,
     gsd: float | None = None,
     resampling: Resampling | None = None,
     bands: Sequence[str] | None = None,

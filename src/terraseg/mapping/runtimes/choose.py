@@ -56,7 +56,7 @@ RUNTIMES = {
 """Every runtime by its name. A new one is one row."""
 
 
-def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> BundlePredictor:
+def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int, dates: int = 1) -> BundlePredictor:
     """The predictor of a bundle on a runtime. With ``auto``, the log says which one and why.
 
     Args:
@@ -64,6 +64,7 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
             machine, else PyTorch in single precision.
         device: ``auto``, ``cpu``, ``cuda``, ...
         crop: side of the windows in pixels; an exported model takes only the bundle's tile size.
+        dates: most dates of a place; an exported model takes at most those of the training.
 
     Raises:
         ConfigError: unknown runtime or device, the two don't go together, or the export lacks the runtime.
@@ -72,7 +73,7 @@ def open_predictor(bundle: Bundle, *, runtime: str, device: str, crop: int) -> B
     if runtime not in (*RUNTIMES, "auto"):
         raise ConfigError(f"no runtime {runtime!r}", expected=f"auto, {', '.join(RUNTIMES)}")
     if runtime == "auto":
-        runtime, reason = _fastest(bundle, device=device, crop=crop)
+        runtime, reason = _fastest(bundle, device=device, crop=crop, dates=dates)
         _log.info("runtime %s: %s", runtime, reason)
     if RUNTIMES[runtime].file is None:
         return RUNTIMES[runtime].predictor(bundle, device=device)
@@ -110,7 +111,7 @@ def cpu_predictor(bundle: Bundle, runtime: str, folder: Path, files: Mapping[str
     return chosen.predictor(bundle, folder / chosen.file, digest=files[chosen.file])
 
 
-def _fastest(bundle: Bundle, *, device: str, crop: int) -> tuple[str, str]:
+def _fastest(bundle: Bundle, *, device: str, crop: int, dates: int) -> tuple[str, str]:
     """The runtime of ``auto``, and the reason."""
     if torch_device(device).type != "cpu":
         return REFERENCE, f"the device is {torch_device(device)}"
@@ -121,6 +122,8 @@ def _fastest(bundle: Bundle, *, device: str, crop: int) -> tuple[str, str]:
     record = read_record(bundle)
     if crop != bundle.info.tile_size:
         return REFERENCE, f"the export takes crops of {bundle.info.tile_size} px, not of {crop} px"
+    if bundle.info.any_dates and dates > bundle.info.frames:
+        return REFERENCE, f"the export takes up to {bundle.info.frames} dates, not {dates}"
     if record.machine != this_machine():
         return REFERENCE, "parity was measured on another machine or with other versions, see `terraseg export`"
     torch_speed = record.runtimes[REFERENCE].images_per_s

@@ -62,7 +62,7 @@ def export(
         places = places_at(
             given,
             folder,
-            frames=model.info.frames,
+            frames=model.info.dates,
             gsd=model.info.gsd,
             resampling=model.info.processing.resampling,
             bands=model.info.bands,
@@ -73,6 +73,8 @@ def export(
 def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_size: int) -> ExportRecord:
     """`export` of an opened bundle on opened places."""
     reference = TorchPredictor(bundle, device="cpu")
+    if bundle.info.any_dates:
+        places = [place[: bundle.info.frames] for place in places]
     for place in places:
         check_fit(place, reference, crop=bundle.info.tile_size)
     size, threshold = bundle.info.tile_size, bundle.info.threshold
@@ -109,7 +111,8 @@ def export_bundle(bundle: Bundle, places: Sequence[Place], *, chips: int, batch_
 def export_model(bundle: Bundle, path: Path, *, batch_size: int) -> None:
     """Write the bare model as ONNX: normalised float32 (batch, bands, tile, tile) to logits (batch, classes, ...).
 
-    With several dates the input is (batch, bands, frames, tile, tile).
+    With several dates the input is (batch, bands, frames, tile, tile). Also a model that fuses any number of dates is
+    written for those of its training: not every operation of a backbone can be traced without their number.
     The batch is dynamic if the exporter can trace the model that way, else ``batch_size``.
 
     Raises:
@@ -123,7 +126,7 @@ def export_model(bundle: Bundle, path: Path, *, batch_size: int) -> None:
 
 def _example(bundle: Bundle, batch: int) -> torch.Tensor:
     info = bundle.info
-    dates = (info.frames,) if info.frames > 1 else ()
+    dates = (info.frames,) if info.frames > 1 or info.any_dates else ()
     return torch.zeros(batch, len(info.bands), *dates, info.tile_size, info.tile_size)
 
 

@@ -126,6 +126,7 @@ def real_chips(places: Sequence[Place], predictor: BundlePredictor, *, size: int
                     if scene.path not in opened:
                         opened[scene.path] = stack.enter_context(rasterio.open(scene.path))
                     dates.append(_read(scene, opened[scene.path], predictor.bands, window))
+            dates += [np.full_like(dates[0], NODATA)] * (predictor.frames - len(dates))  # of a model that fuses dates
             chip = np.concatenate(dates)
             if not never_observed(chip, frames=predictor.frames, nodata=NODATA).all():
                 yield predictor.as_of_training(chip, stats[place[0].path], where=place[0].path) if stats else chip

@@ -49,6 +49,8 @@ class ExportedPredictor(BundlePredictor):
     def __init__(self, bundle: Bundle, *, runtime: str, precision: str, digest: str) -> None:
         facts = {"runtime": runtime, "device": "cpu", "precision": precision, "export": digest}
         super().__init__(bundle, runtime=facts)
+        if bundle.info.any_dates:
+            self.dates = (1, bundle.info.frames)
 
     @property
     @abstractmethod
@@ -63,6 +65,9 @@ class ExportedPredictor(BundlePredictor):
         crop = self._info.tile_size
         if inputs.shape[-2:] != (crop, crop):
             raise ValueError(f"exported for {crop} px; --runtime torch takes other sizes")
+        if self._info.any_dates:  # exported for the dates of the training; one without observation is left out
+            missing = self._info.frames - inputs.shape[2]
+            inputs = np.pad(inputs, [(0, 0), (0, 0), (0, missing), (0, 0), (0, 0)])
         size = self._fixed_batch
         if size is None:
             return torch.from_numpy(self._run(inputs))

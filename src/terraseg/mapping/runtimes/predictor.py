@@ -53,7 +53,11 @@ class Predictor(Protocol):
 
     @property
     def frames(self) -> int:
-        """Number of dates of a place in one input."""
+        """Number of dates of a place in one input of its training."""
+
+    @property
+    def dates(self) -> tuple[int, int | None]:
+        """Fewest and most dates of a place that it takes; None: any number."""
 
     @property
     def unit(self) -> str:
@@ -171,10 +175,12 @@ def check_fit(place: Place, predictor: Predictor, *, crop: int) -> None:
 
 
 def _check_dates(place: Place, predictor: Predictor) -> None:
-    if len(place) != predictor.frames:
+    fewest, most = predictor.dates
+    if not fewest <= len(place) <= (most or len(place)):
         raise SceneError(
             f"{place[0].name} has {len(place)} date{'s' * (len(place) > 1)}",
-            expected=f"{predictor.frames}, as in training",
+            expected=f"{most}, as in training" if fewest == most else f"{fewest} to {most}, as in the export",
+            fix=None if fewest == most else "--runtime torch",
         )
     if group_places(place, frames=len(place)) != [place]:
         raise SceneError(

@@ -37,6 +37,7 @@ class BundlePredictor(ABC):
         self.bands, self.frames, self.unit, self.nodata, self.gsd, self.means = (
             info.bands, info.frames, info.unit, info.nodata, info.gsd, info.means,
         )  # fmt: skip
+        self.dates: tuple[int, int | None] = (1, None) if info.any_dates else (info.frames, info.frames)
         self.processing, self.by_scene = info.processing, info.by_scene
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
         self.licence, self.attribution = info.licence, info.attribution
@@ -66,8 +67,13 @@ class BundlePredictor(ABC):
         return bound
 
     def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
-        """Raw DN (batch, frames x bands, rows, columns) to the model's input, see `model_input`."""
-        return model_input(pixels, frames=self.frames, means=self._means, stds=self._stds, nodata=self.nodata)
+        """Raw DN (batch, dates x bands, rows, columns) to the model's input, see `model_input`.
+
+        Of a model that fuses dates, also a single one has its axis.
+        """
+        dates = pixels.shape[1] // len(self.bands)
+        inputs = model_input(pixels, frames=dates, means=self._means, stds=self._stds, nodata=self.nodata)
+        return inputs[:, :, None] if self._info.any_dates and dates == 1 else inputs
 
     def as_of_training(
         self, pixels: npt.NDArray[np.uint16], stats: SceneStats, *, where: object

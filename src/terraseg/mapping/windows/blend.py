@@ -130,7 +130,9 @@ def _predict_panel(
     own = slice(*panel.finished)
     open_rows = np.zeros((rows.crop, panel.padded), np.float32)
     blended = np.zeros_like(open_rows)
-    size = max(batch_size // predictor.workers, 1)
+    fewest, most = predictor.dates
+    images = 1 if fewest == most else most or len(place)  # each date is an image: several don't take more memory
+    size = max(batch_size // predictor.workers // images, 1)
     with ExitStack() as stages:  # an early stop closes them before the source that their threads read
         dates = [_Date.open(scene, predictor.bands, stages) for scene in place]
         read = _Reader(dates, rows=rows, panel=panel, batch_size=size)

@@ -125,6 +125,12 @@ def test_statistics_that_nobody_published_are_named(sound):
         assert [each for each in found if "statistics: " in each] == [] if line is None else line in "".join(found)
 
 
+@pytest.mark.parametrize("share", [0.3, 1.0, "some"])
+def test_dates_can_only_be_dropped_where_there_are_several(sound, share):
+    assert any("error: data.init_args.drop_dates: " in line for line in _lines(sound, data={"drop_dates": share}))
+    assert not any("drop_dates" in line for line in _lines(sound, data={"drop_dates": 0}))
+
+
 def test_class_weights_may_come_from_the_data(sound):
     assert _lines(sound, model={"class_weights": "from_data"}) == []
 
