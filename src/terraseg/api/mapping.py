@@ -36,6 +36,8 @@ def predict(
     threshold: Annotated[float | None, Option(_OUTPUT, metavar="P")] = None,
     logits: Annotated[bool, Option(_OUTPUT)] = False,
     uncertainty: Annotated[bool, Option(_OUTPUT)] = False,
+    share: Annotated[bool, Option(_OUTPUT)] = False,
+    cells: Annotated[int | None, Option(_OUTPUT, metavar="M")] = None,
     simplify: Annotated[float | None, Option(_OUTPUT, metavar="M")] = None,
     min_area: Annotated[float, Option(_OUTPUT, metavar="M2")] = 0.0,
     mosaic: Annotated[Literal["date", "confidence"] | None, Option(_OUTPUT)] = None,
@@ -64,6 +66,8 @@ def predict(
         threshold: probability from which a pixel belongs to the class; by default the bundle's.
         logits: also write the log-odds.
         uncertainty: also write the entropy of the probability.
+        share: also write the covered share of pixels of 10 m, of a model of shares or of finer pixels.
+        cells: also write share and area of the class in square cells of this side in metres, with their interval.
         simplify: tolerance of the polygons in metres; by default half a pixel.
         min_area: smallest area of a polygon in square metres.
         mosaic: also write one map of all scenes for each CRS, of the latest pixel (date) or the surest (confidence).
@@ -108,6 +112,7 @@ def predict(
         open_places,
         opened,
     )
+    from terraseg.mapping.shares import add_shares, check_shares
 
     model, output = _model(bundle, config, ckpt_path, device=device), Path(output)
     with room_for_inputs(output if scheduler else None) as folder:
@@ -122,6 +127,7 @@ def predict(
         else:
             places, outcomes = open_places(read_manifest(Path(manifest)), open_entry, retries=retries)
         check_names(places)
+        check_shares(places, model.info, share=share, cells=cells)
         crop = crop or model.info.tile_size
         most = max(map(len, places), default=1)
         source = BundleSource(model, runtime=runtime, device=device, crop=crop, dates=most)
@@ -157,6 +163,9 @@ def predict(
             simplify_m=simplify,
             min_area_m2=min_area,
         )
+    if share or cells is not None:
+        for product in products:
+            add_shares(product, share=share, cells=cells)
     return products
 
 

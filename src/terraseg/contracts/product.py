@@ -63,6 +63,16 @@ class Product:
         return self.raster("mask")
 
     @property
+    def share(self) -> Path:
+        """COG, uint8: share of the pixel that the class covers x 250, 255 = nodata; only on request."""
+        return self.raster("share")
+
+    @property
+    def cells(self) -> Path:
+        """GeoParquet of cells of ground: share and area of the class, with bounds; only on request."""
+        return self.root / "cells.parquet"
+
+    @property
     def polygons(self) -> Path:
         """GeoParquet, named after the class: geometry, area_m2, mean_probability."""
         return self._named_after_class(".parquet")
@@ -92,8 +102,8 @@ class Product:
         return properties
 
     def reopen(self) -> None:
-        """Make the product unfinished: delete its item, and polygons that are named after another class."""
-        stale = [self.root / f"{_OLD_STEM}{suffix}" for suffix in (".parquet", ".gpkg")]
+        """Make the product unfinished: delete its item, shares, and polygons that are named after another class."""
+        stale = [self.share, self.cells, *(self.root / f"{_OLD_STEM}{suffix}" for suffix in (".parquet", ".gpkg"))]
         if self.item.is_file():
             before = Product(self.root)
             stale += [before.polygons, before.geopackage]

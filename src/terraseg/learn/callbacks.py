@@ -239,6 +239,8 @@ def _calibrate(trainer: Trainer, task: SegmentationTask) -> Calibration:
         lambda image: task(image).output,
         task.chips.val_mosaics(),
         positive=task.hparams["positive_class"],
+        target=task.target,
+        gsd=task.chips.dataset.info.gsd,
         device=task.device,
         batch_size=task.chips.batch_size,
         progress=bool(trainer.progress_bar_callback),

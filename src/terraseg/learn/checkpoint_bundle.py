@@ -101,6 +101,8 @@ def bundle_of_checkpoint(config: str | Path, checkpoint: str | Path, *, device: 
         lambda image: model(image).output,
         chips.val_mosaics(),
         positive=positive,
+        target=target,
+        gsd=chips.dataset.info.gsd,
         device=device,
         batch_size=chips.batch_size,
     )

@@ -134,7 +134,7 @@ class ChipDataModule(LightningDataModule):
         )  # fmt: skip
         self.class_names: tuple[str, ...] = tuple(info.classes[key] for key in sorted(info.classes))
         self.superpixels: SuperpixelRule | None = None  # the task sets it to what the model wants, before any loader
-        self.shares = False  # likewise: whether the loss or the calibration needs the covered share of each pixel
+        self.shares = False  # likewise: whether the loss needs the covered share of each pixel
         self._chips: dict[Split, Chips] = {}
 
     def prepare_data(self) -> None:
@@ -186,8 +186,8 @@ class ChipDataModule(LightningDataModule):
         return self._in_order(self._chips["val"])
 
     def val_mosaics(self) -> Mosaics:
-        """All val chips as images of ground, for the one process that calibrates."""
-        if self.shares:
+        """All val chips as images of ground, for the one process that calibrates; with coverage if there is any."""
+        if self.dataset.has_coverage:
             self._chips["val"].cover()
         return Mosaics(self._chips["val"])
 

@@ -116,7 +116,8 @@ def adapt(
             )
         slope, intercept = fit_odds(odds.total)
         name = output.parent.name if output.name == "bundle" else output.name
-        update = {"slope": info.slope * slope, "intercept": info.intercept * slope + intercept}
+        update: dict[str, object] = {"slope": info.slope * slope, "intercept": info.intercept * slope + intercept}
+        update["share_intervals"] = ()  # they are of the old slope, and of other ground
         info = info.model_copy(update={**update, "experiment": name, "attribution": credit})
         draft = _written(bundle, Path(scratch) / "bundle", info)
 

@@ -8,6 +8,7 @@ holds that they differ in nothing else.
 from dataclasses import replace
 from pathlib import Path
 
+import geopandas as gpd
 import numpy as np
 import pytest
 import rasterio
@@ -51,7 +52,6 @@ _EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "baseline_segformer_b2": (f"{_ARGS}.backbone=mit_b0",),
     "demo_prithvi_tiny": (_UPERNET,),
     "demo_unet": (),
-    "share_unet": (),
     "debug_overfit": ("--data.init_args.overfit=4",),
 }
 """What is smaller than in the experiment itself. All start from random weights."""
@@ -83,11 +83,30 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fit_test_and_predict_two_steps(name: str) -> None:
     bundle = fit_test_and_predict(name, *_EXPERIMENTS[name], "--data.init_args.root=data/processed")
     assert (bundle.info.experiment, bundle.info.weights, bundle.info.bands) == (name, "random", PRITHVI_BANDS)
-    assert bundle.info.target == ("share" if name == "share_unet" else "class")
+    assert bundle.info.target == "class"
     with torch.inference_mode():
         logits = load_model(bundle)(torch.randn(1, 6, 64, 96))
     assert logits.shape == (1, 2, 64, 96)
     assert torch.isfinite(logits).all()
+
+
+def test_a_model_of_shares_maps_shares_and_cells() -> None:
+    bundle = fit_test_and_predict("share_unet", "--data.init_args.root=data/processed")
+    assert bundle.info.target == "share"
+    assert [each.metres for each in bundle.info.share_intervals] == [50, 100, 250, 1000]
+    where = ["--bundle", str(bundle.root), "--input", "raw/scene.tif", "--output", "shares", "--device", "cpu"]
+    assert main(["predict", *where, "--share", "--cells", "100"]) == 0
+    with rasterio.open("shares/scene/share.tif") as share, rasterio.open("shares/scene/probability.tif") as probability:
+        np.testing.assert_array_equal(share.read(1), probability.read(1))
+        area = probability.read(1).sum() / 250 * 100
+    cells = gpd.read_parquet("shares/scene/cells.parquet")
+    assert cells["area_m2"].sum() == pytest.approx(area, rel=2e-3)  # the projection's pixels are not quite 100 m2
+    assert (cells["share_low"] <= cells["share"]).all()
+    with pytest.raises(ConfigError, match="positive_class 0"):
+        terratorch(
+            "fit", "-c", str(CONFIGS / "share_unet.yaml"), "--data.init_args.root=data/processed",
+            "--model.init_args.weights=random", "--model.init_args.positive_class=0",
+        )  # fmt: skip
 
 
 def test_several_dates_are_learned_from_and_mapped_together() -> None:

@@ -12,12 +12,15 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from torch import Tensor
 
+from terraseg.contracts.bundle import SHARE_TARGET, Target
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.contracts.product import PROBABILITY_SCALE
+from terraseg.contracts.share_interval import ShareInterval
 from terraseg.core.progress import track
 from terraseg.core.threshold import best_level
 from terraseg.learn.chips.mosaics import Mosaic, Mosaics, Windows
 from terraseg.learn.models.odds import log_odds
+from terraseg.learn.training.share_errors import ShareErrors
 
 _log = logging.getLogger(__name__)
 
@@ -45,12 +48,14 @@ class Calibration:
         intercept: added to the product (Platt 1999, Probabilistic Outputs for Support Vector Machines).
         threshold: lowest probability of a pixel of the class.
         iou: of the class at that threshold.
+        share_intervals: how sure the covered shares of cells are; empty if the mosaics have no coverage.
     """
 
     slope: float
     intercept: float
     threshold: float
     iou: float
+    share_intervals: tuple[ShareInterval, ...] = ()
 
 
 @torch.inference_mode()
@@ -59,14 +64,16 @@ def calibrate(
     mosaics: Mosaics,
     *,
     positive: int,
+    target: Target,
+    gsd: float,
     device: torch.device,
     batch_size: int,
     progress: bool = False,
 ) -> Calibration:
     """Fit slope, intercept and threshold on the maps that a model makes of the validation split.
 
-    Mosaics with coverage are of a training on shares: slope and intercept are then fitted to the covered shares. The
-    threshold is fitted to the mask in any case.
+    For a training on shares, slope and intercept are fitted to the covered shares. The threshold is fitted to the mask
+    in any case.
 
     The mosaics are predicted twice, in the windows of mapping: first for slope and intercept, then for the threshold of
     the blended probability. Memory does not depend on the number of mosaics.
@@ -75,6 +82,8 @@ def calibrate(
         forward: normalised images to logits, without dropout.
         mosaics: of the validation split.
         positive: id of the class.
+        target: what the model was trained on.
+        gsd: side of a pixel, in metres.
         device: where ``forward`` expects its images.
         batch_size: windows in one forward pass.
         progress: show a progress bar.
@@ -88,20 +97,23 @@ def calibrate(
     counts, levels = np.zeros((2, len(_ODDS))), np.zeros((2, _LEVELS))
     for mosaic in track(mosaics, "Slope and intercept", hidden=not progress):
         for windows, odds in predicted(mosaic):
-            if mosaic.coverage is None:
+            if target != SHARE_TARGET or mosaic.coverage is None:
                 truth = np.stack([mosaic.mask[place] for place in windows.places])
                 counts += count_odds(odds, truth, windows.weights, positive=positive)
             else:
                 percent = np.stack([mosaic.coverage[place] for place in windows.places])
                 counts += count_shares(odds, percent, windows.weights)
     slope, intercept = fit_odds(counts)
+    errors = ShareErrors(gsd)
     for mosaic in track(mosaics, "Threshold", hidden=not progress):
         probability = np.zeros(mosaic.mask.shape, np.float32)
         for windows, odds in predicted(mosaic):
             for place, part in zip(windows.places, expit(slope * odds + intercept) * windows.weights, strict=True):
                 probability[place] += part
         levels += count_levels(probability, mosaic.mask, positive=positive)
-    return Calibration(slope, intercept, *fit_threshold(levels))
+        if mosaic.coverage is not None:
+            errors.add(probability, mosaic.coverage)
+    return Calibration(slope, intercept, *fit_threshold(levels), errors.intervals())
 
 
 def count_odds(odds: Odds, truth: npt.NDArray[np.int8], weights: Odds, *, positive: int) -> Counts:

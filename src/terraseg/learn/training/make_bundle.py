@@ -100,6 +100,7 @@ def bundle_info(
         threshold=calibration.threshold,
         slope=calibration.slope,
         intercept=calibration.intercept,
+        share_intervals=calibration.share_intervals,
         tile_size=dataset.tile_size,
         gsd=dataset.gsd,
         processing=dataset.processing,

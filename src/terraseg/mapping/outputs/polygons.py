@@ -231,14 +231,15 @@ def _to_crs(geometry: npt.NDArray[np.object_], grid: Affine) -> npt.NDArray[np.o
     return moved
 
 
+def geo_metadata(crs: pyproj.CRS) -> dict[str, Any]:
+    """The metadata ``geo`` of a GeoParquet file of polygons (https://geoparquet.org/releases/v1.1.0)."""
+    column = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs.to_json_dict()}
+    return {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": column}}
+
+
 def _write(batches: Iterator[pa.RecordBatch], output: Product, crs: pyproj.CRS, metadata: dict[str, Any]) -> int:
     """Write both files in one pass, with one batch in memory; returns the number of polygons."""
-    geo = {  # https://geoparquet.org/releases/v1.1.0
-        "version": "1.1.0",
-        "primary_column": "geometry",
-        "columns": {"geometry": {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs.to_json_dict()}},
-    }
-    schema = _SCHEMA.with_metadata({"geo": json.dumps(geo), "terraseg": json.dumps(metadata)})
+    schema = _SCHEMA.with_metadata({"geo": json.dumps(geo_metadata(crs)), "terraseg": json.dumps(metadata)})
     failures: list[BaseException] = []
     count = 0
 

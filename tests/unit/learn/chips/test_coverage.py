@@ -86,7 +86,6 @@ def test_mosaics_keep_coverage_and_mask_together(prepared: Path) -> None:
     tiles = module.dataset.split("val")["tile"]
     stored = np.stack([_stored(module, "val", tile) for tile in tiles])
     assert total == stored[stored != 255].sum()
-    assert all(mosaic.coverage is None for mosaic in _module(prepared, shares=False).val_mosaics())
 
 
 def test_coverage_of_another_chip_is_an_error(root: Path) -> None:

@@ -174,7 +174,9 @@ def _chips(images: np.ndarray, masks: np.ndarray, corners: list[tuple[int, int]]
 
 
 def _calibrated(forward: Callable[[Tensor], Tensor], chips: Any) -> Calibration:
-    return calibrate(forward, Mosaics(chips), positive=1, device=torch.device("cpu"), batch_size=4)
+    return calibrate(
+        forward, Mosaics(chips), positive=1, target="class", gsd=10, device=torch.device("cpu"), batch_size=4
+    )
 
 
 def _sure_in_the_middle(image: Tensor) -> Tensor:
@@ -226,6 +228,26 @@ def test_the_blended_map_is_calibrated_not_the_single_windows() -> None:
     assert found.iou == pytest.approx(max(_iou(level >= step, truth == 1) for step in range(1, 251)), abs=2e-3)
     apart = _calibrated(_sure_in_the_middle, _chips(images, masks, [(10 * row, column) for row, column in corners]))
     assert abs(_mapped(images, corners, apart).sum() / truth.sum() - 1) > 0.01
+
+
+def test_a_model_of_shares_is_calibrated_on_shares_and_measures_its_cells() -> None:
+    """The mask lies: only the coverage says how much is covered."""
+    truth, images, masks, corners = _ground()
+    random = np.random.default_rng(2)
+    coverage = np.rint(100 * random.beta(2, 8, images.shape)).astype(np.uint8)
+    chips = _chips(images, masks, corners)
+    chips.coverage = list(coverage)
+    given = {"positive": 1, "device": torch.device("cpu"), "batch_size": 4}
+    found = calibrate(_sure_in_the_middle, Mosaics(chips), target="share", gsd=25, **given)
+    mapped = _mapped(images, corners, found)
+    assert mapped.mean() == pytest.approx(coverage.mean() / 100, abs=2e-3)
+    cells = {each.metres: each.cells for each in found.share_intervals}
+    assert cells == {50: 64**2, 100: 32**2, 250: 169, 1000: 9}  # at least half of each is in the map
+    quantiles = [each.quantile for each in found.share_intervals]
+    assert quantiles[0] > quantiles[1] > quantiles[2] > 0
+    assert quantiles[3] is None
+    of_class = calibrate(_sure_in_the_middle, Mosaics(chips), target="class", gsd=25, **given)
+    assert _mapped(images, corners, of_class).mean() == pytest.approx(truth.mean(), abs=2e-3)
 
 
 def test_a_chip_without_neighbours_is_predicted_as_a_whole() -> None:
