@@ -110,7 +110,7 @@ def _load(server: Server, name: str, clients: int, seconds: float) -> dict[str, 
         await asyncio.sleep(rng.uniform(0, seconds / 3))
         while time.monotonic() < end:
             seed = len(jobs)
-            job = await _start(http, b"II*\0" + f"{number} {seed}".encode(), seed)
+            job = await _start(http, b"II*\0 made of " + f"{number} {seed}".encode(), seed)
             jobs[job] = seed
             while time.monotonic() < end:
                 start = time.perf_counter()
@@ -196,7 +196,7 @@ def _kills(server: Server, count: int) -> dict[str, dict[str, Any]]:
 def _start_now(http: httpx.Client, seed: int) -> str:
     async def ask() -> str:
         async with httpx.AsyncClient(base_url=http.base_url, trust_env=False, timeout=60) as each:
-            return await _start(each, b"II*\0" + str(seed).encode(), seed)
+            return await _start(each, b"II*\0 made of " + str(seed).encode(), seed)
 
     return asyncio.run(ask())
 

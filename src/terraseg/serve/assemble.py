@@ -102,8 +102,9 @@ def assemble(settings: Settings) -> tuple[Service, Runner]:
 def server_of(service: Service) -> uvicorn.Server:
     """The HTTP server."""
     config = uvicorn.Config(
-        create_app(service), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3
-    )
+        create_app(service), log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=3,
+        timeout_keep_alive=75,  # longer than clients keep a connection: else one is closed while they send
+    )  # fmt: skip
     return uvicorn.Server(config)
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def resolve(
         known = ", ".join(each.name for each in find_recipes(recipes))
         raise NotThereError(f"no base model {name!r}", expected=f"one of {known}")
     classes = _classes(asked, facts)
-    values = deepcopy(read_config(path)[0])
+    values = deepcopy(_config(path, path.stat().st_mtime_ns))
     trainer, data, model = values["trainer"], values["data"]["init_args"], values["model"]["init_args"]
     bands = [band(each).name for each in asked.bands or recipe.bands or facts.bands]
     if lacking := [each for each in bands if each not in facts.bands]:
@@ -177,9 +178,15 @@ def _chips(size: tuple[int, int], tile: int) -> int:
     return math.prod(-(-side // tile) for side in size)
 
 
+@lru_cache(maxsize=256)
+def _config(path: Path, changed: int) -> dict[str, Any]:  # noqa: ARG001  # a file that changes is read again
+    """A config; parsing one takes as long as ten requests."""
+    return read_config(path)[0]
+
+
 def _recipe(path: Path) -> Recipe | None:
     try:
-        values, _ = read_config(path)
+        values = _config(path, path.stat().st_mtime_ns)
     except ConfigError as error:
         _log.debug("%s", error)  # a config of data or of a comparison
         return None
