@@ -409,7 +409,12 @@ class Client:
             model_id: id of a model that is COMPLETED.
             path: the image.
             output: file of the map.
-            bands, unit, nodata: of the image, if it does not state them, as for `create_dataset`.
+            bands: of the image, if it does not state them, as for `create_dataset`.
+            unit: the same.
+            nodata: the same.
+
+        Returns:
+            ``output``.
 
         Raises:
             WrongStateError: the model is not COMPLETED.

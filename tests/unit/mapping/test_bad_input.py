@@ -87,7 +87,7 @@ SCENES: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut_in_header": (lambda p: os.truncate(p, 100), "can't be read as a raster"),
     "no_raster": (lambda p: p.write_text("hello"), "can't be read as a raster"),
     "no_file": (lambda p: p.unlink(), "no scene at"),
-    "no_item": (lambda p: p.with_suffix(".json").unlink(), "does not state its date, its level, its attribution"),
+    "no_item": (lambda p: p.with_suffix(".json").unlink(), "does not state its date"),
     "item_no_json": (lambda p: p.with_suffix(".json").write_text("{"), "scene.json is not JSON"),
     "item_no_object": (lambda p: p.with_suffix(".json").write_text("[]"), "scene.json is not a JSON object"),
     "no_credit": (lambda p: change_item(p, lambda i: i["properties"].pop("terraseg:attribution")), "credit line"),
