@@ -187,9 +187,9 @@ def _kills(server: Server, count: int) -> dict[str, dict[str, Any]]:
     finally:
         server.kill()
     right = [models.get(job, {}).get("result", {}).get("metrics") == {"seed": seed} for job, seed in jobs.items()]
-    told = [bool(models.get(job, {}).get("error")) for job in jobs]
-    lost = sum(not (one or other) for one, other in zip(right, told, strict=True))
-    print(f"{count} kills: {len(jobs)} jobs, {sum(told)} FAILED with a reason")
+    reasons = [bool(models.get(job, {}).get("error")) for job in jobs]
+    lost = sum(not (one or other) for one, other in zip(right, reasons, strict=True))
+    print(f"{count} kills: {len(jobs)} jobs, {sum(reasons)} FAILED with a reason")
     return {"lost_jobs_after_kills": bar(lost, 0)}
 
 

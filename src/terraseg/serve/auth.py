@@ -104,7 +104,7 @@ class Gate:
         user = self._user_of(given)
         if user is None:
             failures.append(time.monotonic())
-            fix = "give the key as api_key, or ask whoever runs the service for one: `terraseg serve keys add`"
+            fix = "give the key as api_key, or ask the person who runs the service for one: `terraseg serve keys add`"
             raise DeniedError("the API key is wrong or revoked" if given else "the request has no API key", fix=fix)
         asked = self._recent(f"user {user}")
         if len(asked) >= self.most:

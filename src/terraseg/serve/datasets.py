@@ -115,7 +115,7 @@ class Datasets:
                 raise WrongStateError(f"{job} needs the dataset {name}", fix="cancel it, or wait for it")
             session.delete(row)
             session.flush()
-            # Before the commit: whoever offers one of these files again waits for it, and then sends the file.
+            # Before the commit: a client that offers one of these files again waits for it, and then sends it.
             self._sweep(session, user)
 
     def _sweep(self, session: Session, user: str) -> None:

@@ -97,7 +97,7 @@ class Transport:
                     with self._http.stream("GET", path) as answer:
                         if answer.is_error:
                             answer.read()
-                        self._refused(answer)
+                        self._raise_fault(answer)
                         for chunk in answer.iter_bytes(_CHUNK):
                             handle.write(chunk)
                 except httpx.TransportError as error:
@@ -123,7 +123,7 @@ class Transport:
             answer = self._http.request(method, path, **request)
         except httpx.TransportError as error:
             raise self._unreachable(error) from error
-        self._refused(answer)
+        self._raise_fault(answer)
         return answer
 
     def _unreachable(self, error: httpx.TransportError) -> UnreachableError:
@@ -133,7 +133,7 @@ class Transport:
             f"{self.url} can't be reached ({reason})", fix="start `terraseg serve` there, or correct the address"
         )
 
-    def _refused(self, answer: httpx.Response) -> None:
+    def _raise_fault(self, answer: httpx.Response) -> None:
         if answer.is_success:
             return
         if answer.status_code in _PASSING:

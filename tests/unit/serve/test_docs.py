@@ -25,11 +25,14 @@ def test_the_table_of_requests_is_that_of_the_routes(tmp_path: Path) -> None:
         for method in methods
     }
     table = _page().partition("## HTTP")[2].partition("\n## ")[0]
-    told = {each.partition("?")[0] for each in re.findall(r"`((?:GET|PUT|POST|DELETE) /[^` ]*)`", table)}
+    named_there = {each.partition("?")[0] for each in re.findall(r"`((?:GET|PUT|POST|DELETE) /[^` ]*)`", table)}
     inferences = {
-        each.replace("models", "inferences") for each in told if "models" in each and "base_models" not in each
+        each.replace("models", "inferences") for each in named_there if "models" in each and "base_models" not in each
     }
-    assert told | {each for each in inferences if each.rpartition("/")[2] not in ("bundle", "host", "map")} == routes
+    assert (
+        named_there | {each for each in inferences if each.rpartition("/")[2] not in ("bundle", "host", "map")}
+        == routes
+    )
 
 
 def test_the_tables_of_metadata_have_all_keys() -> None:

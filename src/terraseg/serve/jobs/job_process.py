@@ -142,15 +142,15 @@ def _import(files: Mapping[str, Path], facts: Facts, metadata: TrainingMetadata,
 
 def _check(config: Path) -> None:
     """Run `terraseg check`: errors end the job, warnings are kept for its answer."""
-    _refuse(terraseg.check(config, model=False))  # takes a second, without the import of TerraTorch
+    _raise_errors(terraseg.check(config, model=False))  # takes a second, without the import of TerraTorch
     findings = terraseg.check(config)
     for finding in findings:
         _log.log(logging.ERROR if finding.severity == "error" else logging.WARNING, "%s", finding)
-    _refuse(findings)
+    _raise_errors(findings)
     write_json("warnings.json", [str(finding) for finding in findings])
 
 
-def _refuse(findings: "Sequence[terraseg.Finding]") -> None:
+def _raise_errors(findings: "Sequence[terraseg.Finding]") -> None:
     if errors := [finding for finding in findings if finding.severity == "error"]:
         first, others = errors[0], "; ".join(str(error) for error in errors[1:])
         found = f"{first.key}: {first.found}" + (f" (and also: {others})" if others else "")
