@@ -1,6 +1,6 @@
 """Buildings in cities that no training saw: one metropolis held out at a time, several seeds, cheap baselines beside.
 
-    PYTHONPATH=benchmarks/accuracy python benchmarks/accuracy/cities.py FOLDER_OF_THE_CITIES --work outputs/cities
+    python benchmarks/accuracy/cities.py FOLDER_OF_THE_CITIES --work outputs/cities
 
 Each training is kept in the work folder, so a stopped run continues. The budget is small enough for a CPU core: the
 same number of steps and of chips for every experiment. Nothing is chosen on the test.
@@ -58,9 +58,9 @@ EXPERIMENTS = {
     "trees": Experiment(),
     "trees_texture": Experiment(texture=True),
     "unet_masks": Experiment("city_unet"),
-    "unet_shares": Experiment("share_unet"),
-    "unet_shares_by_scene": Experiment("share_unet", statistics="scene"),
-    "unet_shares_by_scene_2.5m": Experiment("share_unet", statistics="scene", gsd=2.5),
+    "unet_shares": Experiment("buildings_unet"),
+    "unet_shares_by_scene": Experiment("buildings_unet", statistics="scene"),
+    "unet_shares_by_scene_2.5m": Experiment("buildings_unet", statistics="scene", gsd=2.5),
 }
 BASELINES = ("trees", "trees_texture")
 PAIRS = [

@@ -37,7 +37,7 @@ def check_shares(places: Sequence[Place], model: BundleInfo, *, share: bool, cel
             raise ConfigError(
                 f"{model.experiment} was trained on classes at {gsd:g} m: its probability is not the covered share",
                 expected="a model of shares, or of classes on a finer grid",
-                fix="train with the loss share (configs/share_unet.yaml), or leave --share out",
+                fix="train with the loss share (configs/buildings_unet.yaml), or leave --share out",
             )
         if cells is not None and cells < 2 * gsd:
             raise ConfigError(f"cells of {cells} m with pixels of {gsd:g} m", expected=f"at least {2 * gsd:g} m")

@@ -91,8 +91,9 @@ def test_fit_test_and_predict_two_steps(name: str) -> None:
 
 
 def test_a_model_of_shares_maps_shares_and_cells() -> None:
-    bundle = fit_test_and_predict("share_unet", "--data.init_args.root=data/processed")
-    assert bundle.info.target == "share"
+    small = (f"--data.init_args.bands=[{','.join(PRITHVI_BANDS)}]", f"{_ARGS}.backbone_in_chans=6")
+    bundle = fit_test_and_predict("buildings_unet", *small, "--data.init_args.root=data/processed")
+    assert (bundle.info.target, bundle.info.by_scene) == ("share", True)
     assert [each.metres for each in bundle.info.share_intervals] == [50, 100, 250, 1000]
     where = ["--bundle", str(bundle.root), "--input", "raw/scene.tif", "--output", "shares", "--device", "cpu"]
     assert main(["predict", *where, "--share", "--cells", "100"]) == 0
@@ -104,7 +105,7 @@ def test_a_model_of_shares_maps_shares_and_cells() -> None:
     assert (cells["share_low"] <= cells["share"]).all()
     with pytest.raises(ConfigError, match="positive_class 0"):
         terratorch(
-            "fit", "-c", str(CONFIGS / "share_unet.yaml"), "--data.init_args.root=data/processed",
+            "fit", "-c", str(CONFIGS / "buildings_unet.yaml"), *small, "--data.init_args.root=data/processed",
             "--model.init_args.weights=random", "--model.init_args.positive_class=0",
         )  # fmt: skip
 

@@ -24,7 +24,7 @@ _OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "satmae_large_upernet", "scalem
 """Beside the comparison: their pretraining saw other bands than the six of Prithvi."""
 _DATES = ("prithvi_multitemporal", "dates_unet")
 _DEMO = ("demo_prithvi_tiny", "demo_unet")
-_CITY = ("city_unet", "share_unet")
+_CITY = ("city_unet", "buildings_unet")
 _FLOODS = {
     "floods_prithvi_upernet": "prithvi_v2_300_upernet",
     "floods_terramind_fpn": "terramind_fpn",
