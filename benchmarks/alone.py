@@ -24,7 +24,7 @@ def alone(function: Callable[..., Any], *arguments: object) -> dict[str, Any]:
 
 
 def _measure(send: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    from terraseg.core.memory import peak_memory
+    from terraseg.core.machine.memory import peak_memory
 
     result, seconds = function(*arguments)
     send.send({"result": result, "seconds": seconds, "peak_mb": peak_memory() / 2**20})

@@ -35,7 +35,7 @@ from terraseg.assess.metrics.seeds import difference
 from terraseg.contracts.product import Product
 from terraseg.contracts.result import Estimate
 from terraseg.core.files import write_json
-from terraseg.core.memory import peak_memory
+from terraseg.core.machine.memory import peak_memory
 from terraseg.core.raster import cog_writer
 from terraseg.prepare.config import SplitRule
 from terraseg.prepare.split_blocks import assign, make_blocks, neighbours

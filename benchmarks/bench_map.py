@@ -33,8 +33,8 @@ from terraseg.contracts.bundle import Bundle, BundleInfo
 from terraseg.contracts.product import PROBABILITY_NODATA, Product
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
-from terraseg.core.memory import ONE_POOL, reuse_freed_memory
-from terraseg.core.memory import peak_memory as process_peak
+from terraseg.core.machine.memory import ONE_POOL, reuse_freed_memory
+from terraseg.core.machine.memory import peak_memory as process_peak
 from terraseg.core.raster import cog_writer
 from terraseg.core.windows import WindowAxis
 from terraseg.learn.models.load import load_model

@@ -49,7 +49,7 @@ from terraseg.api.mapping import predict
 from terraseg.contracts.bundle import Bundle, open_bundle, write_bundle
 from terraseg.contracts.scene import Scene
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.core.memory import peak_memory, reuse_freed_memory
+from terraseg.core.machine.memory import peak_memory, reuse_freed_memory
 from terraseg.core.windows import WindowAxis
 from terraseg.learn.models.load import weights_of
 from terraseg.mapping.runtimes.choose import open_predictor

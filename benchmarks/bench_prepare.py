@@ -39,7 +39,7 @@ from terraseg.contracts.dataset import ChipDataset, open_dataset
 from terraseg.contracts.footprints import FootprintSource, write_footprints
 from terraseg.contracts.scene import Scene, find_scenes, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.core.memory import peak_memory
+from terraseg.core.machine.memory import peak_memory
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.preprocess import preprocess
 

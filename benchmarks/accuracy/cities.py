@@ -141,9 +141,7 @@ def _fit(
     chips = dataset(source, work, held_out=held_out, gsd=experiment.gsd, dates=experiment.dates)
     config = yaml.safe_load(Path(f"configs/{experiment.config}.yaml").read_text(encoding="utf-8"))
     config["seed_everything"] = seed
-    config["trainer"] |= {
-        "max_steps": steps, "val_check_interval": steps // 5, "default_root_dir": str(folder / "training"),
-    }  # fmt: skip
+    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps // 5}
     config["data"]["init_args"] |= {
         "root": str(chips.root), "bands": list(BANDS), "batch_size": BATCH, "seed": seed, "class_share": None,
         "statistics": experiment.statistics,
@@ -153,7 +151,7 @@ def _fit(
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        command = ["terratorch", "fit", "--config", str(path)]
+        command = ["terratorch", "fit", "--config", str(path), "--trainer.default_root_dir", str(folder / "training")]
         subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT)
 
 

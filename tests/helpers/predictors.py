@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from terraseg.contracts.dataset import SceneStats
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.core.bands import PRITHVI_BANDS, UNIT
 
 

@@ -90,13 +90,13 @@ def predict(
         OutputError: the disk is full, or the folder can't be written.
         BusyError: another run writes the same product.
     """
-    from terraseg.core.memory import reuse_freed_memory
+    from terraseg.core.machine.memory import reuse_freed_memory
 
     reuse_freed_memory()  # before the next imports: the threads that they start would get memory pools of their own
     from dataclasses import replace
     from functools import partial
 
-    from terraseg.core.parallel import open_workers
+    from terraseg.core.machine.parallel import open_workers
     from terraseg.core.windows import default_overlap
     from terraseg.mapping.inputs.manifest import read_manifest
     from terraseg.mapping.inputs.scenes import places_at, room_for_inputs

@@ -24,7 +24,7 @@ from pydantic import (
 )
 from safetensors.numpy import save_file
 
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.share_interval import ShareInterval
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.settings import Strict, faults_of

@@ -29,7 +29,7 @@ import pandas as pd
 import yaml
 from pydantic import Field, ValidationError
 
-from terraseg.contracts.processing import Processing, processing_in_common, processing_of
+from terraseg.contracts.imagery.processing import Processing, processing_in_common, processing_of
 from terraseg.contracts.splits import IGNORE as IGNORE
 from terraseg.contracts.splits import SPLITS as SPLITS
 from terraseg.contracts.splits import Split as Split

@@ -24,7 +24,7 @@ from rasterio.crs import CRS
 from rasterio.enums import MaskFlags
 from rasterio.io import DatasetWriter
 
-from terraseg.contracts.values import DN_FROM, FOREIGN_NODATA
+from terraseg.contracts.imagery.values import DN_FROM, FOREIGN_NODATA
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.core.files import GEOTIFF, files_in, write_json
 from terraseg.core.raster import cog_writer

@@ -5,6 +5,7 @@ The folder is ``trainer.default_root_dir``, and its name is the experiment's.
 
 import csv
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from terraseg.contracts.bundle import SHARE_TARGET, Target, write_bundle
-from terraseg.core.files import atomic_path, write_json
-from terraseg.core.memory import peak_memory
+from terraseg.core.files import atomic_path, file_lock, write_json
+from terraseg.core.machine.memory import peak_memory
 from terraseg.core.progress import Pulse
 from terraseg.errors import ConfigError, TrainingError
 from terraseg.learn.check.config import CLASSES
@@ -166,6 +167,7 @@ class BundleWriter(Callback):
 
     def __init__(self, licence: str) -> None:
         self.licence = licence
+        self._held = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Check before the training that there will be a best checkpoint.
@@ -181,6 +183,22 @@ class BundleWriter(Callback):
             )
         if stage == "fit" and _writes(trainer):
             _best(trainer, pl_module.target)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Hold the folder of the checkpoints: the bundle of two trainings at once would be that of either.
+
+        Raises:
+            BusyError: another training writes there.
+        """
+        assert isinstance(pl_module, SegmentationTask)  # noqa: S101 (setup checked it)
+        if _writes(trainer) and (folder := _best(trainer, pl_module.target).dirpath):
+            self._held.enter_context(file_lock(Path(folder) / ".lock", wait=False))
+
+    def on_exception(self, *_: Any, **__: Any) -> None:  # noqa: ANN401  # Lightning's arguments
+        """Release the folder."""
+        self._held.close()
+
+    teardown = on_exception
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write outputs/<experiment>/bundle.

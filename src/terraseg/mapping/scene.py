@@ -14,7 +14,7 @@ import rasterio
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
-from terraseg.core.parallel import core_shares
+from terraseg.core.machine.parallel import core_shares
 from terraseg.core.raster import COG_BLOCK, GDAL_CACHE
 from terraseg.core.windows import WindowAxis
 from terraseg.errors import ConfigError, SceneError

@@ -14,8 +14,8 @@ from rich.table import Table
 from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Place
-from terraseg.core.memory import reuse_freed_memory
-from terraseg.core.parallel import Workers
+from terraseg.core.machine.memory import reuse_freed_memory
+from terraseg.core.machine.parallel import Workers
 from terraseg.core.progress import counter
 from terraseg.errors import ConfigError, SceneError, TerrasegError
 from terraseg.mapping.inputs.manifest import Entry

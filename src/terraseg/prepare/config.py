@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from terraseg.contracts.processing import Level
+from terraseg.contracts.imagery.processing import Level
 from terraseg.contracts.splits import IGNORE, Split
 from terraseg.core.bands import PRITHVI_BANDS, band
 from terraseg.core.settings import Strict, faults_of

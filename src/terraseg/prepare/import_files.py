@@ -12,8 +12,8 @@ import rasterio
 from affine import Affine
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, Split
+from terraseg.contracts.imagery.values import check_extremes, check_unit
 from terraseg.contracts.scene import NODATA
-from terraseg.contracts.values import check_extremes, check_unit
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT, band
 from terraseg.core.files import GEOTIFF, files_in
 from terraseg.core.masks import bands_without_alpha, has_mask, read_masked

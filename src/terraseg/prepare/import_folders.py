@@ -20,10 +20,10 @@ from terraseg.contracts.dataset import (
     refuse_foreign,
     write_dataset,
 )
-from terraseg.contracts.processing import LEVEL
+from terraseg.contracts.imagery.processing import LEVEL
+from terraseg.contracts.imagery.values import check_levels
 from terraseg.contracts.scene import NODATA
 from terraseg.contracts.separation import closer_than
-from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_folder
 from terraseg.errors import LabelError, SceneError, SplitError

@@ -30,15 +30,15 @@ from terraseg.contracts.dataset import (
     refuse_foreign,
     write_dataset,
 )
-from terraseg.contracts.finer_scene import finer_place
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
-from terraseg.contracts.processing import check_same_processing, processing_of
+from terraseg.contracts.imagery.finer_scene import finer_place
+from terraseg.contracts.imagery.processing import check_same_processing, processing_of
+from terraseg.contracts.imagery.values import check_levels
 from terraseg.contracts.scene import NODATA, Place, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram, scene_stats
-from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band_indices
 from terraseg.core.files import atomic_folder, sha256_of_file, write_json
-from terraseg.core.parallel import processors
+from terraseg.core.machine.parallel import processors
 from terraseg.core.polygons import split_layer
 from terraseg.core.progress import track
 from terraseg.errors import SceneError, SplitError

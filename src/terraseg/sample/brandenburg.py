@@ -15,7 +15,7 @@ import geopandas as gpd
 
 import terraseg
 from terraseg.contracts.footprints import read_footprints, write_footprints
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.scene import open_scene
 from terraseg.core.files import write_json
 from terraseg.errors import TerrasegError

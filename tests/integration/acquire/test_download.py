@@ -19,7 +19,7 @@ from rasterio.windows import Window
 from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import CATALOGUES
 from terraseg.api.acquire import download
-from terraseg.contracts.processing import Processing, processing_of
+from terraseg.contracts.imagery.processing import Processing, processing_of
 from terraseg.contracts.scene import find_scenes, open_scene
 from terraseg.core.bands import band_indices
 from terraseg.errors import CatalogueError, ConfigError, OutputError, SceneError

@@ -9,7 +9,7 @@ from helpers.experiments import terratorch
 from helpers.paths import CONFIGS
 from terraseg.cli import main
 from terraseg.contracts.dataset import open_dataset
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.product import find_products
 from terraseg.contracts.result import read_metrics
 from terraseg.contracts.scene import find_scenes

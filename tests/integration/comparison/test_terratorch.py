@@ -17,7 +17,7 @@ from helpers.paths import CONFIGS, ROOT
 from terraseg.cli import main
 from terraseg.contracts.bundle import open_bundle
 from terraseg.contracts.result import read_metrics
-from terraseg.core.memory import peak_memory
+from terraseg.core.machine.memory import peak_memory
 
 _CONFIG = CONFIGS / "demo_unet.yaml"
 
@@ -125,7 +125,7 @@ def test_the_peak_remembers_what_was_given_back() -> None:
 
 def test_a_child_doesnt_inherit_the_peak_of_a_fat_parent() -> None:
     held = bytearray(b"x") * (512 << 20)
-    command = [sys.executable, "-c", "from terraseg.core.memory import peak_memory; print(peak_memory())"]
+    command = [sys.executable, "-c", "from terraseg.core.machine.memory import peak_memory; print(peak_memory())"]
     said = subprocess.run(command, check=True, capture_output=True, text=True)
     assert len(held) == 512 << 20
     assert int(said.stdout) < 128 << 20

@@ -29,7 +29,7 @@ from terraseg.cli import main as terraseg
 from terraseg.contracts.bundle import open_bundle
 from terraseg.contracts.scene import open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.core.memory import peak_memory
+from terraseg.core.machine.memory import peak_memory
 from terraseg.errors import CheckpointError, ConfigError, TerrasegError, WeightsError
 from terraseg.learn.checkpoint_bundle import bundle_of_checkpoint
 from terraseg.learn.models.load import load_model

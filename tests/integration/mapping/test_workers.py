@@ -17,7 +17,7 @@ from helpers.factories import make_scene
 from helpers.predictors import POISON, Deadly, NumpyPredictor, NumpySource, from_neighbours
 from terraseg.contracts.product import Product
 from terraseg.contracts.scene import Scene
-from terraseg.core.parallel import Workers, open_workers
+from terraseg.core.machine.parallel import Workers, open_workers
 from terraseg.errors import ConfigError
 from terraseg.mapping.scene import predict_scene
 from terraseg.mapping.scenes import Outcome, map_places

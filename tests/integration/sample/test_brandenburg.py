@@ -16,8 +16,8 @@ from rio_cogeo.cogeo import cog_validate
 
 import terraseg
 from terraseg.contracts.footprints import known_extent, read_footprints
+from terraseg.contracts.imagery.scene_item import FINGERPRINT
 from terraseg.contracts.scene import open_scene
-from terraseg.contracts.scene_item import FINGERPRINT
 from terraseg.core.bands import BANDS, band_indices
 from terraseg.errors import CatalogueError
 from terraseg.sample.brandenburg import SHA256, download_sample

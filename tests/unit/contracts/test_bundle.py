@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from terraseg.contracts.bundle import BundleInfo, open_bundle, write_bundle
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.errors import CheckpointError
 
 _WEIGHTS = {

@@ -9,9 +9,10 @@ from unittest.mock import Mock
 import pytest
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from terraseg.errors import CheckpointError, ConfigError, TrainingError
+from terraseg.errors import BusyError, CheckpointError, ConfigError, TrainingError
 from terraseg.learn.callbacks import BundleWriter, MetricsTable
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.learn.models.build import build_model, check_inputs, encoder_of
@@ -239,6 +240,19 @@ def test_the_bundle_is_not_promised_for_another_task_or_without_a_best_checkpoin
         writer.setup(Mock(checkpoint_callbacks=[]), LightningModule(), "fit")
     with pytest.raises(ConfigError, match="val/iou"):
         writer.setup(Mock(checkpoint_callbacks=[], fast_dev_run=0, is_global_zero=True), _task(), "fit")
+
+
+def test_two_trainings_at_once_do_not_write_the_same_checkpoints(tmp_path: Path) -> None:
+    best = ModelCheckpoint(dirpath=tmp_path, monitor="val/iou", mode="max")
+    trainer = Mock(checkpoint_callbacks=[best], fast_dev_run=0, is_global_zero=True)
+    first, second = BundleWriter(licence="Apache-2.0"), BundleWriter(licence="Apache-2.0")
+    first.on_fit_start(trainer, _task())
+    with pytest.raises(BusyError, match=str(tmp_path)):
+        second.on_fit_start(trainer, _task())
+    first.on_exception(trainer, _task(), KeyboardInterrupt())
+    second.on_fit_start(trainer, _task())
+    second.teardown(trainer, _task(), "fit")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_metrics_table_continues_where_a_resumed_training_does(tmp_path: Path) -> None:

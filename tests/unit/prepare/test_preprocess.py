@@ -12,7 +12,7 @@ import shapely
 from helpers.factories import make_scene
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE, SPLITS, open_dataset, pairs_on_disk
 from terraseg.contracts.footprints import FootprintSource, find_footprints, read_footprints, write_footprints
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.scene import find_scenes, open_scene, scene_writer
 from terraseg.errors import DatasetError, LabelError, OutputError, SceneError, SplitError
 from terraseg.prepare.config import Completeness, PrepareConfig, SplitRule

@@ -17,7 +17,7 @@ from urllib3 import Retry
 
 from terraseg.acquire.config import AcquireConfig, CatalogueConfig, Period
 from terraseg.acquire.network import CONNECT_TIMEOUT
-from terraseg.contracts.processing import Processing, processing_level
+from terraseg.contracts.imagery.processing import Processing, processing_level
 from terraseg.core.bands import BANDS
 from terraseg.core.offsets import boa_offset, processing_baseline
 from terraseg.errors import CatalogueError, ConfigError

@@ -17,11 +17,11 @@ from terraseg.acquire.imagery.catalogues import SourceScene, catalogue
 from terraseg.acquire.imagery.composite_block import BlockResult, BlockTask, compute_block
 from terraseg.acquire.imagery.provenance import composite_item, describe_sources, observations_path
 from terraseg.acquire.imagery.read import Access
+from terraseg.contracts.imagery.scene_item import FINGERPRINT, describe_observations
 from terraseg.contracts.scene import open_scene, scene_writer
-from terraseg.contracts.scene_item import FINGERPRINT, describe_observations
 from terraseg.core.files import atomic_path, fingerprint, output_error
+from terraseg.core.machine.parallel import run_tasks
 from terraseg.core.offsets import HISTOGRAM_BINS, SHIFTED_BASELINE, OffsetCheck, check_offsets, dark_values
-from terraseg.core.parallel import run_tasks
 from terraseg.core.progress import track
 from terraseg.core.raster import GDAL_CACHE, CogOptions, cog_writer
 from terraseg.errors import OutputError, SceneError

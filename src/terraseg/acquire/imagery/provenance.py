@@ -11,8 +11,16 @@ from odc.geo.geobox import GeoBox
 from terraseg.acquire.config import AcquireConfig, MaskConfig
 from terraseg.acquire.imagery.catalogues import SourceScene
 from terraseg.acquire.imagery.scl import scl_rule
-from terraseg.contracts.processing import OFFSET_STATE, Processing, processing_in_common
-from terraseg.contracts.scene_item import COG_TYPE, COMPOSITE_RULE, FINGERPRINT, MASK_RULE, SOURCES, iso, scene_item
+from terraseg.contracts.imagery.processing import OFFSET_STATE, Processing, processing_in_common
+from terraseg.contracts.imagery.scene_item import (
+    COG_TYPE,
+    COMPOSITE_RULE,
+    FINGERPRINT,
+    MASK_RULE,
+    SOURCES,
+    iso,
+    scene_item,
+)
 from terraseg.core.offsets import OffsetCheck
 
 OBSERVATIONS = "observations"

@@ -10,7 +10,7 @@ from rasterio.errors import RasterioIOError
 
 from terraseg.acquire.imported.files import Member, day_in, gdal_name, scene_name
 from terraseg.acquire.imported.image import COPERNICUS, ITS_NAME, Found, Layer, Stated
-from terraseg.contracts.processing import processing_level
+from terraseg.contracts.imagery.processing import processing_level
 from terraseg.contracts.scene import describe_values
 from terraseg.core.bands import REFLECTANCE_SCALE, band
 from terraseg.core.files import GEOTIFF

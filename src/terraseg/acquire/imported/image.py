@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from terraseg.acquire.imported.options import ImageOptions
-from terraseg.contracts.processing import Level
+from terraseg.contracts.imagery.processing import Level
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 from terraseg.errors import SceneError
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from terraseg.contracts.processing import Level, Resampling
+from terraseg.contracts.imagery.processing import Level, Resampling
 from terraseg.core.bands import band
 from terraseg.core.settings import Strict
 

@@ -21,8 +21,8 @@ from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from terraseg.acquire.imported.image import Image, Layer
+from terraseg.contracts.imagery.values import check_extremes, check_unit
 from terraseg.contracts.scene import NODATA, pixel_on_ground, scene_grid
-from terraseg.contracts.values import check_extremes, check_unit
 from terraseg.core.bands import REFLECTANCE_SCALE
 from terraseg.core.masks import bands_without_alpha, has_mask
 from terraseg.core.raster import GDAL_CACHE

@@ -20,9 +20,8 @@ from terraseg.acquire.imported.mask import mask_rule, masked
 from terraseg.acquire.imported.options import ImageOptions
 from terraseg.acquire.imported.pixels import Grid, Sources, open_sources
 from terraseg.acquire.imported.safe import find_safe
-from terraseg.contracts.processing import OFFSET_STATE, Processing
-from terraseg.contracts.scene import NODATA, Scene, open_scene, scene_writer
-from terraseg.contracts.scene_item import (
+from terraseg.contracts.imagery.processing import OFFSET_STATE, Processing
+from terraseg.contracts.imagery.scene_item import (
     COMPOSITE_RULE,
     FINGERPRINT,
     MASK_RULE,
@@ -31,6 +30,7 @@ from terraseg.contracts.scene_item import (
     iso,
     scene_item,
 )
+from terraseg.contracts.scene import NODATA, Scene, open_scene, scene_writer
 from terraseg.core.files import fingerprint
 from terraseg.core.offsets import (
     HISTOGRAM_BINS,

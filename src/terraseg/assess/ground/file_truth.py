@@ -31,8 +31,8 @@ from terraseg.assess.ground.pairs import (
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE
 from terraseg.contracts.footprints import find_footprints, known_extent
 from terraseg.contracts.product import Product
+from terraseg.core.machine.parallel import read_ahead
 from terraseg.core.masks import bands_without_alpha, read_masked
-from terraseg.core.parallel import read_ahead
 from terraseg.core.polygons import read_polygons, sound_polygons, split_layer
 from terraseg.errors import LabelError, SceneError
 from terraseg.prepare.labels.rasterize import coverage

@@ -20,7 +20,7 @@ from terraseg.assess.metrics.bit_masks import Bits, counted, packed, spread
 from terraseg.assess.metrics.intervals import Part
 from terraseg.assess.metrics.pixels import Counts, Values, iou
 from terraseg.contracts.product import PROBABILITY_NODATA
-from terraseg.core.parallel import beside
+from terraseg.core.machine.parallel import beside
 from terraseg.errors import SceneError
 
 _ROWS = 256  # at once: intermediate arrays stay in the processor's cache

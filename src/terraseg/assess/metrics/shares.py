@@ -23,7 +23,7 @@ from terraseg.contracts.product import PROBABILITY_NODATA, PROBABILITY_SCALE
 from terraseg.contracts.result import ShareLevel, Shares
 from terraseg.contracts.share_interval import LEVEL, ShareInterval
 from terraseg.core.cells import CELL_SIZES, Cut, cell_sums, cut, pixels_of
-from terraseg.core.parallel import beside
+from terraseg.core.machine.parallel import beside
 
 SUMS = ("cells", "mapped", "true", "mapped2", "true2", "product", "error", "inside")
 """Over cells: their number, mapped and true share, squares and product of both, absolute error, and how many have the

@@ -18,9 +18,9 @@ import rasterio
 import shapely
 
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset, Split, open_dataset, pairs_on_disk
+from terraseg.contracts.imagery.values import check_levels
 from terraseg.contracts.separation import in_metres, separation
 from terraseg.contracts.subsets import chosen_chips
-from terraseg.contracts.values import check_levels
 from terraseg.core.bands import UNIT, band, band_indices
 from terraseg.learn.check.finding import Finding, attempt, error, warning
 from terraseg.learn.chips.pack import read_chip

@@ -17,7 +17,7 @@ import rasterio
 
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, IGNORE, ChipDataset, Split
 from terraseg.core.files import atomic_folder, write_json
-from terraseg.core.parallel import processors
+from terraseg.core.machine.parallel import processors
 from terraseg.core.progress import track
 from terraseg.errors import DatasetError
 from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify

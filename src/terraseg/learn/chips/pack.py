@@ -20,8 +20,8 @@ import rasterio
 
 from terraseg.contracts.dataset import IGNORE, ChipDataset, Split, chip_checksum, pairs_on_disk
 from terraseg.core.files import atomic_folder, write_json
+from terraseg.core.machine.parallel import processors
 from terraseg.core.normalise import unobserved
-from terraseg.core.parallel import processors
 from terraseg.core.progress import track
 from terraseg.errors import DatasetError
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from terraseg.acquire.imported.options import ImageOptions
 from terraseg.acquire.imported.scene import find_image, holds_product, write_scene
-from terraseg.contracts.processing import Resampling
+from terraseg.contracts.imagery.processing import Resampling
 from terraseg.contracts.scene import Scene, open_scene
 from terraseg.core.files import GEOTIFF, files_in, write_json
 from terraseg.mapping.inputs.remote import url_of

@@ -27,8 +27,8 @@ import rasterio.shutil
 from rasterio.errors import RasterioIOError
 
 from terraseg.acquire.imported.options import ImageOptions
-from terraseg.contracts.finer_scene import finer_place
-from terraseg.contracts.processing import (
+from terraseg.contracts.imagery.finer_scene import finer_place
+from terraseg.contracts.imagery.processing import (
     Processing,
     Resampling,
     check_same_processing,

@@ -13,8 +13,8 @@ from affine import Affine
 from odc.geo.geobox import GeoBox
 from rasterio.errors import RasterioIOError
 
-from terraseg.contracts.finer_scene import write_warped
-from terraseg.contracts.processing import Resampling
+from terraseg.contracts.imagery.finer_scene import write_warped
+from terraseg.contracts.imagery.processing import Resampling
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_path

@@ -12,7 +12,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from terraseg.contracts.product import Product
-from terraseg.core.memory import give_freed_memory_back
+from terraseg.core.machine.memory import give_freed_memory_back
 from terraseg.core.raster import CogDraft, CogOptions, cog_draft
 from terraseg.errors import OutputError
 from terraseg.mapping.outputs.layers import MASK, PROBABILITY, Layer, Pixels

@@ -13,7 +13,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.windows import Window
 
 from terraseg.contracts.dataset import SceneStats
-from terraseg.contracts.processing import Processing, processing_of
+from terraseg.contracts.imagery.processing import Processing, processing_of
 from terraseg.contracts.scene import NODATA, Place, Scene, group_places
 from terraseg.contracts.statistics import scene_stats
 from terraseg.core.bands import UNIT, band, band_indices

@@ -15,8 +15,8 @@ from terraseg.contracts.dataset import SceneStats
 from terraseg.contracts.scene import NODATA, Place, Scene
 from terraseg.core.bands import band_indices
 from terraseg.core.d4 import inverse, turned
+from terraseg.core.machine.parallel import read_ahead
 from terraseg.core.normalise import by_date, never_observed
-from terraseg.core.parallel import read_ahead
 from terraseg.core.windows import WindowAxis
 from terraseg.errors import CheckpointError
 from terraseg.mapping.inputs.remote import PatientRaster, open_raster

@@ -20,7 +20,7 @@ from rasterio.io import DatasetWriter
 from rasterio.windows import Window
 
 from terraseg.contracts.footprints import FootprintSource, write_footprints
-from terraseg.contracts.processing import Processing
+from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.scene import scene_writer
 from terraseg.core.bands import BASELINE_OFFSET, REFLECTANCE_SCALE, UNIT
 from terraseg.core.files import write_json

@@ -17,9 +17,9 @@ import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from terraseg.contracts.imagery.values import DN_FROM, FOREIGN_NODATA
 from terraseg.contracts.scene import NODATA
 from terraseg.contracts.splits import IGNORE, SPLITS, Split
-from terraseg.contracts.values import DN_FROM, FOREIGN_NODATA
 from terraseg.core.bands import BANDS, PRITHVI_BANDS, UNIT
 from terraseg.core.files import GEOTIFF, files_in
 from terraseg.core.masks import bands_without_alpha

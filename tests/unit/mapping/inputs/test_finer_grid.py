@@ -9,7 +9,7 @@ import rasterio
 from helpers.convolution import ConvBundle
 from helpers.factories import layers_of, make_info, make_scene
 from terraseg.cli import main
-from terraseg.contracts.finer_scene import finer_scene
+from terraseg.contracts.imagery.finer_scene import finer_scene
 from terraseg.contracts.product import find_products
 from terraseg.contracts.scene import scene_writer
 

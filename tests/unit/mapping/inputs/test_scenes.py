@@ -30,7 +30,7 @@ from terraseg.acquire.config import AcquireConfig
 from terraseg.acquire.imagery.catalogues import source_scene
 from terraseg.acquire.imagery.composite import write_composite
 from terraseg.cli import main
-from terraseg.contracts.processing import Processing, Resampling, processing_of
+from terraseg.contracts.imagery.processing import Processing, Resampling, processing_of
 from terraseg.contracts.product import Product, find_products
 from terraseg.contracts.scene import Scene, open_scene, scene_writer
 from terraseg.core.bands import PRITHVI_BANDS, UNIT

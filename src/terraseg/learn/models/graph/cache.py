@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from terraseg.contracts.dataset import ChipDataset, Split
 from terraseg.core.files import atomic_folder, fingerprint, write_json
-from terraseg.core.parallel import processors
+from terraseg.core.machine.parallel import processors
 from terraseg.core.progress import track
 from terraseg.errors import ConfigError
 from terraseg.learn.chips.pack import Pack, file_record, pack_folder, verify

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol, TypeVar, cast
 
-from terraseg.core.memory import ONE_POOL
+from terraseg.core.machine.memory import ONE_POOL
 from terraseg.errors import ConfigError, OutputError
 
 Task = TypeVar("Task")

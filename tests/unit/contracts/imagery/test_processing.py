@@ -2,7 +2,7 @@
 
 import pytest
 
-from terraseg.contracts.processing import (
+from terraseg.contracts.imagery.processing import (
     Processing,
     check_same_processing,
     processing_in_common,

@@ -7,7 +7,7 @@ import pytest
 _FAULTS = """
 import resource, sys
 import numpy as np
-from terraseg.core.memory import reuse_freed_memory
+from terraseg.core.machine.memory import reuse_freed_memory
 
 if sys.argv[1] == "reuse":
     reuse_freed_memory()
@@ -33,7 +33,7 @@ def test_a_batch_reuses_the_memory_of_the_batch_before() -> None:
 
 _PIECES = """
 import numpy as np
-from terraseg.core.memory import give_freed_memory_back, reuse_freed_memory
+from terraseg.core.machine.memory import give_freed_memory_back, reuse_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from terraseg.core.parallel import run_tasks
+from terraseg.core.machine.parallel import run_tasks
 
 
 @pytest.mark.parametrize(("tasks", "workers"), [(0, 2), (1, 4), (7, 1), (7, 2), (20, 3)])

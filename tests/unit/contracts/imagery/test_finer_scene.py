@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rasterio.windows import Window
 
 from helpers.factories import make_scene
-from terraseg.contracts.finer_scene import finer_scene
+from terraseg.contracts.imagery.finer_scene import finer_scene
 from terraseg.contracts.scene import Scene
 from terraseg.errors import SceneError
 

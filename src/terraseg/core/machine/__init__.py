@@ -1,0 +1,1 @@
+"""What a run takes of the machine: processors, workers, memory."""
