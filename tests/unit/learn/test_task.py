@@ -42,6 +42,7 @@ def _batch(mask: Tensor) -> dict[str, Any]:
 def _attached(task: SegmentationTask, **chips: Any) -> SegmentationTask:
     """With a trainer that has data, without Lightning's loops."""
     data = Mock(
+        by_scene=False,
         spec=ChipDataModule,
         dataset=SimpleNamespace(info=SimpleNamespace(frames=1)),
         bands=("B03", "B04"), means=torch.ones(2).numpy(), stds=torch.ones(2).numpy(), nodata=0,
