@@ -59,7 +59,7 @@ def _pixels(path: Path) -> np.ndarray[Any, Any]:
 
 
 def test_a_missing_scheduler_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from terraseg.core import parallel
+    from terraseg.core.machine import parallel
 
     monkeypatch.setattr(parallel, "_CONNECT_TIMEOUT", "1s")
     with pytest.raises(ConfigError, match="tcp://127.0.0.1:9"):

@@ -22,7 +22,7 @@ from terraseg.api.mapping import predict
 from terraseg.cli import main
 from terraseg.contracts.product import find_products
 from terraseg.contracts.scene import Scene
-from terraseg.core import parallel as workers_module
+from terraseg.core.machine import parallel as workers_module
 from terraseg.core.machine.parallel import ThisProcess, core_shares, open_workers
 from terraseg.errors import CheckpointError, ConfigError
 from terraseg.mapping.inputs.scenes import places_at
