@@ -15,6 +15,7 @@ from shapely.geometry import box
 
 from terraseg.contracts.bundle import BundleInfo
 from terraseg.contracts.dataset import (
+    COVERAGE_UNKNOWN,
     BandStats,
     ChipDataset,
     DatasetInfo,
@@ -153,7 +154,7 @@ def make_dataset(
                     transform = rasterio.windows.transform(window, source.transform)
                     _write(chip_path(root, split, "images", name), image, source.crs, transform, 0)
                     _write(chip_path(root, split, "masks", name), mask[None], source.crs, transform, None)
-                    coverage = (mask[None] * 100).astype(np.uint8)
+                    coverage = np.where(mask < 0, COVERAGE_UNKNOWN, 100 * (mask > 0)).astype(np.uint8)[None]
                     _write(chip_path(root, split, "coverage", name), coverage, source.crs, transform, 255)
                     table.append(
                         {

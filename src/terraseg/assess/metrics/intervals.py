@@ -102,7 +102,8 @@ def effective_units(held: Counts) -> float:
     Args:
         held: (units,) how much each unit tells about the class.
     """
-    return float(held.sum() ** 2 / (held.astype(np.float64) ** 2).sum()) if held.any() else float(len(held))
+    weight = held.astype(np.float64)  # squares of the pixels of some hundred tiles exceed 64 bits
+    return float(weight.sum() ** 2 / (weight**2).sum()) if held.any() else float(len(held))
 
 
 def no_interval(without: Values, *, effective: float) -> str:

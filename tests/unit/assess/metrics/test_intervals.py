@@ -102,3 +102,8 @@ def test_holm_corrects_for_the_number_of_comparisons_and_keeps_their_order():
     assert intervals.holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
     assert intervals.holm([0.6, 0.7]) == [1.0, 1.0]
     assert intervals.holm([]) == []
+
+
+def test_pixels_of_hundreds_of_tiles_do_not_overflow() -> None:
+    held = np.full(10, 10**9, dtype=np.int64)
+    assert intervals.effective_units(held) == pytest.approx(10)
