@@ -91,7 +91,11 @@ def test_fit_test_and_predict_two_steps(name: str) -> None:
 
 
 def test_a_model_of_shares_maps_shares_and_cells() -> None:
-    small = (f"--data.init_args.bands=[{','.join(PRITHVI_BANDS)}]", f"{_ARGS}.backbone_in_chans=6")
+    small = (
+        "--data.init_args.batch_size=4",
+        f"--data.init_args.bands=[{','.join(PRITHVI_BANDS)}]",
+        f"{_ARGS}.backbone_in_chans=6",
+    )
     bundle = fit_test_and_predict("buildings_unet", *small, "--data.init_args.root=data/processed")
     assert (bundle.info.target, bundle.info.by_scene) == ("share", True)
     assert [each.metres for each in bundle.info.share_intervals] == [50, 100, 250, 1000]

@@ -71,7 +71,8 @@ def test_a_job_is_watched_and_its_maps_are_seen(tmp_path: Path, browser: Any) ->
         model = client.fine_tune("demo_unet", dataset, {"weights": "random"})
         page = _opened(browser, client, faults, viewport={"width": 360, "height": 740})
         faults.clear()  # Chromium reports the 401 of the page with the login
-        page.keyboard.type(key)  # the field has the focus
+        page.wait_for_function("document.activeElement instanceof HTMLInputElement")  # the field gets the focus
+        page.keyboard.type(key)
         page.keyboard.press("Enter")
         page.wait_for_selector(f"text={model.id}")
         assert page.get_by_text(_NAME).is_visible(), "markup is shown, not obeyed"
