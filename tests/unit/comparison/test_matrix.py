@@ -384,7 +384,7 @@ def test_the_manual_lists_every_key_and_its_commands_are_understood() -> None:
     text = (ROOT / "docs/comparison.md").read_text(encoding="utf-8")
     assert [key for key in MatrixConfig.model_fields if f"| `{key}` |" not in text] == []
     commands = [line for line in text.splitlines() if line.startswith("python src/compare.py")]
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         options = parse_arguments(["compare", *shlex.split(command)[2:]])
         assert (ROOT / options.config).is_file()
