@@ -20,12 +20,13 @@ import yaml
 from places import BANDS, METROPOLES, dataset, scenes
 from rich.console import Console
 from rich.table import Table
-from scores import Floats, Ground, Scores, ground_of, maps_of, r2_of, recalibrated, score, threshold_of
+from scores import Floats, Ground, Scores, ground_of, maps_of, recalibrated, score, threshold_of
 from trees import maps_by_trees
 
 import terraseg
 from terraseg.assess.metrics.pixels import Formula, iou
 from terraseg.assess.metrics.seeds import difference
+from terraseg.assess.metrics.shares import r2
 from terraseg.contracts.scene import find_places
 
 STEPS, BATCH = 300, 16
@@ -195,7 +196,7 @@ def bars(found: Found) -> dict[str, dict[str, Any]]:
         networks = [name for name in experiments if EXPERIMENTS[name].config]
         if not networks or not set(BASELINES) <= set(experiments):
             continue
-        for key, part, metric in (("iou", "confusion", iou), ("r2", "pixels", r2_of)):
+        for key, part, metric in (("iou", "confusion", iou), ("r2", "pixels", r2)):
             means = {
                 name: np.mean([scored["all"].values()[key] for scored in runs]) for name, runs in experiments.items()
             }
@@ -203,7 +204,7 @@ def bars(found: Found) -> dict[str, dict[str, Any]]:
             result[f"{held_out}_{key}_of_{best}_over_{cheap}"] = _bar(experiments, cheap, best, part, metric)
         for first, second in PAIRS:
             if {first, second} <= set(experiments):
-                for key, part, metric in (("iou", "confusion", iou), ("r2", "pixels", r2_of)):
+                for key, part, metric in (("iou", "confusion", iou), ("r2", "pixels", r2)):
                     bar = _bar(experiments, first, second, part, metric)
                     result[f"{held_out}_{key}_of_{second}_over_{first}"] = bar
     return result

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import rasterio
 from scipy.special import expit, logit
 
-from terraseg.assess.metrics.pixels import Counts, Values, iou
+from terraseg.assess.metrics.pixels import iou
+from terraseg.assess.metrics.shares import SUMS, area_ratio, correlation2, r2
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, ChipDataset, Split
 from terraseg.contracts.product import PROBABILITY_NODATA, PROBABILITY_SCALE, Product
 from terraseg.core.threshold import best_level
@@ -29,7 +30,7 @@ _CELL = 10
 
 Floats = npt.NDArray[np.float32]
 Units = dict[str, list[int]]
-"""Four sums of each block."""
+"""Sums of each block, as the metric takes them."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def threshold_of(ground: Ground, predicted: Floats) -> float:
 
 @dataclass(frozen=True)
 class Scores:
-    """One map on one split: sums by block for `iou`, and for `r2_of` of pixels and of cells of 100 m.
+    """One map on one split: sums by block for `iou`, and for `r2` of pixels and of cells of 100 m.
 
     Attributes:
         confusion, pixels, cells: sums by block.
@@ -122,8 +123,8 @@ class Scores:
             np.array(list(sums.values())).sum(axis=0) for sums in (self.confusion, self.pixels, self.cells)
         )
         return {
-            "iou": float(iou(confusion)), "best_iou": self.best_iou, "r2": float(r2_of(pixels)),
-            "cells_correlation2": float(correlation2_of(cells)), "area": float(pixels[3] / pixels[1]),
+            "iou": float(iou(confusion)), "best_iou": self.best_iou, "r2": float(r2(pixels)),
+            "cells_correlation2": float(correlation2(cells)), "area": float(area_ratio(pixels)),
         }  # fmt: skip
 
 
@@ -143,29 +144,22 @@ def score(ground: Ground, predicted: Floats, *, threshold: float) -> Scores:
     levels = np.quantile(predicted, np.linspace(0.02, 0.98, 49))
     return Scores(
         confusion=_by_unit(names, unit, confusion(predicted >= threshold)),
-        pixels=_by_unit(names, unit, _moments(ground.share, predicted)),
-        cells=_by_unit(names, unit[first][whole], _moments(truth[whole], shown[whole])),
+        pixels=_by_unit(names, unit, _sums(ground.share, predicted)),
+        cells=_by_unit(names, unit[first][whole], _sums(truth[whole], shown[whole])),
         best_iou=max(float(iou(np.array([part.sum() for part in confusion(predicted >= level)]))) for level in levels),
     )
 
 
-def r2_of(sums: Counts) -> Values:
-    """R2 of a share from (..., 6) sums of `_moments`: 1 - squared error / variance of the truth."""
-    count, truth, truth2, _, shown2, both = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
-    return np.asarray(1 - (truth2 - 2 * both + shown2) / (truth2 - truth**2 / count / _UNIT))
+def _sums(truth: npt.NDArray[np.floating], shown: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
+    """What each pixel or cell adds to `terraseg.assess.metrics.shares.SUMS`.
 
-
-def correlation2_of(sums: Counts) -> Values:
-    """Squared correlation of truth and map, from the same sums: blind to a wrong area."""
-    count, truth, truth2, shown, shown2, both = np.moveaxis(np.asarray(sums, np.float64), -1, 0)
-    together = both - truth * shown / count / _UNIT
-    return np.asarray(together**2 / ((truth2 - truth**2 / count / _UNIT) * (shown2 - shown**2 / count / _UNIT)))
-
-
-def _moments(truth: npt.NDArray[np.floating], shown: npt.NDArray[np.floating]) -> list[npt.NDArray[np.floating]]:
-    """Pixel, truth, its square, map, its square, product, in units of 1e-4: sums by unit are whole numbers."""
-    parts = [truth, truth**2, shown, shown**2, truth * shown]
-    return [np.ones_like(truth), *(part.astype(np.float64) * _UNIT for part in parts)]
+    In units of 1e-4, because sums by unit are whole numbers. The metrics divide sums by sums, so the unit cancels out.
+    """
+    parts = {
+        "cells": np.ones_like(truth), "mapped": shown, "true": truth, "mapped2": shown**2, "true2": truth**2,
+        "product": shown * truth, "error": abs(shown - truth), "inside": np.zeros_like(truth),
+    }  # fmt: skip
+    return [parts[name].astype(np.float64) * _UNIT for name in SUMS]
 
 
 def _by_unit(names: npt.NDArray[np.str_], unit: npt.NDArray[np.intp], parts: list[npt.NDArray]) -> Units:
