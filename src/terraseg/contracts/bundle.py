@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy.typing as npt
 from pydantic import (
@@ -36,7 +36,7 @@ FORMAT = 1
 Target = Literal["class", "share"]
 """What a model's probability means: of the class, or the share of the pixel that the class covers."""
 
-SHARE_TARGET: Target = get_args(Target)[1]
+SHARE_TARGET: Target = "share"
 
 DATE_FUSION = "date_fusion"
 """Key of ``model_args``: how the model fuses the dates of a place. Such a model takes any number of them."""

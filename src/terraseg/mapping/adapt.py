@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import shapely
 from affine import Affine
 from safetensors.numpy import load_file
 from scipy.special import expit
 
-from terraseg.contracts.bundle import Bundle, BundleInfo, write_bundle
+from terraseg.contracts.bundle import SHARE_TARGET, Bundle, BundleInfo, write_bundle
 from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.footprints import find_footprints
 from terraseg.contracts.scene import Place
@@ -40,6 +41,7 @@ from terraseg.mapping.scene import predict_scene
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.labels.of_scene import SceneLabels, labels_of
 from terraseg.prepare.labels.rasterize import centres, coverage, inside_area, make_mask
+from terraseg.prepare.plan import ground_of
 from terraseg.prepare.split_blocks import Rect
 
 _log = logging.getLogger(__name__)
@@ -95,7 +97,9 @@ def adapt(
     info, sources = bundle.info, find_footprints(labels)[1]
     class_name = sources[0].class_name
     credit = "; ".join(dict.fromkeys([info.attribution, *(source.attribution for source in sources)]))
-    odds, levels, before, after = _Sum(), _Sum(), 0.0, 0.0
+    odds: Counts = np.zeros((2, 1))
+    levels: Counts = np.zeros((2, 1))
+    before = after = 0.0
     with room_for_inputs() as folder, tempfile.TemporaryDirectory() as scratch:
         places = places_at(
             scenes, folder, frames=info.dates, gsd=info.gsd, resampling=info.processing.resampling, bands=info.bands
@@ -104,17 +108,18 @@ def adapt(
 
         for values, mask, percent in _labelled(ground, bundle, LOGITS, Path(scratch) / "1", config, device=device):
             every = np.ones_like(values)
-            shares = info.target == "share"
-            odds += count_shares(values, percent, every) if shares else count_odds(values, mask, every, positive=1)
+            shares = info.target == SHARE_TARGET
+            counted = count_shares(values, percent, every) if shares else count_odds(values, mask, every, positive=1)
+            odds = odds + counted
             before += float(expit(values).sum())
-        background, own = odds.total.sum(axis=1)
+        background, own = odds.sum(axis=1)
         if min(background, own) == 0:
             raise LabelError(
                 f"the labelled ground has {own:.0f} px of {class_name} and {background:.0f} px without it",
                 expected="some of both",
                 fix="label ground that has both",
             )
-        slope, intercept = fit_odds(odds.total)
+        slope, intercept = fit_odds(odds)
         name = output.parent.name if output.name == "bundle" else output.name
         update: dict[str, object] = {"slope": info.slope * slope, "intercept": info.intercept * slope + intercept}
         update["share_intervals"] = ()  # they are of the old slope, and of other ground
@@ -122,9 +127,9 @@ def adapt(
         draft = _written(bundle, Path(scratch) / "bundle", info)
 
         for values, mask, _ in _labelled(ground, draft, PROBABILITY, Path(scratch) / "2", config, device=device):
-            levels += count_levels(values, mask, positive=1)
+            levels = levels + count_levels(values, mask, positive=1)
             after += float(values.sum())
-    threshold, _ = fit_threshold(levels.total)
+    threshold, _ = fit_threshold(levels)
     adapted = _written(bundle, output, info.model_copy(update={"threshold": threshold}))
     pixels = float(background + own)
     found = Adaptation(adapted, round(pixels), float(own) / pixels, before / pixels, after / pixels)
@@ -134,17 +139,6 @@ def adapt(
         bundle.info.threshold,
     )  # fmt: skip
     return found
-
-
-class _Sum:
-    """A sum of counts of one shape."""
-
-    def __init__(self) -> None:
-        self.total: Counts = np.zeros((2, 1))
-
-    def __iadd__(self, counts: Counts) -> "_Sum":
-        self.total = self.total + counts
-        return self
 
 
 def _labelled(
@@ -159,6 +153,7 @@ def _labelled(
     """Map places; yield the labelled pixels of each block, (pixels,) each: values of a layer, mask, covered percent."""
     predictor, crop = TorchPredictor(bundle, device=device), bundle.info.tile_size
     for place, labels in ground:
+        tree = shapely.STRtree(labels.shapes)
         product = predict_scene(
             place, predictor, output, crop=crop, overlap=default_overlap(crop), batch_size=_BATCH,
             threshold=bundle.info.threshold, logits=layer is LOGITS,
@@ -168,21 +163,28 @@ def _labelled(
                 dn = source.read(1, window=window)
                 top, left = window.row_off, window.col_off
                 rect = Rect(top, left, top + window.height, left + window.width)
-                mask, percent = _labels_in(labels, rect, source.transform, config, seen=dn != layer.nodata)
+                shapes = labels.shapes[tree.query(ground_of(place[0], rect))]
+                mask, percent = _labels_in(labels, shapes, rect, source.transform, config, seen=dn != layer.nodata)
                 known = mask != IGNORE
                 yield dn[known] * np.float32(layer.scale), mask[known], percent[known]
 
 
 def _labels_in(
-    labels: SceneLabels, window: Rect, transform: Affine, config: PrepareConfig, *, seen: npt.NDArray[np.bool_]
+    labels: SceneLabels,
+    shapes: npt.NDArray[np.object_],
+    window: Rect,
+    transform: Affine,
+    config: PrepareConfig,
+    *,
+    seen: npt.NDArray[np.bool_],
 ) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.uint8]]:
-    """Mask and coverage of a window, as `make_mask` makes them."""
+    """Mask and coverage of a window that some shapes touch, as `make_mask` makes them."""
     known = seen & inside_area(labels.extent, window=window, transform=transform)
     if config.completeness:
         poor = labels.cells[labels.shares < config.completeness.least_share]
         known &= ~centres(poor, window=window, transform=transform)
-    share = coverage(labels.shapes, window=window, transform=transform)
-    inside = centres(labels.shapes, window=window, transform=transform)
+    share = coverage(shapes, window=window, transform=transform)
+    inside = centres(shapes, window=window, transform=transform)
     return make_mask(share, inside, rule=config.label_rule, known=known)
 
 

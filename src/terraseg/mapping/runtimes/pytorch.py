@@ -69,7 +69,7 @@ class BundlePredictor(ABC):
     def normalised(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, dates x bands, rows, columns) to the model's input, see `model_input`.
 
-        Of a model that fuses dates, also a single one has its axis.
+        A model that fuses dates gets an axis of dates even for a single one.
         """
         dates = pixels.shape[1] // len(self.bands)
         inputs = model_input(pixels, frames=dates, means=self._means, stds=self._stds, nodata=self.nodata)
