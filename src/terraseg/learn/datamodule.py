@@ -214,7 +214,7 @@ class ChipDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:  # noqa: ARG002  # Lightning's
         """Augment a train batch. It depends on seed, process and step alone, so a resumed training gets the same."""
-        if self.trainer is None or not self.trainer.training:
+        if not (self.jitter or self.drop_dates) or self.trainer is None or not self.trainer.training:
             return batch
         key = (self.seed, self.trainer.global_rank, self.trainer.fit_loop.total_batch_idx + 1)
         of_jitter, of_dates = map(int, np.random.SeedSequence(key).generate_state(2, np.uint64))

@@ -184,9 +184,8 @@ def _router(service: Service) -> APIRouter:
     @router.post("/inferences", status_code=201)
     def start_inference(asked: NewInference, user: user_of) -> JobAnswer:
         """Map the images of one split of a dataset."""
-        model, dataset = service.queue.get(user, "model", asked.model_id), service.datasets.get(user, asked.dataset_id)
-        if model.status != "COMPLETED":
-            raise WrongStateError(f"{model.id} is {model.status}", expected="COMPLETED", fix="wait for it")
+        model = _completed(service.queue.get(user, "model", asked.model_id))
+        dataset = service.datasets.get(user, asked.dataset_id)
         files = service.datasets.files(user, dataset.id, asked.split)
         if not files:
             raise ConfigError(f"dataset {dataset.id} has no image in {asked.split}", fix="choose another split")
@@ -206,6 +205,12 @@ def _router(service: Service) -> APIRouter:
         return job_answer(service.queue.add(_job("inference", user, dataset.id, request, model_id=model.id)))
 
     return router
+
+
+def _completed(job: Job) -> Job:
+    if job.status != "COMPLETED":
+        raise WrongStateError(f"{job.id} is {job.status}", expected="COMPLETED", fix="wait for it")
+    return job
 
 
 def _job(kind: str, user: str, dataset: str, request: dict[str, Any], *, model_id: str | None = None) -> Job:
@@ -254,10 +259,7 @@ def _host_routes(router: APIRouter, service: Service, user_of: Any) -> None:  # 
     queue, host = service.queue, service.host
 
     def completed(user: str, model_id: str) -> Job:
-        model = queue.get(user, "model", model_id)
-        if model.status != "COMPLETED":
-            raise WrongStateError(f"{model_id} is {model.status}", expected="COMPLETED", fix="wait for it")
-        return model
+        return _completed(queue.get(user, "model", model_id))
 
     @router.post("/models/{model_id}/host")
     def host_model(model_id: str, user: user_of) -> JobAnswer:
@@ -331,9 +333,7 @@ def _job_routes(router: APIRouter, service: Service, user_of: Any, *, kind: str,
     @router.get(f"{path}/{{job_id}}/{result}", name=f"{kind}_{result}", response_class=StreamingResponse)
     def download(job_id: str, user: user_of) -> Response:
         """The results as a .tar.gz."""
-        job = queue.get(user, kind, job_id)
-        if job.status != "COMPLETED":
-            raise WrongStateError(f"{job_id} is {job.status}", expected="COMPLETED", fix="wait for it")
+        _completed(queue.get(user, kind, job_id))
         return _file(service, f"jobs/{job_id}/{result}.tar.gz", "application/gzip")
 
 

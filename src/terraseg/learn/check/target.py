@@ -30,6 +30,6 @@ def check_target(dataset: ChipDataset, *, target: Target, positive: int) -> list
         return [error(where, found, expected="two classes and positive_class 1", fix="choose ce, dice or another loss")]
     if not dataset.has_coverage:
         found = f"{SHARE}, but {dataset.root} does not say how much of each pixel is covered: its masks were imported"
-        fix = "prepare it from scenes and footprints (terraseg preprocess), or choose another loss"
+        fix = "prepare it from scenes and footprints (terraseg data preprocess), or choose another loss"
         return [error(where, found, expected="a dataset made from footprints", fix=fix)]
     return []

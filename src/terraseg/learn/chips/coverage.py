@@ -1,7 +1,7 @@
 """Coverage of a packed split: how much of each pixel the class covers, kept next to the packed copy.
 
-It is read only for a training on shares. It lies in the folder of the dataset's content hash, and may be deleted at any
-time.
+A training on shares reads it, and the end of any training, for the errors of cells. It lies in the folder of the
+dataset's content hash, and may be deleted at any time.
 """
 
 import json
