@@ -9,6 +9,7 @@ import os
 import platform
 import re
 import shutil
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -211,6 +212,22 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     """Write ``value`` as indented JSON, atomically. NaN raises ValueError: JSON has no NaN."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def unpack_tar(archive: Path, folder: Path) -> None:
+    """Unpack an archive of plain files and folders.
+
+    Raises:
+        OutputError: the archive holds a link or another special file, or a name that leads outside of the folder.
+    """
+    root = folder.resolve()
+    with tarfile.open(archive) as tar:
+        for member in tar:
+            if not (member.isfile() or member.isdir()) or not (root / member.name).resolve().is_relative_to(root):
+                raise OutputError(f"{archive} holds {member.name}", expected="files and folders inside the archive")
+        # Python 3.11.0 to 3.11.3 have neither the argument nor the filter, 3.12 and 3.13 warn without it.
+        tar.extraction_filter = getattr(tarfile, "data_filter", None)
+        tar.extractall(folder)  # noqa: S202  # its members were checked
 
 
 GEOTIFF = (".tif", ".tiff")

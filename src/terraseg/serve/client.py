@@ -375,12 +375,11 @@ class Client:
         Raises:
             WrongStateError: the model is not COMPLETED.
         """
-        import tarfile
+        from terraseg.core.files import unpack_tar
 
         archive = Path(local_dir) / f"{model_id}.tar.gz"
         self._transport.download(f"{_path('model', model_id)}/bundle", archive)
-        with tarfile.open(archive) as tar:
-            tar.extractall(local_dir, filter="data")
+        unpack_tar(archive, Path(local_dir))
         archive.unlink()
         return Path(local_dir) / model_id
 

@@ -21,6 +21,7 @@ from helpers.floods import make_tutorial_floods
 from helpers.paths import ROOT
 from helpers.services import until
 from terraseg.contracts.bundle import open_bundle
+from terraseg.core.files import unpack_tar
 from terraseg.errors import ConfigError, SceneError
 from terraseg.serve.client import Client
 from terraseg.serve.jobs.folder import check_files, files_of, images_of
@@ -116,8 +117,7 @@ def test_the_tutorial_makes_a_model_and_says_how_good_it_is(tutorial: dict[str, 
 def test_the_results_are_a_map_for_each_image_with_metrics_and_card(server: Server, tutorial: dict[str, Any]) -> None:
     inference, home = tutorial["inference"], server.home
     assert tutorial["archive"] == Path("results") / f"{inference.id}.tar.gz"
-    with tarfile.open(home / tutorial["archive"]) as tar:
-        tar.extractall(home / "unpacked", filter="data")
+    unpack_tar(home / tutorial["archive"], home / "unpacked")
     folder = home / "unpacked" / inference.id
     images = {path.name: path for path in (home / "data/floods/test/input").iterdir()}
     assert {path.name for path in folder.iterdir()} == {*images, "metrics.json", "card.md"}

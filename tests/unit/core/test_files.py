@@ -1,14 +1,16 @@
-"""Locks: one run at a time, waiting or not, and nothing left behind."""
+"""Locks: one run at a time, waiting or not, and nothing left behind. Archives: nothing outside of their folder."""
 
+import io
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from terraseg.core.files import file_lock, output_lock
-from terraseg.errors import BusyError
+from terraseg.core.files import file_lock, output_lock, unpack_tar
+from terraseg.errors import BusyError, OutputError
 
 _APPEND = """
 import sys, time
@@ -61,3 +63,30 @@ def test_an_output_folder_is_swept_and_stays_only_if_something_is_in_it(tmp_path
     with output_lock(full):
         (full / "map.tif").touch()
     assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == ["full", "full/map.tif"]
+
+
+def _archive(path: Path, name: str, *, kind: bytes = tarfile.REGTYPE) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname, member.size = kind, "/etc/passwd", 3 if kind == tarfile.REGTYPE else 0
+        tar.addfile(member, io.BytesIO(b"abc"))
+    return path
+
+
+@pytest.mark.parametrize("filtered", [True, False])
+def test_an_archive_is_unpacked_by_any_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filtered: bool) -> None:
+    if not filtered:  # as in Python 3.11.2
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    unpack_tar(_archive(tmp_path / "a.tar.gz", "model/weights.bin"), tmp_path / "out")
+    assert (tmp_path / "out/model/weights.bin").read_bytes() == b"abc"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("../escaped", tarfile.REGTYPE), ("/tmp/escaped", tarfile.REGTYPE), ("link", tarfile.SYMTYPE)]
+)
+def test_an_archive_that_leads_outside_is_not_unpacked(tmp_path: Path, name: str, kind: bytes) -> None:
+    archive = _archive(tmp_path / "a.tar.gz", name, kind=kind)
+    with pytest.raises(OutputError, match="holds"):
+        unpack_tar(archive, tmp_path / "out")
+    assert not (tmp_path / "escaped").exists()
+    assert not (tmp_path / "out").exists()

@@ -13,10 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from terraseg.core.files import atomic_folder
+from terraseg.core.files import atomic_folder, unpack_tar
 from terraseg.errors import ServiceError
 from terraseg.serve.http_errors import Fault
-from terraseg.serve.jobs.job_process import BUNDLE, unpack
+from terraseg.serve.jobs.job_process import BUNDLE
 from terraseg.serve.jobs.runner import GDAL
 from terraseg.serve.store import Store
 
@@ -93,7 +93,7 @@ class Host:
         if not bundle.is_dir():
             with self.room() as room:
                 self._store.fetch(f"jobs/{model_id}/{BUNDLE}", room / BUNDLE)
-                unpack(room / BUNDLE, room)
+                unpack_tar(room / BUNDLE, room)
                 with atomic_folder(bundle) as folder:
                     shutil.copytree(room / model_id, folder, dirs_exist_ok=True)
         return str(bundle)

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 import terraseg
-from terraseg.core.files import write_json
+from terraseg.core.files import unpack_tar, write_json
 from terraseg.errors import ConfigError, cause_of
 from terraseg.serve.http_errors import Fault
 from terraseg.serve.jobs.folder import images_of, tidy
@@ -173,7 +173,7 @@ def _fit(config: Path, last: Path) -> None:
 def _infer(request: Request, store: Store) -> dict[str, Any]:
     _say("SETTING_UP")
     store.fetch(f"jobs/{request['model_id']}/{BUNDLE}", Path(BUNDLE))
-    unpack(Path(BUNDLE), Path("bundle"))
+    unpack_tar(Path(BUNDLE), Path("bundle"))
     opened = terraseg.open_bundle(Path("bundle") / request["model_id"])
     files = _fetched(request, store)
     metadata, facts = InferenceMetadata.model_validate(request["metadata"]), Facts.model_validate(request["facts"])
@@ -226,12 +226,6 @@ def _write_card(folder: Path, bundle: Any, request: Request, scores: dict[str, A
 
     text = card(bundle.info, request.get("model_id") or request["id"], scores)
     (folder / "card.md").write_text(text, encoding="utf-8")
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack an archive of the service; names that lead outside are errors."""
-    with tarfile.open(archive) as tar:
-        tar.extractall(folder, filter="data")
 
 
 def _read(name: str) -> list[str]:
