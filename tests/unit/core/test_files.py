@@ -82,7 +82,7 @@ def test_an_archive_is_unpacked_by_any_python(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("../escaped", tarfile.REGTYPE), ("/tmp/escaped", tarfile.REGTYPE), ("link", tarfile.SYMTYPE)]
+    ("name", "kind"), [("../escaped", tarfile.REGTYPE), ("/escaped", tarfile.REGTYPE), ("link", tarfile.SYMTYPE)]
 )
 def test_an_archive_that_leads_outside_is_not_unpacked(tmp_path: Path, name: str, kind: bytes) -> None:
     archive = _archive(tmp_path / "a.tar.gz", name, kind=kind)
