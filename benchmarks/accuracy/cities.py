@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import yaml
 from places import BANDS, METROPOLES, dataset, scenes
 from rich.console import Console
 from rich.table import Table
-from scores import Floats, Ground, Scores, ground_of, maps_of, recalibrated, score, threshold_of
+from scores import Floats, Ground, Scores, ground_of, maps_of, recalibrated, score, side_by_side, threshold_of
 from trees import maps_by_trees
 
 import terraseg
@@ -29,7 +30,9 @@ from terraseg.assess.metrics.seeds import difference
 from terraseg.assess.metrics.shares import r2
 from terraseg.contracts.scene import find_places
 
-STEPS, BATCH = 300, 16
+STEPS, IMAGES = 300, 16
+"""Of a training, and in a batch of it: with two dates of each place a batch has half as many chips."""
+
 KNOWN = (1, 4, 16)
 """Labelled blocks of the new city, for a recalibration. A half of its blocks is never labelled, and scored."""
 
@@ -44,7 +47,9 @@ class Experiment:
         gsd: pixel size of its chips and map, in metres.
         dates: images of each place.
         statistics: what standardises the network's input.
+        data: further settings of a network's data.
         model_args: additions to the network's.
+        training: the experiment whose trained model it takes, in place of one of its own.
     """
 
     config: str | None = None
@@ -52,22 +57,37 @@ class Experiment:
     gsd: float = 10
     dates: int = 1
     statistics: str = "dataset"
+    data: dict[str, Any] = field(default_factory=dict)
     model_args: dict[str, Any] = field(default_factory=dict)
+    training: str | None = None
 
 
+def _buildings(**other: Any) -> Experiment:  # noqa: ANN401  # fields of an experiment
+    return Experiment("buildings_unet", statistics="scene", **other)
+
+
+_TWO_DATES: dict[str, Any] = {"dates": 2, "data": {"drop_dates": 0.3}, "model_args": {"date_fusion": "mean_max"}}
 EXPERIMENTS = {
     "trees": Experiment(),
     "trees_texture": Experiment(texture=True),
     "unet_masks": Experiment("city_unet"),
     "unet_shares": Experiment("buildings_unet"),
-    "unet_shares_by_scene": Experiment("buildings_unet", statistics="scene"),
-    "unet_shares_by_scene_2.5m": Experiment("buildings_unet", statistics="scene", gsd=2.5),
+    "unet_10m": _buildings(),
+    "unet_5m": _buildings(gsd=5),
+    "unet_2.5m": _buildings(gsd=2.5),
+    "unet_10m_two_dates": _buildings(**_TWO_DATES),
+    "unet_10m_trained_on_two_dates": _buildings(training="unet_10m_two_dates"),
+    "unet_10m_jitter": _buildings(data={"jitter": 0.2}),
 }
 BASELINES = ("trees", "trees_texture")
 PAIRS = [
     ("unet_masks", "unet_shares"),
-    ("unet_shares", "unet_shares_by_scene"),
-    ("unet_shares_by_scene", "unet_shares_by_scene_2.5m"),
+    ("unet_shares", "unet_10m"),
+    ("unet_10m", "unet_5m"),
+    ("unet_5m", "unet_2.5m"),
+    ("unet_10m", "unet_10m_two_dates"),
+    ("unet_10m", "unet_10m_trained_on_two_dates"),
+    ("unet_10m", "unet_10m_jitter"),
 ]
 """One lever each: without it, with it."""
 
@@ -93,7 +113,11 @@ def main() -> None:
     console = Console(width=130)
     console.print(table(found))
     console.print(known_table(found))
-    print(json.dumps(bars(found)))
+    near = {
+        held_out: side_by_side(dataset(given.source, given.work, held_out=held_out, gsd=10, dates=1), "test")
+        for held_out in found
+    }
+    print(json.dumps(bars(found, near)))
 
 
 def run(name: str, held_out: str, seed: int, *, source: Path, work: Path, steps: int) -> dict[str, Scores]:
@@ -106,10 +130,10 @@ def run(name: str, held_out: str, seed: int, *, source: Path, work: Path, steps:
     truth = dataset(source, work, held_out=held_out, gsd=10, dates=1)
     val, test = ground_of(truth, "val"), ground_of(truth, "test")
     if experiment.config is not None:
-        _fit(experiment, folder, source=source, work=work, held_out=held_out, seed=seed, steps=steps)
-        terraseg.predict(
-            bundle=folder / "training" / "bundle", input=images, output=folder / "maps", device="cpu", batch_size=4
-        )
+        training = folder.with_name(experiment.training or name) / "training"
+        if experiment.training is None:
+            _fit(experiment, folder, source=source, work=work, held_out=held_out, seed=seed, steps=steps)
+        terraseg.predict(bundle=training / "bundle", input=images, output=folder / "maps", device="cpu", batch_size=4)
         maps = maps_of(folder / "maps", gsd=experiment.gsd)
     else:
         places = {place[0].name: list(place) for place in find_places(images, frames=experiment.dates)}
@@ -144,8 +168,8 @@ def _fit(
     config["seed_everything"] = seed
     config["trainer"] |= {"max_steps": steps, "val_check_interval": steps // 5}
     config["data"]["init_args"] |= {
-        "root": str(chips.root), "bands": list(BANDS), "batch_size": BATCH, "seed": seed, "class_share": None,
-        "statistics": experiment.statistics,
+        "root": str(chips.root), "bands": list(BANDS), "batch_size": IMAGES // experiment.dates, "seed": seed,
+        "class_share": None, "statistics": experiment.statistics, **experiment.data,
     }  # fmt: skip
     config["model"]["init_args"]["model_args"] |= {"backbone_in_chans": len(BANDS), **experiment.model_args}
     folder.mkdir(parents=True, exist_ok=True)
@@ -189,10 +213,16 @@ def _mean(values: Iterable[float]) -> str:
     return f"{np.mean(each):.3f} ({min(each):.3f}-{max(each):.3f})"
 
 
-def bars(found: Found) -> dict[str, dict[str, Any]]:
-    """Whether the best network beats the best baseline in each city, by paired intervals over blocks and seeds."""
+def bars(found: Found, near: dict[str, list[tuple[str, str]]]) -> dict[str, dict[str, Any]]:
+    """Whether the best network beats the best baseline in each city, by paired intervals over blocks and seeds.
+
+    Args:
+        found: the scores.
+        near: blocks that lie side by side, by held-out metropolis.
+    """
     result = {}
     for held_out, experiments in found.items():
+        bar = partial(_bar, experiments, near=near[held_out])
         networks = [name for name in experiments if EXPERIMENTS[name].config]
         if not networks or not set(BASELINES) <= set(experiments):
             continue
@@ -201,20 +231,25 @@ def bars(found: Found) -> dict[str, dict[str, Any]]:
                 name: np.mean([scored["all"].values()[key] for scored in runs]) for name, runs in experiments.items()
             }
             cheap, best = max(BASELINES, key=means.__getitem__), max(networks, key=means.__getitem__)
-            result[f"{held_out}_{key}_of_{best}_over_{cheap}"] = _bar(experiments, cheap, best, part, metric)
+            result[f"{held_out}_{key}_of_{best}_over_{cheap}"] = bar(cheap, best, part, metric)
         for first, second in PAIRS:
             if {first, second} <= set(experiments):
                 for key, part, metric in (("iou", "confusion", iou), ("r2", "pixels", r2)):
-                    bar = _bar(experiments, first, second, part, metric)
-                    result[f"{held_out}_{key}_of_{second}_over_{first}"] = bar
+                    result[f"{held_out}_{key}_of_{second}_over_{first}"] = bar(first, second, part, metric)
     return result
 
 
 def _bar(
-    experiments: dict[str, list[dict[str, Scores]]], first: str, second: str, part: str, metric: Formula
+    experiments: dict[str, list[dict[str, Scores]]],
+    first: str,
+    second: str,
+    part: str,
+    metric: Formula,
+    *,
+    near: list[tuple[str, str]],
 ) -> dict[str, Any]:
     runs = [[getattr(scored["all"], part) for scored in experiments[name]] for name in (first, second)]
-    gain = difference(runs[0], runs[1], metric).estimate
+    gain = difference(runs[0], runs[1], metric, near=near).estimate
     found = [None if value is None else round(value, 3) for value in (gain.value, gain.low, gain.high)]
     return {"value": found, "goal": "interval above 0", "ok": bool(gain.low is not None and gain.low > 0)}
 

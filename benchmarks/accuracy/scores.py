@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
+import shapely
 from scipy.special import expit, logit
 
 from terraseg.assess.metrics.pixels import iou
@@ -78,6 +79,15 @@ def ground_of(dataset: ChipDataset, split: Split) -> Ground:
         unit=np.repeat([part[1] for part in parts], sizes),
         share=np.concatenate([part[4] for part in parts]).astype(np.float32),
     )
+
+
+def side_by_side(dataset: ChipDataset, split: Split) -> list[tuple[str, str]]:
+    """Blocks of a split with chips less than half a chip apart, each pair once."""
+    chips = dataset.split(split)
+    block, shapes = chips["block"].to_numpy(), chips.geometry.to_numpy()
+    reach = dataset.info.tile_size * dataset.info.gsd / 2
+    first, second = shapely.STRtree(shapes).query(shapes, predicate="dwithin", distance=reach)
+    return sorted({pair for pair in zip(block[first], block[second], strict=True) if pair[0] < pair[1]})
 
 
 def maps_of(folder: Path, *, gsd: float) -> dict[str, Floats]:

@@ -331,6 +331,7 @@ def facts_of(
         "figures": score.figures,
         "groups": score.groups,
         "units": {name: tuple(row) for name, row in zip(score.units.names, score.confusion.tolist(), strict=True)},
+        "near": tuple((score.units.names[one], score.units.names[other]) for one, other in score.units.near),
         "positives": tuple(counts.total[1].tolist()),
         "negatives": tuple(counts.total[0].tolist()),
         "reliability": score.reliability,

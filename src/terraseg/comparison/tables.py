@@ -103,11 +103,13 @@ class _Group:
         chips: train_chips, val_chips and labelled_chips, means over seeds.
         ious: by seed.
         runs: confusion counts by unit of each seed, in the order of the YAML.
+        near: units that lie side by side.
     """
 
     chips: dict[str, float]
     ious: dict[int, float | None]
     runs: list[dict[str, tuple[int, int, int, int]]]
+    near: tuple[tuple[str, str], ...]
 
 
 def _whole_groups(config: MatrixConfig, finished: Sequence[Finished]) -> dict[tuple[str, float], _Group]:
@@ -125,6 +127,7 @@ def _whole_groups(config: MatrixConfig, finished: Sequence[Finished]) -> dict[tu
                 chips={"labelled_chips": train + val, "train_chips": train, "val_chips": val},
                 ious={cell.seed: metrics.figures["iou"].value for cell, _, metrics in group},
                 runs=[metrics.units for _, _, metrics in group],
+                near=group[0][2].near,
             )
     return groups
 
@@ -140,7 +143,7 @@ def _by_fraction(config: MatrixConfig, groups: Mapping[tuple[str, float], _Group
     for (name, fraction), own in groups.items():
         baseline = groups.get((config.baseline, fraction))
         versus = _gain(baseline, own) if baseline and name != config.baseline else None
-        estimates = mean_over_seeds(own.runs, shown)
+        estimates = mean_over_seeds(own.runs, shown, near=own.near)
         ious = [each for each in own.ious.values() if each is not None]
         row: dict[str, object] = {
             "experiment": name,
@@ -199,7 +202,7 @@ def _ahead(one: float | None, other: float | None) -> bool:
 
 
 def _gain(first: _Group, second: _Group) -> Difference:
-    return difference(first.runs, second.runs, iou)
+    return difference(first.runs, second.runs, iou, near=first.near)
 
 
 def _columns(name: str, estimate: Estimate | None) -> dict[str, float | None]:

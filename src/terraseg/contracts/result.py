@@ -126,6 +126,7 @@ class Metrics(Strict):
             boundary_iou and boundary_f1; with footprints also those of ``objects``.
         groups: metrics by place (block, scene or named polygon): a part of ``figures``.
         units: confusion counts [tp, fp, fn, tn] by independent unit of ground, for intervals and comparisons.
+        near: units that lie side by side, each pair once; empty in older results.
         positives: (251,) pixels of the class by DN of probability, for all curves.
         negatives: (251,) pixels of background by DN of probability.
         reliability: the reliability curve; empty for a rule without probabilities.
@@ -155,6 +156,7 @@ class Metrics(Strict):
     figures: Figures
     groups: dict[str, Figures]
     units: dict[str, tuple[int, int, int, int]]
+    near: tuple[tuple[str, str], ...] = ()
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
     reliability: tuple[Reliability, ...]

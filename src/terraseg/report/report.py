@@ -197,7 +197,7 @@ def _comparisons(results: Sequence[Metrics]) -> list[Comparison]:
     """The best result compared with every other result of the same units."""
     best, *others = results
     return [
-        Comparison(other.experiment, difference([other.units], [best.units], iou).estimate)
+        Comparison(other.experiment, difference([other.units], [best.units], iou, near=best.near).estimate)
         for other in others
         if other.units.keys() == best.units.keys()
     ]

@@ -73,6 +73,8 @@ def test_a_result_says_the_figure_and_all_that_it_depends_on(place, ground, tmp_
     assert (result["model_hash"], result["weights"]) == ("strong" * 3, "random")
     assert (result["label_rule"], result["attribution"]) == ("pixel centre in a square", ATTRIBUTION)
     assert (len(result["units"]), result["cell"]) == (8, 32)
+    assert len(result["near"]) >= 7
+    assert {name for pair in result["near"] for name in pair} == result["units"].keys()
     assert len(result["dataset_hash"]) == 64
     assert json.loads((tmp_path / "strong.json").read_text()) == result
     assert read_metrics(tmp_path / "strong.json").model_dump(mode="json") == result

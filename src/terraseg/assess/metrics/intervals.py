@@ -87,13 +87,23 @@ def estimate(
     if reason := no_interval(without, effective=effective):
         return Estimate(value=value, reason=reason)
     moved = (without - without.mean()) * math.sqrt((units - 1) / units)
-    variance = float(moved @ moved)
-    # The moves add up to 0, so without any correlation the sum of all products of pairs is -variance.
-    expected = -variance * 2 * len(near) / (units * (units - 1))
-    together = 2 * float(moved[near[:, 0]] @ moved[near[:, 1]]) - expected
-    half = float(stats.t.isf((1 - CONFIDENCE) / 2, effective - 1)) * math.sqrt(variance + max(together, 0.0))
+    variance = float(moved @ moved) + of_neighbours(moved, near)
+    half = float(stats.t.isf((1 - CONFIDENCE) / 2, effective - 1)) * math.sqrt(variance)
     low, high = limits
     return Estimate(value=value, low=max(value - half, low), high=min(value + half, high))
+
+
+def of_neighbours(moved: Values, near: Neighbours) -> float:
+    """What units that err together with those beside them add to the variance ``moved @ moved``; at least 0.
+
+    Args:
+        moved: (units,) how far a metric moves without each unit; the moves add up to 0.
+        near: units that lie side by side.
+    """
+    units, variance = len(moved), float(moved @ moved)
+    # Without any correlation, the sum of all products of pairs is -variance.
+    expected = -variance * 2 * len(near) / (units * (units - 1))
+    return max(2 * float(moved[near[:, 0]] @ moved[near[:, 1]]) - expected, 0.0)
 
 
 def effective_units(held: Counts) -> float:

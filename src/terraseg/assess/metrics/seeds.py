@@ -2,7 +2,8 @@
 
 Two kinds of chance move a score: the seed of the training, and the ground that was tested. The variance of a mean over
 seeds is the sum of both parts. Seeds: the variance of the seeds' scores / their number, with seeds - 1 degrees of
-freedom. Ground: the jackknife over units, with the effective number of units - 1, as for the intervals of one result.
+freedom. Ground: the jackknife over units, with what neighbours that err together add to it, and the effective number
+of units - 1, as for the intervals of one result.
 Satterthwaite's rule joins them (1946, Biometrics Bulletin 2:110). Interval and p are Student's, so they agree. Two
 experiments are compared seed by seed, on the same units.
 
@@ -11,13 +12,19 @@ share of the variance is drawn towards 1 before it is used in that rule, see `_C
 benchmarks/bench_assess.py, p is then below 5 % in 3 to 7 % of comparisons without a gain.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from terraseg.assess.metrics.intervals import CONFIDENCE, effective_units, no_interval
+from terraseg.assess.metrics.intervals import (
+    CONFIDENCE,
+    Neighbours,
+    effective_units,
+    no_interval,
+    of_neighbours,
+)
 from terraseg.assess.metrics.pixels import Counts, Formula, Values
 from terraseg.contracts.result import Estimate
 from terraseg.errors import DatasetError
@@ -30,6 +37,9 @@ _CAUTION = 0.3
 
 Runs = Sequence[Mapping[str, Sequence[int]]]
 """Confusion counts by unit of each seed, such as `Metrics.units`."""
+
+Near = Iterable[tuple[str, str]]
+"""Units that lie side by side, each pair once, such as `Metrics.near`."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +58,29 @@ class Difference:
     no_p: str = ""
 
 
-def mean_over_seeds(runs: Runs, metrics: Mapping[str, Formula]) -> dict[str, Estimate]:
+def mean_over_seeds(runs: Runs, metrics: Mapping[str, Formula], *, near: Near = ()) -> dict[str, Estimate]:
     """Each metric, averaged over seeds; the interval is over seeds and ground, or with few seeds over ground alone.
 
     Args:
         runs: at least one.
         metrics: formulas by name; their values are 0 to 1.
+        near: units that lie side by side.
 
     Raises:
         DatasetError: the runs were not scored on the same units.
     """
-    counts = _stacked(runs)
-    return {name: _over_seeds(counts, metric, paired=False).estimate for name, metric in metrics.items()}
+    counts, beside = _stacked(runs), _indices(runs, near)
+    return {name: _over_seeds(counts, metric, near=beside, paired=False).estimate for name, metric in metrics.items()}
 
 
-def difference(first: Runs, second: Runs, metric: Formula) -> Difference:
+def difference(first: Runs, second: Runs, metric: Formula, *, near: Near = ()) -> Difference:
     """By how much the second experiment is better than the first: the mean over seeds, which are paired in order.
 
     Args:
         first: at least one run.
         second: as many, of the same seeds.
         metric: a formula whose values are 0 to 1, such as `pixels.iou`.
+        near: units that lie side by side.
 
     Raises:
         DatasetError: the runs were not scored on the same units.
@@ -79,7 +91,7 @@ def difference(first: Runs, second: Runs, metric: Formula) -> Difference:
     def gain(counts: Counts) -> Values:
         return metric(counts[..., 1, :]) - metric(counts[..., 0, :])
 
-    return _over_seeds(pairs, gain, paired=True)
+    return _over_seeds(pairs, gain, near=_indices(first, near), paired=True)
 
 
 def _stacked(runs: Runs) -> Counts:
@@ -95,11 +107,18 @@ def _stacked(runs: Runs) -> Counts:
     return np.array([[run[name] for name in names] for run in runs], dtype=np.int64)
 
 
-def _over_seeds(counts: Counts, metric: Callable[[Counts], Values], *, paired: bool) -> Difference:
+def _indices(runs: Runs, near: Near) -> Neighbours:
+    """Pairs of names as indices of the sorted units."""
+    index = {name: number for number, name in enumerate(sorted(runs[0]))}
+    return np.array([(index[one], index[other]) for one, other in near], dtype=np.intp).reshape(-1, 2)
+
+
+def _over_seeds(counts: Counts, metric: Callable[[Counts], Values], *, near: Neighbours, paired: bool) -> Difference:
     """The mean of a metric over seeds, with interval and p of zero.
 
     Args:
         counts: (seeds, units, ...).
+        near: units that lie side by side.
         metric: of counts that are summed over units.
         paired: the metric is a difference between two experiments: -1 to 1 instead of 0 to 1.
     """
@@ -118,6 +137,7 @@ def _over_seeds(counts: Counts, metric: Callable[[Counts], Values], *, paired: b
         return Difference(Estimate(value=value, reason=reason), None, reason)
     # The plain jackknife is too small for a ratio over unequal units, but right where what both share cancels out.
     variance = float(moved @ moved) * ((units - 1) / units if paired else 1)
+    variance += of_neighbours(moved - moved.mean(), near)
     freedom = effective - 1
     if seeds >= LEAST_SEEDS:
         of_seeds = float(scores.var(ddof=1)) / seeds

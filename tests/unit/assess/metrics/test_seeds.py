@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from terraseg.assess.metrics import pixels
 from terraseg.assess.metrics.seeds import difference, mean_over_seeds
@@ -27,6 +28,24 @@ def test_two_equal_methods_whose_seeds_differ_are_seldom_called_different(seeds,
     rng = np.random.default_rng(seeds)
     p = [difference(*(_runs(rng, seeds=seeds, seed_sd=seed_sd) for _ in range(2)), pixels.iou).p for _ in range(400)]
     assert np.mean(np.array(p) < 0.05) < 0.09  # drawing ground alone: 0.4 to 0.8
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_neighbours_that_err_together_are_no_independent_ground(seeds):
+    """8 x 8 units whose gains are smooth: each of two equal methods is better in its own part of the ground."""
+    rng, unit = np.random.default_rng(seeds), np.pad(np.arange(64).reshape(8, 8), 1, constant_values=-1)
+    around = [(unit, np.roll(unit, step, axis=(0, 1))) for step in ((0, 1), (1, 0), (1, 1), (1, -1))]
+    pairs = [pair for one, other in around for pair in zip(one.flat, other.flat, strict=True) if min(pair) >= 0]
+    near = [(f"u{one:02d}", f"u{other:02d}") for one, other in pairs]
+    sure, surely = 0, 0
+    for _ in range(300):
+        own = gaussian_filter(rng.normal(0, 0.3, (2, 8, 8)), (0, 0.7, 0.7)).reshape(2, 64) + 0.6
+        first, second = ([_run(rates, seed=rng.integers(2**32)) for _ in range(seeds)] for rates in own)
+        alone, beside = (difference(first, second, pixels.iou, near=these).estimate for these in ([], near))
+        sure += not alone.low <= 0 <= alone.high
+        surely += not beside.low <= 0 <= beside.high
+    assert sure > 300 * 0.15
+    assert surely < 300 * 0.12
 
 
 def test_a_gain_that_every_seed_has_is_found():
