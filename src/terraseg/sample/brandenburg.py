@@ -18,6 +18,7 @@ from terraseg.contracts.footprints import read_footprints, write_footprints
 from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.scene import open_scene
 from terraseg.core.files import write_json
+from terraseg.core.wheel import fetch_wheel
 from terraseg.errors import TerrasegError
 from terraseg.sample.catalogue import (
     ASSETS,
@@ -31,7 +32,6 @@ from terraseg.sample.catalogue import (
 )
 from terraseg.sample.item import outline
 from terraseg.sample.servers import overpass_server, stac_server
-from terraseg.sample.wheel import fetch_wheel
 
 _log = logging.getLogger(__name__)
 

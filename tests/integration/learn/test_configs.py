@@ -52,6 +52,7 @@ _EXPERIMENTS: dict[str, tuple[str, ...]] = {
     "baseline_segformer_b2": (f"{_ARGS}.backbone=mit_b0",),
     "demo_prithvi_tiny": (_UPERNET,),
     "demo_unet": (),
+    "ukis_unet": (f"{_ARGS}.backbone=efficientnet-b0",),
     "debug_overfit": ("--data.init_args.overfit=4",),
 }
 """What is smaller than in the experiment itself. All start from random weights."""

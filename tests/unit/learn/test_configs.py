@@ -23,7 +23,7 @@ _COMPARISON = (
 _OTHER_BANDS = ("galileo_fpn", "satmae_upernet", "satmae_large_upernet", "scalemae_upernet")
 """Beside the comparison: their pretraining saw other bands than the six of Prithvi."""
 _DATES = ("prithvi_multitemporal", "dates_unet")
-_DEMO = ("demo_prithvi_tiny", "demo_unet")
+_DEMO = ("demo_prithvi_tiny", "demo_unet", "ukis_unet")
 _CITY = ("city_unet", "buildings_unet")
 _FLOODS = {
     "floods_prithvi_upernet": "prithvi_v2_300_upernet",

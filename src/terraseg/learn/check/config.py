@@ -16,6 +16,7 @@ from terraseg.learn.check.finding import Finding, error, warning
 from terraseg.learn.migrate.recognise import refuse_others
 from terraseg.learn.migrate.table import BACKBONES, MODEL_ARGS
 from terraseg.learn.models.specs import SPECS
+from terraseg.learn.models.wheels import WHEELS
 from terraseg.learn.training.losses import LOSSES
 
 CLASSES = {"data": "terraseg.learn.datamodule.ChipDataModule", "model": "terraseg.learn.task.SegmentationTask"}
@@ -305,13 +306,14 @@ def check_schedule(
 def check_files(config: Mapping[str, Any]) -> list[Finding]:
     """The weights file and the checkpoint exist."""
     findings, weights = [], (config["model"].get("init_args") or {}).get("weights", "hub")
-    if weights not in _SOURCES and not Path(str(weights)).exists():
-        close = difflib.get_close_matches(str(weights), _SOURCES, n=1)
+    known = (*_SOURCES, *WHEELS)
+    if weights not in known and not Path(str(weights)).exists():
+        close = difflib.get_close_matches(str(weights), known, n=1)
         findings.append(
             error(
                 f"{_MODEL}.weights",
                 f"no file {weights}",
-                expected=f"a file or one of {', '.join(_SOURCES)}",
+                expected=f"a file or one of {', '.join(known)}",
                 fix=f"did you mean {close[0]}?" if close else "correct the path; it is relative to the working folder",
             )
         )

