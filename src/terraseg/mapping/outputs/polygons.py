@@ -21,6 +21,7 @@ from rasterio.windows import Window
 
 from terraseg.contracts.product import PROBABILITY_SCALE, Product
 from terraseg.core.files import atomic_path
+from terraseg.core.machine.memory import no_search_for_cycles
 from terraseg.core.raster import COG_BLOCK
 from terraseg.errors import OutputError
 from terraseg.mapping.outputs.outlines import outlines, simplified
@@ -114,7 +115,8 @@ def vectorise(
             mean = regions.total / regions.pixels * PROBABILITY_SCALE
             yield pa.record_batch([regions.area, mean, shapely.to_wkb(geometry)], schema=_SCHEMA)
 
-    return _write(batches(), output, crs, metadata)
+    with no_search_for_cycles():
+        return _write(batches(), output, crs, metadata)
 
 
 def _strips(rows: Iterable[Rows], *, height: int) -> Iterator[Rows]:

@@ -1,3 +1,4 @@
+import gc
 import json
 import tempfile
 from pathlib import Path
@@ -97,6 +98,26 @@ def test_a_building_on_a_strip_border_is_one_polygon_with_its_hole(tmp_path: Pat
 def test_pixels_that_meet_at_a_corner_are_two_polygons(tmp_path: Path) -> None:
     frame = outline(make_product(tmp_path, np.eye(2, dtype=np.uint8)), strip_rows=1)
     assert len(frame) == 2
+
+
+def test_many_polygons_are_made_without_a_search_for_cycles(tmp_path: Path) -> None:
+    """Each search goes through everything that is imported: it took a third of the time."""
+    product, searches = make_product(tmp_path, np.eye(2, dtype=np.uint8)[np.indices((128, 128)).sum(axis=0) % 2, 0]), 0
+
+    def count(phase: str, _: dict[str, int]) -> None:
+        nonlocal searches
+        searches += phase == "start"
+
+    gc.callbacks.append(count)
+    try:
+        with rasterio.open(product.mask) as source:
+            geobox = GeoBox(source.shape, source.transform, str(source.crs))
+        settings_, facts = {"simplify_m": 0.0, "min_area_m2": 0.0}, {"attribution": "©", "model_licence": "MIT"}
+        assert vectorise(rows_of(product), product, geobox=geobox, **settings_, **facts) == 128 * 64
+    finally:
+        gc.callbacks.remove(count)
+    assert searches == 0
+    assert gc.isenabled()
 
 
 def test_area_is_equal_area_and_not_that_of_the_grid(tmp_path: Path) -> None:
