@@ -48,7 +48,7 @@ class Experiment:
         dates: images of each place.
         statistics: what standardises the network's input.
         data: further settings of a network's data.
-        model_args: additions to the network's.
+        model: settings of a network in place of the config's.
         training: the experiment whose trained model it takes, in place of one of its own.
     """
 
@@ -58,7 +58,7 @@ class Experiment:
     dates: int = 1
     statistics: str = "dataset"
     data: dict[str, Any] = field(default_factory=dict)
-    model_args: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict)
     training: str | None = None
 
 
@@ -66,7 +66,17 @@ def _buildings(**other: Any) -> Experiment:  # noqa: ANN401  # fields of an expe
     return Experiment("buildings_unet", statistics="scene", **other)
 
 
-_TWO_DATES: dict[str, Any] = {"dates": 2, "data": {"drop_dates": 0.3}, "model_args": {"date_fusion": "mean_max"}}
+_SIX = ("B02", "B03", "B04", "B08", "B11", "B12")
+_UKIS = {
+    "weights": "ukis-csmask-l1c",
+    "model_factory": "SMPModelFactory",
+    "model_args": {
+        "model": "Unet", "backbone": "efficientnet-b4", "in_channels": len(_SIX), "num_classes": 2,
+        "bands": ["BLUE", "GREEN", "RED", "NIR_BROAD", "SWIR_1", "SWIR_2"], "date_fusion": "mean_max",
+    },
+}  # fmt: skip
+"""An encoder that was trained on Sentinel-2 to find clouds, see configs/ukis_unet.yaml."""
+
 EXPERIMENTS = {
     "trees": Experiment(),
     "trees_texture": Experiment(texture=True),
@@ -75,8 +85,9 @@ EXPERIMENTS = {
     "unet_10m": _buildings(),
     "unet_5m": _buildings(gsd=5),
     "unet_2.5m": _buildings(gsd=2.5),
-    "unet_10m_two_dates": _buildings(**_TWO_DATES),
+    "unet_10m_two_dates": _buildings(dates=2),
     "unet_10m_trained_on_two_dates": _buildings(training="unet_10m_two_dates"),
+    "ukis_10m_two_dates": _buildings(dates=2, data={"bands": list(_SIX)}, model=_UKIS),
     "unet_10m_jitter": _buildings(data={"jitter": 0.2}),
 }
 BASELINES = ("trees", "trees_texture")
@@ -87,6 +98,7 @@ PAIRS = [
     ("unet_5m", "unet_2.5m"),
     ("unet_10m", "unet_10m_two_dates"),
     ("unet_10m", "unet_10m_trained_on_two_dates"),
+    ("unet_10m_two_dates", "ukis_10m_two_dates"),
     ("unet_10m", "unet_10m_jitter"),
 ]
 """One lever each: without it, with it."""
@@ -171,7 +183,13 @@ def _fit(
         "root": str(chips.root), "bands": list(BANDS), "batch_size": IMAGES // experiment.dates, "seed": seed,
         "class_share": None, "statistics": experiment.statistics, **experiment.data,
     }  # fmt: skip
-    config["model"]["init_args"]["model_args"] |= {"backbone_in_chans": len(BANDS), **experiment.model_args}
+    config["model"]["init_args"] |= experiment.model
+    model_args = config["model"]["init_args"]["model_args"]
+    if "backbone_in_chans" in model_args:
+        model_args["backbone_in_chans"] = len(BANDS)
+    if experiment.dates == 1:  # nothing to fuse, nothing to leave out
+        model_args.pop("date_fusion", None)
+        config["data"]["init_args"].pop("drop_dates", None)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

@@ -97,8 +97,9 @@ def test_a_model_of_shares_maps_shares_and_cells() -> None:
         f"--data.init_args.bands=[{','.join(PRITHVI_BANDS)}]",
         f"{_ARGS}.backbone_in_chans=6",
     )
-    bundle = fit_test_and_predict("buildings_unet", *small, "--data.init_args.root=data/processed")
-    assert (bundle.info.target, bundle.info.by_scene) == ("share", True)
+    dates = "--data.init_args.root=data/processed_multitemporal"
+    bundle = fit_test_and_predict("buildings_unet", *small, dates, scenes="dates")
+    assert (bundle.info.target, bundle.info.by_scene, bundle.info.dates) == ("share", True, None)
     assert [each.metres for each in bundle.info.share_intervals] == [50, 100, 250, 1000]
     where = ["--bundle", str(bundle.root), "--input", "raw/scene.tif", "--output", "shares", "--device", "cpu"]
     assert main(["predict", *where, "--share", "--cells", "100"]) == 0
@@ -110,7 +111,7 @@ def test_a_model_of_shares_maps_shares_and_cells() -> None:
     assert (cells["share_low"] <= cells["share"]).all()
     with pytest.raises(ConfigError, match="positive_class 0"):
         terratorch(
-            "fit", "-c", str(CONFIGS / "buildings_unet.yaml"), *small, "--data.init_args.root=data/processed",
+            "fit", "-c", str(CONFIGS / "buildings_unet.yaml"), *small, dates,
             "--model.init_args.weights=random", "--model.init_args.positive_class=0",
         )  # fmt: skip
 
