@@ -28,6 +28,7 @@ import terraseg
 from terraseg.assess.metrics.pixels import Formula, iou
 from terraseg.assess.metrics.seeds import difference
 from terraseg.assess.metrics.shares import r2
+from terraseg.contracts.dataset import ChipDataset
 from terraseg.contracts.scene import find_places
 
 STEPS, IMAGES = 300, 16
@@ -80,6 +81,7 @@ _UKIS = {
 EXPERIMENTS = {
     "trees": Experiment(),
     "trees_texture": Experiment(texture=True),
+    "trees_texture_two_dates": Experiment(texture=True, dates=2),
     "unet_masks": Experiment("city_unet"),
     "unet_shares": Experiment("buildings_unet"),
     "unet_10m": _buildings(),
@@ -90,7 +92,7 @@ EXPERIMENTS = {
     "ukis_10m_two_dates": _buildings(dates=2, data={"bands": list(_SIX)}, model=_UKIS),
     "unet_10m_jitter": _buildings(data={"jitter": 0.2}),
 }
-BASELINES = ("trees", "trees_texture")
+BASELINES = ("trees", "trees_texture", "trees_texture_two_dates")
 PAIRS = [
     ("unet_masks", "unet_shares"),
     ("unet_shares", "unet_10m"),
@@ -122,6 +124,11 @@ def main() -> None:
             for name in given.only:
                 done = run(name, held_out, seed, source=given.source, work=given.work, steps=given.steps)
                 found.setdefault(held_out, {}).setdefault(name, []).append(done)
+    for held_out, experiments in found.items():
+        for name in [name for name, runs in experiments.items() if EXPERIMENTS[name].config and len(runs) > 1]:
+            maps = [given.work / held_out / str(seed) / name / "maps" for seed in range(given.seeds)]
+            truth = dataset(given.source, given.work, held_out=held_out, gsd=10, dates=1)
+            experiments[f"{name}, mean of {len(maps)} maps"] = [_of_mean(maps, truth, gsd=EXPERIMENTS[name].gsd)]
     console = Console(width=130)
     console.print(table(found))
     console.print(known_table(found))
@@ -155,6 +162,14 @@ def run(name: str, held_out: str, seed: int, *, source: Path, work: Path, steps:
     record.write_text(json.dumps({known: asdict(held) for known, held in scored.items()}), encoding="utf-8")
     print(f"{held_out} {seed} {name}: {scored['all'].values()}", file=sys.stderr, flush=True)
     return scored
+
+
+def _of_mean(folders: list[Path], truth: ChipDataset, *, gsd: float) -> dict[str, Scores]:
+    """Scores of the mean of the maps of several seeds."""
+    val, test = ground_of(truth, "val"), ground_of(truth, "test")
+    each = [(val.of(maps), test.of(maps)) for maps in (maps_of(folder, gsd=gsd) for folder in folders)]
+    on_val, on_test = (np.mean(of, axis=0) for of in zip(*each, strict=True))
+    return _scored(val, on_val, test, on_test, seed=0)
 
 
 def _scored(val: Ground, on_val: Floats, test: Ground, on_test: Floats, *, seed: int) -> dict[str, Scores]:
@@ -241,14 +256,15 @@ def bars(found: Found, near: dict[str, list[tuple[str, str]]]) -> dict[str, dict
     result = {}
     for held_out, experiments in found.items():
         bar = partial(_bar, experiments, near=near[held_out])
-        networks = [name for name in experiments if EXPERIMENTS[name].config]
-        if not networks or not set(BASELINES) <= set(experiments):
+        networks = [name for name in experiments if name in EXPERIMENTS and EXPERIMENTS[name].config]
+        baselines = [name for name in BASELINES if name in experiments]
+        if not networks or not baselines:
             continue
         for key, part, metric in (("iou", "confusion", iou), ("r2", "pixels", r2)):
             means = {
                 name: np.mean([scored["all"].values()[key] for scored in runs]) for name, runs in experiments.items()
             }
-            cheap, best = max(BASELINES, key=means.__getitem__), max(networks, key=means.__getitem__)
+            cheap, best = max(baselines, key=means.__getitem__), max(networks, key=means.__getitem__)
             result[f"{held_out}_{key}_of_{best}_over_{cheap}"] = bar(cheap, best, part, metric)
         for first, second in PAIRS:
             if {first, second} <= set(experiments):
