@@ -54,7 +54,7 @@ def service(root: Path, command: Command = SLEEPS, *, api_key: str | None = None
 def raw(client: Client, api_key: str | None = None) -> httpx.Client:
     """Plain HTTP to the same service."""
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-    return httpx.Client(base_url=client._transport.url, headers=headers, trust_env=False)
+    return httpx.Client(base_url=client._transport.url, headers=headers, timeout=60, trust_env=False)
 
 
 def new_dataset(client: Client, content: bytes = b"II*\0 and more", **facts: Any) -> str:

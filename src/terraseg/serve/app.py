@@ -168,7 +168,8 @@ def _router(service: Service) -> APIRouter:
     def fine_tune(asked: NewModel, user: user_of) -> JobAnswer:
         """Fine-tune a model; the answer holds its whole metadata and its config."""
         dataset = service.datasets.get(user, asked.dataset_id)
-        facts, files = Facts.model_validate(dataset.facts), service.datasets.files(user, dataset.id)
+        service.datasets.check_files(user, dataset.id)
+        facts = Facts.model_validate(dataset.facts)
         metadata, config = resolve(
             asked.metadata, asked.base_model, recipes=service.recipes, weights=service.weights, facts=facts
         )
@@ -177,7 +178,6 @@ def _router(service: Service) -> APIRouter:
             "metadata": metadata.model_dump(mode="json"),
             "config": config,
             "facts": dataset.facts,
-            "files": files,
         }
         return job_answer(service.queue.add(_job("model", user, dataset.id, request)))
 
@@ -186,9 +186,7 @@ def _router(service: Service) -> APIRouter:
         """Map the images of one split of a dataset."""
         model = _completed(service.queue.get(user, "model", asked.model_id))
         dataset = service.datasets.get(user, asked.dataset_id)
-        files = service.datasets.files(user, dataset.id, asked.split)
-        if not files:
-            raise ConfigError(f"dataset {dataset.id} has no image in {asked.split}", fix="choose another split")
+        service.datasets.check_files(user, dataset.id, asked.split)
         bands = asked.metadata.bands or dataset.facts["bands"]
         if lacking := sorted(set(model.request["metadata"]["bands"]) - set(bands)):
             found = f"the images have no band {', '.join(lacking)}, which the model takes"
@@ -200,7 +198,6 @@ def _router(service: Service) -> APIRouter:
             "metadata": asked.metadata.model_dump(mode="json"),
             "ignored": ignored_values(TrainingMetadata.model_validate(model.request["metadata"])),
             "facts": dataset.facts,
-            "files": files,
         }
         return job_answer(service.queue.add(_job("inference", user, dataset.id, request, model_id=model.id)))
 
@@ -307,10 +304,11 @@ def _job_routes(router: APIRouter, service: Service, user_of: Any, *, kind: str,
         """All of the user, the newest first."""
         return [job_answer(job) for job in queue.all(user, kind)]
 
-    @router.get(f"{path}/{{job_id}}", name=f"get_{kind}")
-    def get_one(job_id: str, user: user_of) -> JobAnswer:
+    @router.get(f"{path}/{{job_id}}", name=f"get_{kind}", response_model=JobAnswer)
+    async def get_one(job_id: str, user: user_of) -> Response:
         """Status, progress, metadata, config and metrics."""
-        return job_answer(queue.get(user, kind, job_id), hosted=service.host.is_warm(job_id))
+        answer = job_answer(await queue.status(user, kind, job_id), hosted=service.host.is_warm(job_id))
+        return Response(answer.model_dump_json(), media_type="application/json")  # checked already
 
     @router.delete(f"{path}/{{job_id}}", name=f"delete_{kind}", status_code=204)
     def delete_one(job_id: str, user: user_of) -> None:

@@ -7,7 +7,8 @@ import time
 from collections import defaultdict, deque
 from dataclasses import dataclass, field
 
-from sqlalchemy import func, select
+from sqlalchemy import select
+from starlette.concurrency import run_in_threadpool
 from starlette.requests import HTTPConnection
 
 from terraseg.errors import ConfigError
@@ -23,6 +24,9 @@ COOKIE = "terraseg_key"
 
 _WINDOW = 60.0
 """Seconds over which requests are counted."""
+
+_FRESH = 1.0
+"""Seconds for which known keys are not read again: a status call must be cheap."""
 
 _FAILURES = 20
 """Wrong keys from one address in a window; then it has to wait."""
@@ -80,9 +84,11 @@ class Gate:
     alone: bool
     most: int
     _seen: dict[str, deque[float]] = field(default_factory=lambda: defaultdict(deque))
+    _keys: dict[str, Key] = field(default_factory=dict)
+    _read: float = -_FRESH
 
-    def user(self, request: HTTPConnection) -> str:
-        """The user who asks.
+    async def user(self, request: HTTPConnection) -> str:
+        """The user who asks. A key that was revoked is wrong within a second.
 
         Raises:
             DeniedError: no key or a wrong one, or a web page of another site asks.
@@ -92,7 +98,10 @@ class Gate:
         if origin is not None and origin.partition("://")[2] != host:
             raise DeniedError("the request comes from another web page", expected="the SDK, or the service's own page")
         given = request.headers.get("authorization", "").removeprefix("Bearer ") or request.cookies.get(COOKIE, "")
-        if not given and self.alone and not self._has_keys():
+        now = time.monotonic()
+        if now - self._read > _FRESH:
+            await run_in_threadpool(self._read_keys)
+        if not given and self.alone and not self._keys:
             # Otherwise a web page could reach this service by a host name that resolves to this machine.
             if host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
                 raise DeniedError(f"the request is for host {host!r}", expected="127.0.0.1 or localhost")
@@ -102,6 +111,9 @@ class Gate:
         if len(failures) >= _FAILURES:
             raise LimitError("too many wrong keys from this address", fix=f"wait {_WINDOW:g} s")
         user = self._user_of(given)
+        if user is None and given and self._read < now:  # a key that was made in this second
+            await run_in_threadpool(self._read_keys)
+            user = self._user_of(given)
         if user is None:
             failures.append(time.monotonic())
             fix = "give the key as api_key, or ask the person who runs the service for one: `terraseg serve keys add`"
@@ -123,15 +135,14 @@ class Gate:
             self._seen[who] = times
         return times
 
-    def _has_keys(self) -> bool:
-        with self.database.reading() as session:
-            return bool(session.scalar(select(func.count()).select_from(Key)))
+    def _read_keys(self) -> None:
+        now = time.monotonic()
+        self._keys = {key.id: key for key in list_keys(self.database)}
+        self._read = now
 
     def _user_of(self, given: str) -> str | None:
-        _, _, rest = given.partition("ts_")
-        name, _, secret = rest.partition("_")
-        with self.database.reading() as session:
-            key = session.get(Key, name) if name and "\0" not in name else None
+        name, _, secret = given.removeprefix("ts_").partition("_")
+        key = self._keys.get(name)
         known = key.hash if key and key.revoked is None else "0" * 64
         matches = hmac.compare_digest(_hash(secret), known)  # takes as long for an unknown id
         return key.user if key and matches else None

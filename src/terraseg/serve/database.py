@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, ForeignKey, Index, String, create_engine, event
+from sqlalchemy import JSON, BigInteger, Engine, ForeignKey, Index, Row, Select, String, create_engine, event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from starlette.concurrency import run_in_threadpool
 
 from terraseg.errors import ConfigError
 
@@ -120,12 +121,26 @@ class Database:
                 expected="sqlite:///FILE, or postgresql+psycopg://USER@HOST/NAME (pip install 'terraseg[service]')",
             ) from error
         self._reader = self._engine.execution_options(reads_only=True)
+        self._is_file = self._engine.dialect.name == "sqlite"
 
     @contextmanager
     def reading(self) -> Iterator[Session]:
         """A session for queries; it waits for no writer."""
         with Session(self._reader, expire_on_commit=False) as session:
             yield session
+
+    async def row(self, query: Select[Any], **values: object) -> Row[Any] | None:
+        """The row that a query finds, for a coroutine, without the costs of a session.
+
+        A file is read at once: that takes less time than to hand it to a thread, and waits for no writer.
+        """
+        if self._is_file:
+            return self._row(query, values)
+        return await run_in_threadpool(self._row, query, values)
+
+    def _row(self, query: Select[Any], values: dict[str, object]) -> Row[Any] | None:
+        with self._reader.connect() as connection:
+            return connection.execute(query, values).one_or_none()
 
     @contextmanager
     def writing(self) -> Iterator[Session]:

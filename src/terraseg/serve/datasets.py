@@ -10,7 +10,7 @@ from sqlalchemy import delete, exists, func, select
 from sqlalchemy.orm import Session
 
 from terraseg.core.files import sha256_of_file
-from terraseg.errors import SceneError
+from terraseg.errors import ConfigError, SceneError
 from terraseg.serve.database import OVER, Database, Dataset, DatasetFile, File, Job, new_id
 from terraseg.serve.http_errors import NotThereError, TooLargeError, WrongStateError
 from terraseg.serve.schema import DatasetAnswer, FileNeed, NewDataset, dataset_answer
@@ -84,22 +84,19 @@ class Datasets:
             rows = session.scalars(select(Dataset).where(Dataset.user == user).order_by(Dataset.created.desc()))
             return [self._answer(session, row) for row in rows]
 
-    def files(self, user: str, name: str, split: str | None = None) -> dict[str, str]:
-        """Paths of a dataset, or of one of its splits, and their keys in the store.
+    def check_files(self, user: str, name: str, split: str | None = None) -> None:
+        """Check that all files of a dataset are there, and that it has one in a split.
 
         Raises:
             NotThereError: the user has no such dataset.
             WrongStateError: files are missing.
+            ConfigError: there is no image in the split.
         """
         if (missing := self.get(user, name).missing) != []:
             raise WrongStateError(f"{len(missing)} files of dataset {name} are missing", fix="upload it again")
         with self.database.reading() as session:
-            rows = session.scalars(select(DatasetFile).where(DatasetFile.dataset_id == name))
-            return {
-                row.path: file_key(user, row.sha256)
-                for row in rows
-                if split is None or row.path.startswith(f"{split}/")
-            }
+            if not file_keys(session, name, split):
+                raise ConfigError(f"dataset {name} has no image in {split}", fix="choose another split")
 
     def delete(self, user: str, name: str) -> None:
         """Delete a dataset, and those of its files that are in no other.
@@ -232,6 +229,13 @@ def own_dataset(session: Session, user: str, name: str) -> Dataset:
     if row is None or row.user != user:
         raise NotThereError(f"no dataset {name!r}")
     return row
+
+
+def file_keys(session: Session, dataset: str, split: str | None = None) -> dict[str, str]:
+    """Paths of a dataset, or of one of its splits, and their keys in the store."""
+    rows = session.scalars(select(DatasetFile).where(DatasetFile.dataset_id == dataset))
+    begin = "" if split is None else f"{split}/"
+    return {row.path: file_key(row.user, row.sha256) for row in rows if row.path.startswith(begin)}
 
 
 def used_bytes(session: Session, user: str) -> int:

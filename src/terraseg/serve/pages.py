@@ -40,10 +40,10 @@ def add_pages(app: FastAPI, service: "Service") -> None:
         text = environment.get_template(f"{name}.html.j2").render(**values)
         return HTMLResponse(text, status, headers=_HEADERS)
 
-    def user_of(request: Request) -> str:
+    async def user_of(request: Request) -> str:
         """As for the API, but an error is a page."""
         try:
-            return service.gate.user(request)
+            return await service.gate.user(request)
         except TerrasegError as error:
             raise _PageError(error) from error
 

@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from sqlalchemy import Row
 
 from terraseg.contracts.splits import Split
 from terraseg.core.bands import band
@@ -298,7 +299,7 @@ def dataset_answer(row: Dataset, *, files: int, size: int, missing: list[FileNee
     )
 
 
-def job_answer(row: Job, *, hosted: bool = False) -> JobAnswer:
+def job_answer(row: Job | Row[Any], *, hosted: bool = False) -> JobAnswer:
     """Description of a model or an inference."""
     request: Mapping[str, Any] = row.request
     result = dict(row.result)

@@ -53,7 +53,7 @@ def serve(
         host_gb: memory for warm models in GB of their weights.
         workers_only: run jobs of a service on another machine, with the same ``database`` and ``artefacts``.
         database: SQLAlchemy's address of the database; by default a SQLite file in ``root``.
-        artefacts: where files are kept: a folder or fsspec's address such as s3://BUCKET/FOLDER; by default in
+        artefacts: where files are kept: a folder, or s3://BUCKET/FOLDER with the options of PyArrow; by default in
             ``root``.
         max_upload_gb: largest size of one dataset in GB.
         quota_gb: largest size of all files and results of a user in GB.
@@ -143,7 +143,7 @@ def list_keys(
 def revoke_key(
     key: str, *, root: StrPath = ROOT, database: Annotated[str | None, Option(_SHARED, metavar="URL")] = None
 ) -> None:
-    """Revoke an API key: requests with it fail from now on.
+    """Revoke an API key: requests with it fail within a second.
 
     Args:
         key: its id, as `terraseg serve keys list` shows it.

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import Row, bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from terraseg.errors import ServiceError
 from terraseg.serve.database import ACTIVE, OVER, Database, Job
-from terraseg.serve.datasets import used_bytes
+from terraseg.serve.datasets import file_keys, used_bytes
 from terraseg.serve.http_errors import Fault, LimitError, NotThereError, TooLargeError, WrongStateError
 from terraseg.serve.store import Store
 
@@ -29,6 +29,11 @@ LEASE = 30.0
 
 MOST_ATTEMPTS = 3
 """Most starts of one job. A job whose worker was lost more often may be the cause."""
+
+_ONE = select(Job.__table__).where(
+    Job.id == bindparam("name"), Job.user == bindparam("user"), Job.kind == bindparam("kind")
+)
+"""Made once: that takes longer than to run it."""
 
 KINDS = {"model": "fine-tuning", "inference": "inference"}
 
@@ -79,6 +84,17 @@ class Queue:
         with self.database.reading() as session:
             return own_job(session, user, kind, name)
 
+    async def status(self, user: str, kind: str, name: str) -> Row[Any]:
+        """The row of a job, as cheap as possible: clients ask for it all the time.
+
+        Raises:
+            NotThereError: the user has none with this id.
+        """
+        row = await self.database.row(_ONE, name=name, user=user, kind=kind) if name.isprintable() else None
+        if row is None:
+            raise NotThereError(f"no {kind} {name!r}")
+        return row
+
     def all(self, user: str, kind: str) -> list[Job]:
         """The user's jobs of a kind, the newest first."""
         with self.database.reading() as session:
@@ -121,7 +137,7 @@ class Queue:
     # --- for the workers ---
 
     def claim(self, worker: str) -> Job | None:
-        """The oldest queued job, which is now the worker's; None if there is none."""
+        """The oldest queued job, which is now the worker's, with its ``files``; None if there is none."""
         while True:
             with self.database.reading() as session:
                 name = session.scalar(select(Job.id).where(Job.status == "QUEUED").order_by(Job.created).limit(1))
@@ -133,8 +149,12 @@ class Queue:
                 claimed = session.execute(
                     update(Job).where(Job.id == name, Job.status == "QUEUED").values(status="SETTING_UP", **mine)
                 )
-                if claimed.rowcount:  # type: ignore[attr-defined]  # else another worker was faster
-                    return session.get(Job, name)
+                if not claimed.rowcount:  # type: ignore[attr-defined]
+                    continue  # another worker was faster
+                job = session.get_one(Job, name)
+                files = file_keys(session, job.dataset_id, job.request.get("split"))
+            job.request = {**job.request, "files": files}  # not in the table: an answer to a status call reads it
+            return job
 
     def beat(self, job: Job, status: str, progress: Mapping[str, Any]) -> bool:
         """Renew the lease; returns whether the worker still has the job and nobody has cancelled it."""
