@@ -14,6 +14,18 @@ from terraseg.errors import ConfigError
 _CHUNK = 1 << 20
 
 
+def _s3(url: str) -> tuple[Any, str]:
+    """PyArrow's client of S3, which is installed anyway; s3fs needs an older python-dateutil than other packages."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import FileSystem, FileType
+
+    client, root = FileSystem.from_uri(url)
+    bucket = root.partition("/")[0]
+    if client.get_file_info(bucket).type is FileType.NotFound:
+        raise FileNotFoundError(f"no bucket {bucket}")
+    return ArrowFSWrapper(client), root
+
+
 class Store:
     """Files by key, such as ``files/<user>/<sha256>``. A key holds a whole file or none.
 
@@ -21,17 +33,17 @@ class Store:
         url: a folder, or the address of a store such as ``s3://BUCKET/FOLDER``.
 
     Raises:
-        ConfigError: no such kind of store is installed.
+        ConfigError: no such kind of store is installed, or an S3 store does not answer.
     """
 
     def __init__(self, url: str) -> None:
         self.url = url
         try:
-            self._fs, root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
+            self._fs, root = _s3(url) if url.startswith("s3://") else fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError, OSError) as error:
             raise ConfigError(
                 f"--artefacts {url} can't be used ({error})",
-                expected="a folder, or s3://BUCKET/FOLDER (pip install s3fs)",
+                expected="a folder, or s3://BUCKET/FOLDER (?scheme=http&endpoint_override=HOST:PORT of other stores)",
             ) from error
         self._root = str(root).rstrip("/")
         self._local = Path(self._root) if "file" in self._fs.protocol else None
