@@ -6,7 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Engine, ForeignKey, Index, Row, Select, String, create_engine, event
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Engine,
+    ForeignKey,
+    Index,
+    Row,
+    Select,
+    String,
+    create_engine,
+    event,
+    func,
+    select,
+)
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +31,10 @@ ACTIVE = ("SETTING_UP", "DOWNLOADING_DATA", "FINE_TUNING", "RUNNING_INFERENCE", 
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED")
 """Statuses that are final."""
+
+
+_LOCK = 0x7E44A5E6
+"""Names the lock in PostgreSQL under which the tables are made."""
 
 
 class Table(DeclarativeBase):
@@ -113,7 +130,10 @@ class Database:
             self._engine = create_engine(url, pool_pre_ping=True, pool_size=20, max_overflow=40)
             if self._engine.dialect.name == "sqlite":
                 _listen(self._engine)
-            Table.metadata.create_all(self._engine)
+            with self._engine.begin() as connection:
+                if self._engine.dialect.name == "postgresql":  # else machines that start together fail; SQLite locks
+                    connection.execute(select(func.pg_advisory_xact_lock(_LOCK)))
+                Table.metadata.create_all(connection)
         except (ArgumentError, NoSuchModuleError, ModuleNotFoundError, OperationalError) as error:
             reason = str(error.__cause__ or error).splitlines()[0]
             raise ConfigError(

@@ -4,6 +4,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,13 @@ def queue(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Queue]:
         session.query(Job).delete()
     yield Queue(database, Store(str(tmp_path / "store")))
     database.close()
+
+
+@pytest.mark.skipif(not POSTGRES, reason="no PostgreSQL below /usr/lib/postgresql")
+def test_machines_that_start_together_make_the_tables_once() -> None:
+    with postgresql() as database, ThreadPoolExecutor(3) as pool:
+        for each in [pool.submit(Database, database.url) for _ in range(3)]:
+            each.result().close()
 
 
 def _add(queue: Queue, user: str = "ada", kind: str = "model") -> Job:
