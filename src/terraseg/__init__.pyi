@@ -13,6 +13,7 @@ from .api.config import load_data_config as load_data_config
 from .api.learn import check as check
 from .api.learn import convert as convert
 from .api.learn import models as models
+from .api.learn import pretrain as pretrain
 from .api.learn import tune as tune
 from .api.mapping import adapt as adapt
 from .api.mapping import export as export

@@ -21,6 +21,7 @@ VERBS = {  # the modules named here are light to import
     "data import": "api.prepare:import_folders",
     "check": "api.learn:check",
     "convert": "api.learn:convert",
+    "pretrain": "api.learn:pretrain",
     "tune": "api.learn:tune",
     "predict": "api.mapping:predict",
     "adapt": "api.mapping:adapt",

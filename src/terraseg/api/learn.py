@@ -1,5 +1,6 @@
-"""Before a training: `check` or `convert` an experiment, `tune` it, list the backbones (`models`)."""
+"""Before a training: `check` or `convert` an experiment, `pretrain`, `tune` it, list the backbones (`models`)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 def check(
     config: Annotated[StrPath, Option(metavar="CONFIG")], *, root: StrPath | None = None, model: bool = True
 ) -> "list[Finding]":
-    """Check an experiment before it trains: data, config and model; each fault with its fix.
+    """Check an experiment or a pretraining before it starts: data, config and model; each fault with its fix.
 
     Args:
         config: YAML of the experiment, one of configs/.
@@ -51,6 +52,32 @@ def convert(config: Annotated[StrPath, Option(metavar="CONFIG")], *, output: Str
     from terraseg.learn.migrate.convert import convert as run
 
     return run(config, output=output)
+
+
+def pretrain(
+    *,
+    config: StrPath,
+    ckpt_path: StrPath | None = None,
+    changes: Annotated[Sequence[str], Option(name="set", metavar="KEY=VALUE", repeated=True)] = (),
+) -> Path:
+    """Pretrain a backbone on scenes without labels, by hiding parts of them (`ckpt_path` resumes).
+
+    Args:
+        config: YAML of the pretraining, such as configs/pretrain_mae.yaml.
+        ckpt_path: checkpoint to resume from; the result is that of an unbroken run.
+        changes: a value that replaces one of the config, such as trainer.max_steps=100; may be repeated.
+
+    Returns:
+        encoder.safetensors, to be given to an experiment as ``model.init_args.weights``.
+
+    Raises:
+        ConfigError: the config is missing or wrong, or scenes, chips and model don't fit together.
+        SceneError: scenes are missing, lack bands, or have no valid pixel.
+        CheckpointError: the checkpoint is missing, or it is of another pretraining.
+    """
+    from terraseg.learn.pretrain.run import pretrain as run
+
+    return run(config, ckpt_path=ckpt_path, changes=changes)
 
 
 def tune(

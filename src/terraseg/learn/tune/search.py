@@ -13,8 +13,7 @@ import math
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +33,7 @@ from terraseg.core.files import atomic_path, output_lock
 from terraseg.errors import ConfigError, TerrasegError, TrainingError
 from terraseg.learn.check.config import read_config
 from terraseg.learn.training.one_line_errors import out_of_memory
+from terraseg.learn.training.quiet import quiet_lightning
 from terraseg.learn.tune.space import Search, check_space, flattened, overlay, read_search, trial_config
 
 _log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def tune(
     folder = Path(output) if output is not None else home / "tune"
     dataset_hash = open_dataset(data["root"]).info.content_hash
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with output_lock(folder), _quiet_lightning():
+    with output_lock(folder), quiet_lightning():
         study = _open_study(folder, _made_with(experiment, wanted, dataset_hash=dataset_hash), search=wanted)
         _set_aside_interrupted(study)
         while (number := len(_counted(study))) < wanted.trials:
@@ -149,20 +149,6 @@ def _best(study: optuna.Study) -> FrozenTrial:
 
 
 # --- a trial ---
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """Hide Lightning's lines about seeds and devices of each trial; keep its warnings."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    before = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, before, strict=True):
-            logger.setLevel(level)
 
 
 def _run_trial(
