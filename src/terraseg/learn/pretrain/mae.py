@@ -86,7 +86,8 @@ class MAE(nn.Module):
         back = order.argsort(dim=1)[..., None].expand(-1, -1, self.width)
         rest = self.mask_token.to(tokens.dtype).expand(len(tokens), count - shown, -1)
         tokens = torch.cat([tokens, rest], dim=1).gather(1, back)
-        tokens = tokens + sincos_2d(*(size // side for size in image.shape[-2:]), self.width, device=image.device)
+        rows, columns = (size // side for size in image.shape[-2:])
+        tokens = tokens + sincos_2d(rows, columns, self.width, device=image.device)
         for block in self.blocks:
             tokens = block(tokens)
         predicted = self.head(self.norm(tokens)).float()
@@ -95,12 +96,14 @@ class MAE(nn.Module):
         if self.norm_pixels:
             target = _standardised(target, weight)
         weight = weight * hidden[..., None]
-        return ((predicted - target) ** 2 * weight).sum() / weight.sum().clamp(min=1)
+        error: Tensor = ((predicted - target) ** 2 * weight).sum()
+        return error / weight.sum().clamp(min=1)
 
 
 def patches(image: Tensor, side: int) -> Tensor:
     """(B, C, H, W) to (B, patches, C x side x side), row by row."""
-    cut = image.unflatten(-1, (-1, side)).unflatten(-3, (-1, side))  # (B, C, rows, side, columns, side)
+    batch, channels, height, width = image.shape
+    cut = image.reshape(batch, channels, height // side, side, width // side, side)
     return cut.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from terratorch.registry import BACKBONE_REGISTRY
-from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -118,11 +118,14 @@ class PretrainTask(LightningModule):
             )
         return model
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """AdamW with the betas of the papers; linear warm-up, then a cosine."""
-        optimizer = torch.optim.AdamW(
-            param_groups_weight_decay(self.model, self.weight_decay), lr=self.lr, betas=(0.9, 0.95)
+        matrices, vectors = (
+            [each for each in self.model.parameters() if (each.ndim > 1) is of_matrices]
+            for of_matrices in (True, False)
         )
+        groups = [{"params": matrices, "weight_decay": self.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=(0.9, 0.95))
         steps, warm = self.trainer.max_steps, self.warmup_steps
 
         def rate(step: int) -> float:
