@@ -294,3 +294,23 @@ def make_set(folder: Path, *, bands: Sequence[str] = PRITHVI_BANDS, stride: int 
     truth[::16, ::16] = 1
     scene = make_scene(folder, (128, 512), bands=bands, truth=truth)
     return make_dataset(folder / "data/processed", scene, truth, tile_size=64, stride=stride).root
+
+
+LAND_COVER = (
+    "water", "trees", "flooded vegetation", "crops", "built area", "bare ground", "snow", "rangeland",
+)  # fmt: skip
+"""Classes of `make_landcover`, whose masks have the values 1 to 7 and 9; 8 is cloud."""
+
+
+def make_landcover(folder: Path, *, side: int = 384, name: str = "place", seed: int = 0) -> Scene:
+    """``folder``/images/<name>.tif, a scene, and ``folder``/masks/<name>.tif, its land cover in squares of 16 px."""
+    rng = np.random.default_rng(seed)
+    cells = rng.choice([1, 2, 3, 4, 5, 6, 7, 8, 9], size=(side // 16, side // 16), p=[0.12] * 7 + [0.04, 0.12])
+    values = np.kron(cells, np.ones((16, 16))).astype(np.uint8)
+    scene = make_scene(folder / "images", (side, side), name=name, truth=np.zeros((side, side), np.int8))
+    spectra = rng.integers(300, 6000, (10, len(scene.bands)))
+    pixels = spectra[values].transpose(2, 0, 1) + rng.normal(0, 60, (len(scene.bands), side, side))
+    with scene_writer(scene.path, geobox=scene.geobox, bands=scene.bands, item=scene.item) as target:
+        target.write(np.clip(pixels, 1, 10_000).astype(np.uint16))
+    write_geotiff(folder / "masks" / f"{name}.tif", values[None], scene.geobox.affine)
+    return open_scene(scene.path)

@@ -50,6 +50,7 @@ class NumpyPredictor:
     licence: str = "ODbL-1.0"
     attribution: str = "model of the tests"
     provenance: dict[str, Any] = field(default_factory=lambda: {"weights_hash": "abc"})
+    class_names: tuple[str, ...] = ()
     workers: int = 1
     delay: float = 0.0
     windows: int = 0

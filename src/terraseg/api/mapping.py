@@ -38,6 +38,8 @@ def predict(
     uncertainty: Annotated[bool, Option(_OUTPUT)] = False,
     share: Annotated[bool, Option(_OUTPUT)] = False,
     cells: Annotated[int | None, Option(_OUTPUT, metavar="M")] = None,
+    polygons: Annotated[Sequence[str], Option(_OUTPUT, metavar="CLASS")] = (),
+    probabilities: Annotated[bool, Option(_OUTPUT)] = False,
     simplify: Annotated[float | None, Option(_OUTPUT, metavar="M")] = None,
     min_area: Annotated[float, Option(_OUTPUT, metavar="M2")] = 0.0,
     mosaic: Annotated[Literal["date", "confidence"] | None, Option(_OUTPUT)] = None,
@@ -68,6 +70,8 @@ def predict(
         uncertainty: also write the entropy of the probability.
         share: also write the covered share of pixels of 10 m, of a model of shares or of finer pixels.
         cells: also write share and area of the class in square cells of this side in metres, with their interval.
+        polygons: of a model of more than two classes: those to write polygons of, each into files named after it.
+        probabilities: of such a model: also write the probability of each class.
         simplify: tolerance of the polygons in metres; by default half a pixel.
         min_area: smallest area of a polygon in square metres.
         mosaic: also write one map of all scenes for each CRS, of the latest pixel (date) or the surest (confidence).
@@ -135,10 +139,12 @@ def predict(
             "crop": crop,
             "overlap": default_overlap(crop) if overlap is None else overlap,
             "batch_size": batch_size,
-            "threshold": model.info.threshold if threshold is None else threshold,
+            "threshold": model.info.threshold if threshold is None and len(model.info.classes) == 2 else threshold,
             "tta": tta,
             "logits": logits,
             "uncertainty": uncertainty,
+            "polygons": tuple(polygons),
+            "probabilities": probabilities,
             "simplify_m": simplify,
             "min_area_m2": min_area,
         }
@@ -160,6 +166,7 @@ def predict(
             output,
             rule=mosaic,
             threshold=options["threshold"],
+            polygons=tuple(polygons),
             simplify_m=simplify,
             min_area_m2=min_area,
         )

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from terraseg.assess.ground.predictions import predictions_of
 from terraseg.assess.ground.truth import footprints_in, open_truth, without_training_ground
 from terraseg.assess.ground.units import Units, independent_units, units_of
 from terraseg.assess.metrics.boundary import BoundaryCounts, Tolerance, outline_part
+from terraseg.assess.metrics.classes import ClassCounts
 from terraseg.assess.metrics.intervals import FEW_UNITS, Part, side_by_side, too_few
 from terraseg.assess.metrics.objects import count_objects, object_metrics, place_part
 from terraseg.assess.metrics.pixels import (
@@ -40,7 +41,7 @@ from terraseg.contracts.result import Estimate, Metrics, PixelTotals, Reliabilit
 from terraseg.contracts.share_interval import ShareInterval
 from terraseg.core.raster import GDAL_CACHE
 from terraseg.core.threshold import best_level
-from terraseg.errors import DatasetError, LabelError, SceneError, SplitError
+from terraseg.errors import ConfigError, DatasetError, LabelError, SceneError, SplitError
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +50,12 @@ TRAINING_GROUND = (
     "better there. Give its dataset with --dataset to leave that ground out."
 )
 """The warning of a result on truth without splits."""
+
+MOST_PROBABLE = "the most probable class"
+"""The rule of a map of several classes."""
+
+_SURE = 0.5
+"""A class of several is mapped with a probability of 1 or 0, so any threshold in between does."""
 
 BOUNDARY_TOLERANCE = 20.0
 """Metres: two pixels of Sentinel-2, because mixed pixels alone put an outline in doubt by one."""
@@ -109,11 +116,22 @@ def evaluate(
         truth = _unseen(truth, dataset, experiment=experiment, trained_on=model.get("dataset_hash"))
     elif not isinstance(truth, ChipTruth):
         warnings.append(TRAINING_GROUND)
-    if choose_threshold:
-        threshold, chosen = _best_on_val(truth, products), "chosen on the val split"
+    names = model.class_names
+    if names:
+        truth, threshold, rule = replace(truth, layer="mask"), _SURE, MOST_PROBABLE
+        check_classes(truth, names, choose_threshold=choose_threshold)
+    elif choose_threshold:
+        threshold = _best_on_val(truth, products)
+        rule = f"probability >= {threshold:g}, the threshold chosen on the val split"
     else:
-        threshold, chosen = model.threshold, model.threshold_source
+        threshold = model.threshold
+        rule = f"probability >= {threshold:g}, the threshold {model.threshold_source}"
     polygons = _polygons(truth, footprints, choose_threshold=choose_threshold)
+    if names and polygons is not None and not all(product.polygons.is_file() for product in products):
+        if footprints is not None:
+            fix = f"predict with --polygons {truth.class_name}"
+            raise SceneError(f"{predictions} has no polygons of {truth.class_name}", fix=fix)
+        polygons = None
     pixel = _pixel_size(products)
     tolerance = Tolerance.of(boundary_tolerance, pixel=pixel)
     outlines = BoundaryCounts(
@@ -121,13 +139,15 @@ def evaluate(
     )
     with rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         shares = ShareSums(pixel=pixel, cell=truth.cell, intervals=model.share_intervals)
-        patches = shares.watch(outlines.watch(truth.patches(products)))
+        classes = ClassCounts(names, positive=class_id, cell=truth.cell)
+        raw, all_known = truth.patches(products), not isinstance(truth, PolygonTruth)
+        patches = shares.watch(outlines.watch(classes.watch(raw, counted=all_known) if names else raw))
         counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
     if by is None:
         members = by_block(counts.cells)
     else:
         members = by_polygons(counts.cells, products=products, cell=truth.cell, path=by, field=by_field)
-    score = measure(counts, outlines, members, at=threshold_level(threshold), truth=truth)
+    score = measure(counts, outlines, members, at=threshold_level(threshold), truth=truth, required=not names)
     trained_on = model.get("dataset_hash")
     if trained_on and truth.dataset_hash:
         warnings += other_dataset(experiment, trained_on=trained_on, tested_on=truth.dataset_hash)
@@ -142,10 +162,12 @@ def evaluate(
     facts = facts_of(truth, counts, score, tolerance=tolerance, shares=shares)
     facts |= {"attribution": truth.attribution or model.attribution, "figures": figures, "groups": groups}
     facts["warnings"] = (*warnings, *facts["warnings"])
+    if names:
+        add_classes(facts, classes if all_known else None, counts, score)
     metrics = Metrics(
         experiment=experiment,
-        rule=f"probability >= {threshold:g}, the threshold {chosen}",
-        threshold=threshold,
+        rule=rule,
+        threshold=None if names else threshold,
         weights=model.get("weights") or "not recorded",
         model_hash=model.get("model_hash") or model.get("weights_hash"),
         limits="" if polygons is None else limits(pixel),
@@ -272,7 +294,9 @@ class Score:
     confusion: Counts
 
 
-def measure(counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, at: int, truth: Truth) -> Score:
+def measure(
+    counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, at: int, truth: Truth, required: bool = True
+) -> Score:
     """All metrics of the map ``DN >= at``, of its outlines and of the probability, with their intervals.
 
     Args:
@@ -281,12 +305,13 @@ def measure(counts: PixelCounts, outlines: BoundaryCounts, members: Members, *, 
         members: places that get their own metrics.
         at: the threshold, in DN of probability.
         truth: it says what the independent units are.
+        required: whether the class must occur in the truth.
 
     Raises:
         SplitError: the class never occurs in the truth.
     """
     valid, positive = int(counts.total.sum()), int(counts.total[1].sum())
-    if not positive:
+    if required and not positive:
         raise SplitError(
             f"the class {truth.class_name!r} never occurs in the {valid} known pixels of the {truth.split} split",
             expected="some pixels of the class to test on",
@@ -339,6 +364,34 @@ def facts_of(
     }
 
 
+def check_classes(truth: Truth, names: Sequence[str], *, choose_threshold: bool = False) -> None:
+    """Check that a truth has the classes of a map of several.
+
+    Raises:
+        ConfigError: a threshold is to be chosen.
+        DatasetError: a dataset with other classes.
+    """
+    if choose_threshold:
+        raise ConfigError(
+            f"the map has {len(names)} classes: each pixel is the most probable one", fix="drop --choose-threshold"
+        )
+    known = truth.dataset.info.classes if isinstance(truth, ChipTruth) else dict(enumerate(names))
+    if known != dict(enumerate(names)):
+        raise DatasetError(
+            f"the ground truth has the classes {', '.join(known.values())}",
+            expected=f"those of the model: {', '.join(names)}",
+            fix="give a dataset with the classes of the model, in their order",
+        )
+
+
+def add_classes(facts: dict[str, Any], classes: ClassCounts | None, counts: PixelCounts, score: Score) -> None:
+    """Add the metrics of several classes to `facts_of` a map of them, which has no threshold and no curves."""
+    without_probability(facts, reason="the map shows the most probable class, without a threshold")
+    if classes is not None:
+        facts["classes"], overall = classes.result(counts.cells, score.units)
+        facts["figures"] |= overall
+
+
 def without_probability(facts: dict[str, Any], *, reason: str) -> None:
     """Take the metrics of probabilities out of `facts_of` a map that has none."""
     undefined = {name for name, metric in METRICS.items() if metric.needs_probability}
@@ -363,6 +416,7 @@ def measure_chips(
     at: int,
     boundary_tolerance: float,
     intervals: Sequence[ShareInterval] = (),
+    names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score predictions of single chips in the same way as `evaluate` scores maps; returns `facts_of` them.
 
@@ -372,15 +426,24 @@ def measure_chips(
         at: the threshold, in DN of probability.
         boundary_tolerance: largest distance between outlines that agree, in metres.
         intervals: of shares, of the model's bundle.
+        names: of the classes, if ``scores`` gives class ids of more than two; ``at`` is then of no account.
 
     Raises:
         SplitError: the class never occurs in the split.
         SceneError: the tolerance is less than a pixel.
+        DatasetError: the dataset has other classes.
     """
+    if names:
+        check_classes(truth, names)
+        at = threshold_level(_SURE)
     tolerance = Tolerance.of(boundary_tolerance, pixel=truth.dataset.info.gsd)
     outlines = BoundaryCounts(at=at, positive=truth.positive, tolerance=tolerance.pixels, cell=truth.cell)
     shares = ShareSums(pixel=truth.dataset.info.gsd, cell=truth.cell, intervals=intervals)
-    patches = shares.watch(outlines.watch(truth.all_scored(scores)))
+    classes, raw = ClassCounts(names, positive=truth.positive, cell=truth.cell), truth.all_scored(scores)
+    patches = shares.watch(outlines.watch(classes.watch(raw) if names else raw))
     counts = count_pixels(cells(patches, cell=truth.cell), positive=truth.positive)
-    score = measure(counts, outlines, by_block(counts.cells), at=at, truth=truth)
-    return facts_of(truth, counts, score, tolerance=tolerance, shares=shares)
+    score = measure(counts, outlines, by_block(counts.cells), at=at, truth=truth, required=not names)
+    facts = facts_of(truth, counts, score, tolerance=tolerance, shares=shares)
+    if names:
+        add_classes(facts, classes, counts, score)
+    return facts

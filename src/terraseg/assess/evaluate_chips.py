@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, other_dataset
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, MOST_PROBABLE, measure_chips, other_dataset
 from terraseg.assess.ground.chip_truth import chip_truth
 from terraseg.assess.ground.pairs import Scores
 from terraseg.contracts.bundle import BundleInfo
@@ -28,7 +28,8 @@ def evaluate_chips(
 
     Args:
         dataset: chips with their masks.
-        scores: probability DN of a chip by split and tile, such as `terraseg.mapping.chip_scores.chip_scores`.
+        scores: probability DN of a chip by split and tile, or class ids of more than two classes, such as
+            `terraseg.mapping.chip_scores.chip_scores`.
         model: metadata of its bundle.
         output: the result file, or the folder for ``<experiment>.json``.
         split: the chips to score.
@@ -44,6 +45,8 @@ def evaluate_chips(
         SceneError: the tolerance is less than a pixel; and what ``scores`` raises.
     """
     threshold, class_name = model.threshold, model.classes[model.positive_class]
+    names = tuple(model.classes[number] for number in sorted(model.classes)) if len(model.classes) > 2 else ()
+    rule = MOST_PROBABLE if names else f"probability >= {threshold:g}, the threshold of the model's bundle"
     truth = chip_truth(dataset, split=split, cell=cell, class_name=class_name)
     facts = measure_chips(
         truth,
@@ -51,13 +54,14 @@ def evaluate_chips(
         at=threshold_level(threshold),
         boundary_tolerance=boundary_tolerance,
         intervals=model.share_intervals,
+        names=names,
     )
     seen = other_dataset(model.experiment, trained_on=model.dataset_hash, tested_on=str(truth.dataset_hash))
     facts["warnings"] = (*seen, *facts["warnings"])
     metrics = Metrics(
         experiment=model.experiment,
-        rule=f"probability >= {threshold:g}, the threshold of the model's bundle; chip by chip",
-        threshold=threshold,
+        rule=f"{rule}; chip by chip",
+        threshold=None if names else threshold,
         weights=model.weights,
         model_hash=model.weights_hash,
         **facts,

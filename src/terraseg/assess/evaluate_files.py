@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import rasterio
 
-from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, measure_chips, without_probability
+from terraseg.assess.evaluate import BOUNDARY_TOLERANCE, MOST_PROBABLE, measure_chips, without_probability
 from terraseg.assess.ground.chip_truth import Chip, chip_truth
 from terraseg.assess.ground.pairs import Scores
 from terraseg.contracts.dataset import ChipDataset, Split
@@ -60,7 +60,7 @@ def evaluate_files(
         SceneError: a file of another size, or with values that are not of its kind.
         SplitError: the class never occurs in the split.
     """
-    truth = chip_truth(dataset, split=split)
+    truth, several = chip_truth(dataset, split=split), len(dataset.info.classes) > 2
     if missing := sorted(set(dataset.split(split)["tile"]) - set(files)):
         shown = ", ".join(missing[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
         raise DatasetError(
@@ -76,15 +76,14 @@ def evaluate_files(
         lambda chip: _scores(files[chip.tile], chip, positive=truth.positive, classes=len(dataset.info.classes)),
         at=threshold_level(_THRESHOLD),
         boundary_tolerance=boundary_tolerance,
+        names=tuple(dataset.info.classes.values()) if several else (),
     )
-    classes_only = kinds == {"classes"}
-    if classes_only:
+    classes_only = several or kinds == {"classes"}
+    if classes_only and not several:
         without_probability(facts, reason="the files hold classes, not probabilities")
     metrics = Metrics(
         experiment=experiment,
-        rule="the most probable class; chip by chip"
-        if classes_only
-        else f"probability >= {_THRESHOLD:g}; chip by chip",
+        rule=f"{MOST_PROBABLE}; chip by chip" if classes_only else f"probability >= {_THRESHOLD:g}; chip by chip",
         threshold=None if classes_only else _THRESHOLD,
         weights="not recorded",
         model_hash=None,
@@ -99,18 +98,25 @@ def _kind(path: Path) -> str:
 
 
 def _scores(path: Path, chip: Chip, *, positive: int, classes: int) -> Scores:
-    """Probability DN of a chip; a class is 0 or 1."""
+    """Probability DN of a chip, where a class is 0 or 1; class ids if there are more than two."""
+    several = classes > 2
     try:
         with rasterio.open(path) as source:
-            values = source.read(1 if source.count == 1 else positive + 1)
+            if several and source.count > 1:
+                values = source.read().argmax(axis=0)
+            else:
+                values = source.read(1 if source.count == 1 else positive + 1)
     except (rasterio.errors.RasterioError, IndexError) as error:
         raise SceneError(f"{path} can't be read ({error})", fix="predict again") from error
     if values.shape != chip.truth.shape:
         found = f"{path} has {values.shape[0]} x {values.shape[1]} px"
         raise SceneError(found, expected=f"{chip.truth.shape[0]} x {chip.truth.shape[1]}, as its chip")
-    most = classes - 1 if _kind(path) == "classes" else 1
+    most = classes - 1 if several or _kind(path) == "classes" else 1
     if not ((values >= 0) & (values <= most)).all():
         raise SceneError(f"{path} has values from {values.min():g} to {values.max():g}", expected=f"0 to {most}")
+    if several:
+        ids: Scores = values.astype(np.uint8)
+        return ids
     probability = values == positive if _kind(path) == "classes" else values
     levels: Scores = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
     return levels

@@ -25,6 +25,15 @@ _OLD_STEM = "buildings"
 """Name of the polygons in older products, whatever their class."""
 
 
+CLASS_PROBABILITY = "probability_"
+"""Start of the names of the rasters of each class's probability."""
+
+
+def file_name(class_name: str) -> str:
+    """The name of a class as part of a file's name."""
+    return re.sub(r"[^\w-]+", "_", class_name)
+
+
 def threshold_level(threshold: float) -> int:
     """The lowest DN of probability.tif that is the class at a threshold. Masks and metrics share this rule."""
     return math.ceil(round(threshold / PROBABILITY_SCALE, 6))
@@ -54,13 +63,25 @@ class Product:
 
     @property
     def probability(self) -> Path:
-        """COG, uint8: 0-250 = probability of the class x 250, 255 = nodata."""
+        """COG, uint8: 0-250 = probability x 250 of the class, or of the class that the mask shows, 255 = nodata."""
         return self.raster("probability")
 
     @property
     def mask(self) -> Path:
-        """COG, uint8: class ids at the threshold of the item, 255 = nodata."""
+        """COG, uint8: class ids, 255 = nodata: at the threshold of the item, or of several classes the most probable.
+
+        A map of several classes has a colour table.
+        """
         return self.raster("mask")
+
+    @property
+    def style(self) -> Path:
+        """QGIS style with names and colours of the mask; only of several classes. QGIS finds it by its name."""
+        return self.root / "mask.qml"
+
+    def of_class(self, name: str) -> "Product":
+        """The same product, with the polygons of another class."""
+        return Product(self.root, name)
 
     @property
     def share(self) -> Path:
@@ -104,9 +125,11 @@ class Product:
     def reopen(self) -> None:
         """Make the product unfinished: delete its item, shares, and polygons that are named after another class."""
         stale = [self.share, self.cells, *(self.root / f"{_OLD_STEM}{suffix}" for suffix in (".parquet", ".gpkg"))]
+        stale += [self.style, *self.root.glob(f"{CLASS_PROBABILITY}*.tif")]
         if self.item.is_file():
-            before = Product(self.root)
-            stale += [before.polygons, before.geopackage]
+            properties = Product(self.root).properties()
+            for name in [*properties.get("terraseg:polygons", {}).get("counts", ()), properties.get("terraseg:class")]:
+                stale += [self.of_class(name).polygons, self.of_class(name).geopackage] if name else []
         self.item.unlink(missing_ok=True)
         for path in stale:
             path.unlink(missing_ok=True)
@@ -116,7 +139,7 @@ class Product:
         if old.is_file():
             return old
         name = self.class_name or str(self.properties().get("terraseg:class", _OLD_STEM))
-        return self.root / (re.sub(r"[^\w-]+", "_", name) + suffix)
+        return self.root / (file_name(name) + suffix)
 
 
 def find_products(path: str | Path) -> list[Product]:

@@ -95,6 +95,32 @@ class Shares(Strict):
     reason: str = ""
 
 
+class ClassResult(Strict):
+    """One of several classes.
+
+    Attributes:
+        name: of the class.
+        pixels: true pixels of the class that were scored.
+        figures: its iou, f1, precision and recall.
+    """
+
+    name: str
+    pixels: int
+    figures: Figures
+
+
+class Classes(Strict):
+    """A map of more than two classes.
+
+    Attributes:
+        classes: by id.
+        confusion: pixels by true class (rows) and mapped class (columns).
+    """
+
+    classes: tuple[ClassResult, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
 class _Format(BaseModel):
     format: int
 
@@ -104,7 +130,7 @@ class Metrics(Strict):
 
     Attributes:
         experiment: its name, also the name of the file.
-        class_name: the class that the metrics describe; ``miou`` and ``accuracy`` include the background.
+        class_name: the class that the metrics describe; ``miou``, ``macc`` and ``accuracy`` are over all classes.
         split: the split that was scored; ``all`` for truth without splits.
         rule: the threshold and its origin in words, or the rule of the index baseline.
         threshold: lowest probability of a pixel of the class; None for a rule without probabilities.
@@ -130,6 +156,7 @@ class Metrics(Strict):
         positives: (251,) pixels of the class by DN of probability, for all curves.
         negatives: (251,) pixels of background by DN of probability.
         reliability: the reliability curve; empty for a rule without probabilities.
+        classes: of a map of more than two classes: each class, and the confusion matrix.
         shares: how well the share of each pixel that the class covers is mapped.
     """
 
@@ -160,6 +187,7 @@ class Metrics(Strict):
     positives: tuple[int, ...]
     negatives: tuple[int, ...]
     reliability: tuple[Reliability, ...]
+    classes: Classes | None = None
     shares: Shares = Shares(reason="the result was made before shares were measured")
 
     @property

@@ -15,6 +15,7 @@ from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetWriter
 
 from terraseg.core.files import atomic_path
+from terraseg.core.palette import Colour
 from terraseg.errors import OutputError
 
 COG_BLOCK = 512
@@ -37,6 +38,7 @@ class CogOptions(TypedDict):
     overviews: NotRequired[str]
     scale: NotRequired[float]
     tags: NotRequired[Mapping[str, Any]]
+    colours: NotRequired[Mapping[int, Colour]]
 
 
 @contextmanager
@@ -62,6 +64,7 @@ def cog_draft(
     overviews: str = "nearest",
     scale: float = 1.0,
     tags: Mapping[str, Any] | None = None,
+    colours: Mapping[int, Colour] | None = None,
 ) -> Iterator["CogDraft"]:
     """Yield a draft to write and finish. It becomes the COG ``path`` when the block succeeds.
 
@@ -77,6 +80,7 @@ def cog_draft(
         overviews: resampling of the overviews: ``nearest`` for classes, ``average`` for measurements.
         scale: value of one DN, stored as the scale of each band.
         tags: metadata of the dataset.
+        colours: colour table of a raster of classes, by DN.
 
     Raises:
         OutputError: the disk is full, or the written file can't be read back.
@@ -100,7 +104,9 @@ def cog_draft(
     with atomic_path(path) as final:
         scratch = final.with_name(f"{final.stem.removesuffix('.part')}.scratch.part.tif")  # swept after a kill
         try:
-            yield CogDraft(Path(path), scratch, final, profile, tuple(bands), scale, metadata, overviews)
+            yield CogDraft(
+                Path(path), scratch, final, profile, tuple(bands), scale, metadata, overviews, dict(colours or {})
+            )
         finally:
             scratch.unlink(missing_ok=True)
 
@@ -121,6 +127,7 @@ class CogDraft:
     _scale: float
     _tags: Mapping[str, str]
     _overviews: str
+    _colours: Mapping[int, Colour]
 
     @property
     def _predictor(self) -> str:
@@ -139,6 +146,8 @@ class CogDraft:
                 target.set_band_description(index, description)
             target.scales = [self._scale] * len(self._bands)
             target.update_tags(**self._tags)
+            if self._colours:
+                target.write_colormap(1, {number: (*colour, 255) for number, colour in self._colours.items()})
             yield target
         _check_complete(self._scratch, final=self.path)
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from terraseg.contracts.bundle import SHARE_TARGET, Target, write_bundle
+from terraseg.contracts.bundle import SHARE_TARGET, write_bundle
 from terraseg.core.files import atomic_path, file_lock, write_json
 from terraseg.core.machine.memory import peak_memory
 from terraseg.core.progress import Pulse
@@ -156,7 +156,7 @@ class BundleWriter(Callback):
     """Write the bundle at the end of a training, from the checkpoint with the best ``val/iou``.
 
     A training on shares may choose the checkpoint with the lowest ``val/loss`` instead: where no pixel is half covered,
-    the IoU is 0 all the time.
+    the IoU is 0 all the time. One of more than two classes may choose that with the highest ``val/miou``.
 
     It maps the validation split to fit slope, intercept and threshold. Afterwards the task holds the weights of that
     checkpoint.
@@ -182,7 +182,7 @@ class BundleWriter(Callback):
                 fix="use a checkpoint that this experiment wrote",
             )
         if stage == "fit" and _writes(trainer):
-            _best(trainer, pl_module.target)
+            _best(trainer, pl_module)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Hold the folder of the checkpoints: the bundle of two trainings at once would be that of either.
@@ -191,7 +191,7 @@ class BundleWriter(Callback):
             BusyError: another training writes there.
         """
         assert isinstance(pl_module, SegmentationTask)  # noqa: S101 (setup checked it)
-        if _writes(trainer) and (folder := _best(trainer, pl_module.target).dirpath):
+        if _writes(trainer) and (folder := _best(trainer, pl_module).dirpath):
             self._held.enter_context(file_lock(Path(folder) / ".lock", wait=False))
 
     def on_exception(self, *_: Any, **__: Any) -> None:  # noqa: ANN401  # Lightning's arguments
@@ -209,7 +209,7 @@ class BundleWriter(Callback):
         if not _writes(trainer):
             return
         assert isinstance(pl_module, SegmentationTask)  # noqa: S101 (setup checked it)
-        best = _best(trainer, pl_module.target).best_model_path
+        best = _best(trainer, pl_module).best_model_path
         if not best:
             raise TrainingError("the training ended before its first validation", fix="train longer")
         pl_module.load_state_dict(torch.load(best, pl_module.device, weights_only=True)["state_dict"])
@@ -241,8 +241,10 @@ def _writes(trainer: Trainer) -> bool:
     return trainer.is_global_zero and not dry_run
 
 
-def _best(trainer: Trainer, target: Target) -> ModelCheckpoint:
-    chosen_by = [("val/iou", "max"), ("val/loss", "min")] if target == SHARE_TARGET else [("val/iou", "max")]
+def _best(trainer: Trainer, task: SegmentationTask) -> ModelCheckpoint:
+    chosen_by = [("val/iou", "max"), ("val/loss", "min")] if task.target == SHARE_TARGET else [("val/iou", "max")]
+    if len(task.chips.class_names) > 2:
+        chosen_by.append(("val/miou", "max"))
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and (callback.monitor, callback.mode) in chosen_by:
             return callback

@@ -24,7 +24,7 @@ from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.footprints import find_footprints
 from terraseg.contracts.scene import Place
 from terraseg.core.windows import default_overlap
-from terraseg.errors import LabelError
+from terraseg.errors import ConfigError, LabelError
 from terraseg.learn.training.calibration import (
     Counts,
     Odds,
@@ -90,10 +90,15 @@ def adapt(
         device: as for `predict`.
 
     Raises:
+        ConfigError: the model has more than two classes.
         LabelError: no labelled ground lies in the scenes, or it has only one class.
         SceneError: a scene can't be read or does not fit the model.
         OutputError: the bundle can't be written.
     """
+    if len(bundle.info.classes) > 2:
+        raise ConfigError(
+            f"{bundle.root} maps {len(bundle.info.classes)} classes", expected="a model of two", fix="train it further"
+        )
     info, sources = bundle.info, find_footprints(labels)[1]
     class_name = sources[0].class_name
     credit = "; ".join(dict.fromkeys([info.attribution, *(source.attribution for source in sources)]))

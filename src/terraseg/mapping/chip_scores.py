@@ -16,7 +16,8 @@ from terraseg.errors import DatasetError
 from terraseg.mapping.runtimes.predictor import Predictor, readable
 
 ChipScores = Callable[[Split, str], npt.NDArray[np.uint8]]
-"""Split and tile of a chip to its probability DN (rows, columns), as in a product: 0-250, 255 = nodata."""
+"""Split and tile of a chip to its probability DN (rows, columns), as in a product: 0-250, 255 = nodata. Of a model of
+more than two classes, to its class ids, 255 = nodata."""
 
 
 def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
@@ -47,8 +48,12 @@ def chip_scores(dataset: ChipDataset, predictor: Predictor) -> ChipScores:
         path: Path = dataset.image(split, tile)
         with readable(path), rasterio.open(path) as source:
             pixels = source.read(wanted)
-        probability = expit(of_scene.get(scenes[tile], predictor)(pixels[None])[0])
-        levels: npt.NDArray[np.uint8] = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
+        model = of_scene.get(scenes[tile], predictor)
+        levels: npt.NDArray[np.uint8]
+        if model.class_names:
+            levels = model.probabilities(pixels[None])[0].argmax(axis=0).astype(np.uint8)
+        else:
+            levels = np.rint(expit(model(pixels[None])[0]) / PROBABILITY_SCALE).astype(np.uint8)
         levels[never_observed(pixels, frames=info.frames, nodata=predictor.nodata)] = PROBABILITY_NODATA
         return levels
 

@@ -23,10 +23,11 @@ from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
 from terraseg.core.raster import GDAL_CACHE, cog_writer
 from terraseg.errors import ConfigError, SceneError
+from terraseg.mapping.outputs.class_style import write_style
 from terraseg.mapping.outputs.layers import LAYERS, PROBABILITY, Layer, Pixels, common_layers
 from terraseg.mapping.outputs.polygons import outline_settings, rows_of, vectorise
 from terraseg.mapping.outputs.rasters import explain_full_disk
-from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
+from terraseg.mapping.outputs.stac_item import class_tags, credit_line, place_times, polygons_of_item, product_item
 from terraseg.mapping.runtimes.predictor import Predictor
 
 _log = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ def mosaic_products(
     output: Path,
     *,
     rule: Rule,
-    threshold: float,
+    threshold: float | None,
+    polygons: Sequence[str] = (),
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
 ) -> list[Product]:
@@ -80,7 +82,8 @@ def mosaic_products(
         predictor: that model.
         output: the folder of the products.
         rule: see `Rule`.
-        threshold: threshold of the masks.
+        threshold: threshold of the masks; None of several classes, of which the most probable one is the surest.
+        polygons: of several classes: those to write polygons of.
         simplify_m: as for the scenes.
         min_area_m2: as for the scenes.
 
@@ -107,8 +110,9 @@ def mosaic_products(
         if any(other.root.name == product.root.name for _, other in members):
             raise ConfigError(f"a scene is named {product.root.name}", fix="rename it")
         _mosaic(
-            members, predictor, product, rule=rule, threshold=threshold, simplify_m=simplify_m, min_area_m2=min_area_m2
-        )
+            members, predictor, product, rule=rule, threshold=threshold, classes=polygons, simplify_m=simplify_m,
+            min_area_m2=min_area_m2,
+        )  # fmt: skip
         mosaics.append(product)
     return mosaics
 
@@ -119,7 +123,8 @@ def _mosaic(
     product: Product,
     *,
     rule: Rule,
-    threshold: float,
+    threshold: float | None,
+    classes: Sequence[str],
     simplify_m: float | None,
     min_area_m2: float,
 ) -> None:
@@ -133,6 +138,9 @@ def _mosaic(
         "dates": [str(_date(s.place)) for s in sources],
         "sources": [s.product.properties()["terraseg:settings"]["fingerprint"] for s in sources],
     }
+    names = predictor.class_names
+    if names:
+        identity["polygons"] = list(classes)
     settings["fingerprint"] = fingerprint(identity)
     with output_lock(product.root), rasterio.Env(GDAL_CACHEMAX=GDAL_CACHE):
         if product.item.is_file():
@@ -145,16 +153,20 @@ def _mosaic(
         for layer in set(LAYERS) - set(layers):  # from an earlier run
             layer.path(product).unlink(missing_ok=True)
         _write_rasters(whole, sources, predictor, product, layers=layers, settings=settings)
-        count = vectorise(
-            rows_of(product),
-            product,
-            geobox=whole.geobox,
-            class_value=predictor.class_id,
-            attribution=credit_line((whole,), predictor),
-            model_licence=predictor.licence,
-            **outline,
-        )
-        polygons = {**outline, "count": count}
+        counts = {}
+        for name in classes if names else [predictor.class_name]:
+            counts[name] = vectorise(
+                rows_of(product),
+                product.of_class(name),
+                geobox=whole.geobox,
+                class_value=names.index(name) if names else predictor.class_id,
+                attribution=credit_line((whole,), predictor),
+                model_licence=predictor.licence,
+                **outline,
+            )
+        if names:
+            write_style(product.style, names)
+        polygons = polygons_of_item(outline, counts, predictor)
         item = product_item(product, (whole,), predictor, settings=settings, polygons=polygons, layers=layers)
         item["links"] = [
             {
@@ -222,7 +234,7 @@ def _write_rasters(
     settings: dict[str, Any],
 ) -> None:
     tags = {
-        "CLASS": predictor.class_name,
+        **class_tags(predictor),
         "ATTRIBUTION": credit_line((whole,), predictor),
         "MODEL_LICENCE": predictor.licence,
         "MODEL": json.dumps(predictor.provenance, sort_keys=True),
@@ -246,7 +258,7 @@ def _strips(
     """The mosaic from top to bottom: window, and the DN of each layer."""
     height, width = whole.geobox.shape
     rows = min(512, max(16, _STRIP_PIXELS // width))
-    sureness = np.abs(np.arange(256) * PROBABILITY_SCALE - settings["threshold"]).astype(np.float32)
+    sureness = np.abs(np.arange(256) * PROBABILITY_SCALE - (settings["threshold"] or 0.0)).astype(np.float32)
     sureness[PROBABILITY_NODATA] = -1
     if settings["mosaic"] == "date":  # all observations are equally sure, so the first one, the latest, stays
         sureness[:PROBABILITY_NODATA] = 1

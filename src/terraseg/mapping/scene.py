@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from terraseg.core.raster import COG_BLOCK, GDAL_CACHE
 from terraseg.core.windows import WindowAxis
 from terraseg.errors import ConfigError, SceneError
 from terraseg.mapping.inputs.vrt import raster_identity, remote_sources
-from terraseg.mapping.outputs.layers import Layer, encode, is_written
-from terraseg.mapping.outputs.polygons import OutlineSettings, outline_settings, rows_of, vectorise
+from terraseg.mapping.outputs.class_style import write_style
+from terraseg.mapping.outputs.layers import Layer, encode, is_written, probability_layers
+from terraseg.mapping.outputs.polygons import OutlineSettings, Rows, outline_settings, rows_of, vectorise
 from terraseg.mapping.outputs.rasters import finishing
-from terraseg.mapping.outputs.stac_item import credit_line, place_times, product_item
+from terraseg.mapping.outputs.stac_item import class_tags, credit_line, place_times, polygons_of_item, product_item
 from terraseg.mapping.runtimes.predictor import Predictor, check_fit, place_stats
 from terraseg.mapping.windows.blend import predict_strips
 from terraseg.mapping.windows.finished_strips import FinishedStrips
@@ -48,8 +49,10 @@ def predict_scene(
     crop: int,
     overlap: int,
     batch_size: int,
-    threshold: float,
+    threshold: float | None,
     tta: bool = False,
+    polygons: Sequence[str] = (),
+    probabilities: bool = False,
     simplify_m: float | None = None,
     min_area_m2: float = 0.0,
     spread: Callable[[StripWork], None] | None = None,
@@ -57,6 +60,9 @@ def predict_scene(
     **optional: bool,
 ) -> Product:
     """Map one scene to ``output/<scene name>``: probability and mask as COG, polygons, STAC item.
+
+    A model of several classes maps the most probable one of each pixel, with a colour table and a style; polygons are
+    those of the classes that are asked for.
 
     Memory depends on the crop and the batch, not on the scene's size. If the run is killed, the same call resumes it
     and gives the same pixels; on a finished product it does nothing. A pixel without an observation in any band has no
@@ -71,8 +77,11 @@ def predict_scene(
         crop: side of a window in pixels.
         overlap: smallest overlap of neighbouring windows in pixels, 1 to ``crop - 1``.
         batch_size: windows in one forward pass.
-        threshold: a pixel belongs to the class from this probability on, rounded to 1/250 as in its raster.
+        threshold: a pixel belongs to the class from this probability on, rounded to 1/250 as in its raster. None, and
+            only None, of a model of several classes.
         tta: average over the eight rotations and flips of each window, at eight times the cost.
+        polygons: of a model of several classes: those to write polygons of.
+        probabilities: of a model of several classes: also write the probability of each.
         simplify_m: Douglas-Peucker tolerance of the polygons in metres; by default half a pixel, 0 for none.
         min_area_m2: smallest area of a polygon.
         spread: predicts the rows in other processes; by default this process predicts them.
@@ -88,14 +97,16 @@ def predict_scene(
     place: Place = (scene,) if isinstance(scene, Scene) else tuple(scene)
     height, width = place[0].geobox.shape
     grid = WindowGrid(WindowAxis(height, crop, overlap), WindowAxis(width, crop, overlap))
-    if batch_size < 1 or not 0 < threshold < 1:
+    if batch_size < 1 or not (threshold is None or 0 < threshold < 1):
         raise ConfigError(
             f"batch size {batch_size} and threshold {threshold:g}",
             expected="a batch size of 1 or more and a threshold between 0 and 1",
         )
+    names = predictor.class_names
+    _check_classes(predictor, threshold=threshold, polygons=polygons, probabilities=probabilities)
     attribution = credit_line(place, predictor)
     provenance = {ATTRIBUTION: attribution, **_times_in_item(place)}
-    written = is_written(optional)
+    written = is_written(optional, names) | dict.fromkeys(probability_layers(names), probabilities)
     layers = [layer for layer, wanted in written.items() if wanted]
     settings: dict[str, Any] = {
         "crop": crop,
@@ -114,19 +125,18 @@ def predict_scene(
     identity = _identity(place, predictor, settings)
     print_of_run = fingerprint(identity)
     product = Product(output / place[0].name, predictor.class_name)
+    outlined = [product.of_class(name) for name in polygons] if names else [product]
     with output_lock(product.root), rasters_env(place, grid, layers):
-        if _is_finished(product, print_of_run, outline, layers, provenance=provenance):
+        if _is_finished(product, print_of_run, outline, layers, outlined, provenance=provenance):
             _log.info("%s is already finished: nothing to do", product.root)
             return product
         check_fit(place, predictor, crop=crop)
         product.reopen()
         for layer in set(written) - set(layers):  # from an earlier run
             layer.path(product).unlink(missing_ok=True)
-        outlined = partial(
+        vectorised = partial(
             vectorise,
-            output=product,
             geobox=place[0].geobox,
-            class_value=predictor.class_id,
             attribution=attribution,
             model_licence=predictor.licence,
             **outline,
@@ -139,14 +149,15 @@ def predict_scene(
             work = StripWork(place, grid, stream, encoded, strips)
             tags = {
                 _FINGERPRINT: print_of_run,
-                **settings,
-                "CLASS": predictor.class_name,
+                **{key: value for key, value in settings.items() if value is not None},
+                **class_tags(predictor),
                 "ATTRIBUTION": attribution,
                 "MODEL_LICENCE": predictor.licence,
                 "MODEL": json.dumps(predictor.provenance, sort_keys=True),
             }
             cogs = {layer: layer.cog(predictor, geobox=place[0].geobox, tags=tags) for layer in layers}
-            files = finishing(product, strips, grid=grid, layers=cogs, outline=outlined)
+            follow = _drained if names else partial(vectorised, output=product, class_value=predictor.class_id)
+            files = finishing(product, strips, grid=grid, layers=cogs, outline=follow)
             with strips.kept(), files as counted:
                 if spread is None:
                     work(predictor, strips.missing(), progress=progress)
@@ -155,15 +166,56 @@ def predict_scene(
                 for date, before in zip(place, identity["pixels"], strict=True):
                     if raster_identity(date.path) != before:
                         raise SceneError(f"{date.path} has changed while it was read", fix="run the same command again")
-            count = counted.result()
+            counts = {} if names else {predictor.class_name: counted.result()}
         else:
-            count = outlined(rows_of(product))
+            counts = {}
+        for one in outlined:
+            if one.class_name not in counts:
+                number = names.index(str(one.class_name)) if names else predictor.class_id
+                counts[str(one.class_name)] = vectorised(rows_of(product), one, class_value=number)
         strips.remove()
+        if names:
+            write_style(product.style, names)
         settings["fingerprint"] = print_of_run
-        polygons = {**outline, "count": count}
-        item = product_item(product, place, predictor, settings=settings, polygons=polygons, layers=layers)
+        described = polygons_of_item(outline, counts, predictor)
+        item = product_item(product, place, predictor, settings=settings, polygons=described, layers=layers)
         write_json(product.item, item)
     return product
+
+
+def _drained(rows: Iterator[Rows]) -> int:
+    """Wait for all rows: the polygons of several classes are made from the finished rasters."""
+    return sum(0 for _ in rows)
+
+
+def _check_classes(
+    predictor: Predictor, *, threshold: float | None, polygons: Sequence[str], probabilities: bool
+) -> None:
+    """Check that what is asked for goes with the number of classes.
+
+    Raises:
+        ConfigError: a threshold for several classes or none for one, or a class that the model does not have.
+    """
+    names = predictor.class_names
+    if names and threshold is not None:
+        raise ConfigError(
+            f"threshold {threshold:g} for a model of {len(names)} classes",
+            expected="no threshold: each pixel gets the most probable class",
+            fix="leave --threshold out",
+        )
+    if not names and (threshold is None or probabilities):
+        found = "no threshold" if threshold is None else "probabilities of each class"
+        raise ConfigError(
+            f"{found} for a model of one class ({predictor.class_name})",
+            expected="a threshold, and the one probability that is always written",
+        )
+    known = names or (predictor.class_name,)
+    if unknown := [name for name in polygons if name not in known]:
+        raise ConfigError(
+            f"polygons of {', '.join(unknown)}",
+            expected=f"classes of the model: {', '.join(known)}",
+            fix="correct --polygons",
+        )
 
 
 def rasters_env(place: Place, grid: WindowGrid, layers: Sequence[Layer] = ()) -> rasterio.Env:
@@ -209,12 +261,14 @@ def _is_finished(
     print_of_run: str,
     outline: OutlineSettings,
     layers: Sequence[Layer],
+    outlined: Sequence[Product],
     *,
     provenance: dict[str, Any],
 ) -> bool:
     """Whether this run made all files, with these outlines, and the item has the provenance that the place has now."""
     rasters = [layer.path(product) for layer in layers]
-    files = (product.item, product.polygons, product.geopackage, *rasters)
+    vectors = [path for one in outlined for path in (one.polygons, one.geopackage)]
+    files = (product.item, *vectors, *rasters)
     if not all(path.is_file() for path in files):
         return False
     properties = product.properties()

@@ -31,6 +31,12 @@ def check_shares(places: Sequence[Place], model: BundleInfo, *, share: bool, cel
         ConfigError: the model's probability is not a share and has no finer pixels to average; or cells that are
             smaller than two pixels.
     """
+    if (share or cells is not None) and len(model.classes) > 2:
+        raise ConfigError(
+            f"{model.experiment} maps {len(model.classes)} classes: its map has no shares",
+            expected="a model of two classes",
+            fix="leave --share and --cells out",
+        )
     for place in places:
         gsd = place[0].gsd
         if share and model.target != SHARE_TARGET and pixels_per_share(gsd) == 1:

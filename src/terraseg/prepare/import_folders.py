@@ -89,7 +89,7 @@ def import_folders(
     if not chips:
         raise LabelError(f"none of the {len(pairs)} masks has a labelled pixel", fix="correct --label-nodata")
     for names, lacking in ((options.classes[1:], 0), (options.classes[:1], 1)):
-        if all(chip.share == lacking for chip in chips):
+        if all(chip.share == lacking for chip in chips) and not (lacking and len(options.classes) > 2):
             raise LabelError(
                 f"none of the {len(pairs)} masks has a pixel of {' or '.join(names)}",
                 expected=f"pixels of {', '.join(options.classes)}",

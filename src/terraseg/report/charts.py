@@ -48,6 +48,48 @@ def interval_chart(results: Sequence[Metrics]) -> Figure:
     return figure
 
 
+def class_chart(results: Sequence[Metrics]) -> Figure:
+    """IoU of each class with its interval, for each result, and the confusion matrix of the one with the best mean.
+
+    Args:
+        results: of several classes, at least one.
+    """
+    best = max(results, key=lambda result: result.figures["miou"].value or 0.0)
+    assert best.classes  # noqa: S101  # as documented
+    names, looks = [one.name for one in best.classes.classes], _looks(results)
+    side = 1.6 + 0.42 * len(names)
+    figure = new_figure(5.2 + side, max(side, 2.6))
+    axes, matrix = new_axes(figure, 1, 2)[0]
+    ordered = sorted(results, key=lambda result: result.experiment)
+    for number, result in enumerate(ordered):
+        colour, marker = looks[result.experiment]
+        shift = (number - (len(ordered) - 1) / 2) * 0.7 / len(ordered)
+        for row, one in enumerate(result.classes.classes if result.classes else ()):
+            estimate = one.figures["iou"]
+            if estimate.low is not None and estimate.high is not None:
+                axes.plot([estimate.low, estimate.high], [row + shift] * 2, color=colour, lw=2, solid_capstyle="butt")
+            if estimate.value is not None:
+                label = result.experiment if row == 0 else None
+                axes.plot(estimate.value, row + shift, marker, color=colour, ms=6, mec="white", label=label)
+    axes.set(title="IoU by class", xlim=(0, 1), ylim=(len(names) - 0.4, -0.6))
+    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.grid(axis="x", color="#E4E4E4", lw=0.7)
+    axes.legend(loc="lower right", fontsize=7)
+    counts = np.array(best.classes.confusion, np.float64)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    matrix.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.005:
+            colour = "white" if share > 0.6 else "black"
+            _note(matrix, f"{100 * share:.0f}", (column, row), (0, -2), color=colour, ha="center")
+    matrix.set_yticks(range(len(names)), names, fontsize=7)
+    matrix.set_xticks(range(len(names)), names, fontsize=7, rotation=90)
+    matrix.set(title=f"{best.experiment}: % of each true class", xlabel="Mapped as", ylabel="True class")
+    units = " / ".join(sorted({f"{result.over}, {result.split} split" for result in results}))
+    figure.suptitle(f"Point: estimate. Line: 95 % interval over {units}", fontsize=8, color=GREY)
+    return figure
+
+
 def curve_chart(results: Sequence[Metrics]) -> Figure:
     """Precision and recall at all thresholds, with the one in use marked, and the reliability of probabilities."""
     looks = _looks(results)

@@ -11,7 +11,15 @@ from terraseg.contracts.dataset import ChipDataset
 from terraseg.contracts.result import read_results
 from terraseg.contracts.scene import Scene
 from terraseg.errors import DatasetError, SceneError
-from terraseg.report.charts import curve_chart, has_sizes, interval_chart, size_chart, threshold_chart, training_chart
+from terraseg.report.charts import (
+    class_chart,
+    curve_chart,
+    has_sizes,
+    interval_chart,
+    size_chart,
+    threshold_chart,
+    training_chart,
+)
 from terraseg.report.label_efficiency import label_efficiency
 from terraseg.report.maps import comparison, richest_block, shown_class, split_map, whole
 from terraseg.report.pipeline import pipeline_overview
@@ -60,6 +68,8 @@ def figures(
     predictions.sort(key=lambda one: one.experiment)
     name = dataset.info.classes[shown_class(dataset, predictions)]
     test, everything = richest_block(scene, dataset, split="test"), whole(scene)
+    with_threshold = [result for result in metrics if not result.classes]
+    several = [result for result in metrics if result.classes]
     curves = training_curves(trainings, [result.experiment for result in metrics])
     with house_style():
         drawn = {
@@ -67,8 +77,9 @@ def figures(
             "scene": comparison(everything, dataset, predictions, title=_SCENE_TITLE.format(name)),
             "splits": split_map(everything, dataset),
             "iou": interval_chart(metrics),
-            "curves": curve_chart(metrics),
-            "thresholds": threshold_chart(metrics),
+            **({"classes": class_chart(several)} if several else {}),
+            **({"curves": curve_chart(with_threshold)} if with_threshold else {}),
+            **({"thresholds": threshold_chart(with_threshold)} if with_threshold else {}),
             **({"size_recall": size_chart(metrics, gsd=dataset.info.gsd)} if any(map(has_sizes, metrics)) else {}),
             **({"training": training_chart(curves, metrics)} if curves else {}),
             "pipeline_overview": pipeline_overview(),

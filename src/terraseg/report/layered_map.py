@@ -15,9 +15,12 @@ from terraseg.assess.ground.predictions import Prediction
 from terraseg.contracts.dataset import IGNORE, ChipDataset
 from terraseg.contracts.scene import Scene
 from terraseg.report.maps import (
+    by_colour,
+    class_colours_of,
     imagery,
     label_map,
     mapped_class,
+    mapped_ids,
     scale_length,
     shown_class,
     split_ground,
@@ -36,10 +39,10 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ModelLayers:
-    """Layers of one experiment, as data URIs of transparent PNG."""
+    """Layers of one experiment, as data URIs of transparent PNG; ``threshold`` is None of several classes."""
 
     experiment: str
-    threshold: float
+    threshold: float | None
     prediction: str
     error: str
 
@@ -60,6 +63,7 @@ class LayeredMap:
         shade: darkens everything except the chips of the test split.
         label: the class as labelled; stripes where it is unknown or there is no chip.
         models: one per experiment.
+        classes: colour of each class by its name, if there are more than two.
     """
 
     name: str
@@ -73,6 +77,7 @@ class LayeredMap:
     shade: str
     label: str
     models: tuple[ModelLayers, ...]
+    classes: dict[str, str]
 
 
 def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Prediction]) -> LayeredMap:
@@ -88,9 +93,21 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
     """
     view = whole(scene)
     labels, positive = label_map(view, dataset), shown_class(dataset, predictions)
-    unlabelled, truth = labels == IGNORE, labels == positive
+    unlabelled, truth, classes = labels == IGNORE, labels == positive, class_colours_of(dataset)
     models = []
     for prediction in predictions:
+        if classes:
+            ids, known = mapped_ids(view, prediction)
+            scored, right = known & ~unlabelled, ids == labels
+            models.append(
+                ModelLayers(
+                    experiment=prediction.experiment,
+                    threshold=None,
+                    prediction=_overlay(by_colour(ids, classes), unknown=~known),
+                    error=_overlay({HIT: scored & right, FALSE_ALARM: scored & ~right}, unknown=~scored),
+                )
+            )
+            continue
         mapped, known = mapped_class(view, prediction)
         scored = known & ~unlabelled
         error = {HIT: truth & mapped, MISS: scored & truth & ~mapped, FALSE_ALARM: scored & ~truth & mapped}
@@ -115,8 +132,9 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
         scale=scale_length(view),
         imagery=_data_uri(picture, "jpeg", quality=88, subsampling=0),
         shade=_indexed(elsewhere.astype(np.uint8), ["black"], opacity=_SHADE),
-        label=_overlay({LABEL: truth}, unknown=unlabelled),
+        label=_overlay(by_colour(labels, classes) if classes else {LABEL: truth}, unknown=unlabelled),
         models=tuple(models),
+        classes=classes,
     )
 
 

@@ -3,8 +3,9 @@
 Of a large scene every n-th pixel is drawn, the same ones in all layers, so that resampling causes no errors.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -24,9 +25,10 @@ from terraseg.assess.ground.chip_truth import chips
 from terraseg.assess.ground.pairs import Labels, Scores, offset
 from terraseg.assess.ground.predictions import Prediction
 from terraseg.contracts.dataset import IGNORE, SPLITS, ChipDataset
-from terraseg.contracts.product import PROBABILITY_NODATA, threshold_level
+from terraseg.contracts.product import MASK_NODATA, PROBABILITY_NODATA, threshold_level
 from terraseg.contracts.scene import NODATA, Scene
 from terraseg.core.bands import band_indices
+from terraseg.core.palette import as_hex, class_colours
 from terraseg.errors import SceneError
 from terraseg.report.style import CLASS, FALSE_ALARM, GREY, HIT, MISS, SPLIT_COLOURS, STRIPE, new_axes, new_figure
 
@@ -119,6 +121,18 @@ def shown_class(dataset: ChipDataset, predictions: Sequence[Prediction]) -> int:
     return ids[names[0]] if names else 1
 
 
+def class_colours_of(dataset: ChipDataset) -> dict[str, str]:
+    """Colour (as hex) of each class by name, if the dataset has more than two; else empty."""
+    names = [dataset.info.classes[number] for number in sorted(dataset.info.classes)]
+    return dict(zip(names, map(as_hex, class_colours(names)), strict=True)) if len(names) > 2 else {}
+
+
+def mapped_ids(view: View, prediction: Prediction) -> tuple[Labels, npt.NDArray[np.bool_]]:
+    """Class ids of a map of several classes, and true where there is a prediction."""
+    ids = _on_view(view, prediction.product.mask)
+    return ids.astype(np.int8), ids != MASK_NODATA
+
+
 def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Prediction], *, title: str) -> Figure:
     """Imagery and label, with prediction and error (hit, miss, false alarm) of each experiment, side by side.
 
@@ -128,12 +142,10 @@ def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Predictio
         SceneError: see `shown_class` and `mapped_class`.
     """
     picture, labels, positive = imagery(view), label_map(view, dataset), shown_class(dataset, predictions)
-    base = _faded(picture)
-    ground = [
-        ("Imagery", picture),
-        ("Label", _paint(base, {CLASS: labels == positive}, unknown=labels == IGNORE)),
-    ]
-    by_model = [_layers(view, base, labels, prediction, positive=positive) for prediction in predictions]
+    base, classes = _faded(picture), class_colours_of(dataset)
+    shown = by_colour(labels, classes) if classes else {CLASS: labels == positive}
+    ground = [("Imagery", picture), ("Label", _paint(base, shown, unknown=labels == IGNORE))]
+    by_model = [_layers(view, base, labels, one, positive=positive, classes=classes) for one in predictions]
     rows, columns = view.shape
     if rows > columns:
         panels = [[*ground, *(layer for layers in by_model for layer in layers)]]
@@ -151,16 +163,34 @@ def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Predictio
     _scale_bar(grid[0][0], view)
     _north_arrow(grid[0][0])
     figure.suptitle(title, x=0.005, ha="left", fontsize=11, fontweight="bold")
-    keys = {dataset.info.classes[positive]: CLASS, "hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM}
+    if classes:
+        keys = {**classes, "right": HIT, "wrong": FALSE_ALARM}
+    else:
+        keys = {dataset.info.classes[positive]: CLASS, "hit": HIT, "miss": MISS, "false alarm": FALSE_ALARM}
     handles = [Patch(color=colour, label=label) for label, colour in keys.items()]
     handles.append(Patch(fc="white", ec=STRIPE, hatch="////", lw=0.5, label="unknown, or in no chip"))
-    figure.legend(handles=handles, loc="outside lower right", ncols=len(handles), fontsize=8)
+    figure.legend(handles=handles, loc="outside lower right", ncols=min(len(handles), 6), fontsize=8)
     return figure
 
 
+def by_colour(ids: Labels, classes: Mapping[str, str]) -> dict[str, npt.NDArray[np.bool_]]:
+    """Where each class is, by its colour."""
+    return {colour: ids == number for number, colour in enumerate(classes.values())}
+
+
 def _layers(
-    view: View, base: Picture, labels: Labels, prediction: Prediction, *, positive: int
+    view: View, base: Picture, labels: Labels, prediction: Prediction, *, positive: int, classes: Mapping[str, str]
 ) -> list[tuple[str, Picture]]:
+    if classes:
+        ids, known = mapped_ids(view, prediction)
+        scored, right = known & (labels != IGNORE), ids == labels
+        return [
+            (prediction.experiment, _paint(base, by_colour(ids, classes), unknown=~known)),
+            (
+                f"{prediction.experiment}: error",
+                _paint(base, {HIT: scored & right, FALSE_ALARM: scored & ~right}, unknown=~scored),
+            ),
+        ]
     mapped, known = mapped_class(view, prediction)
     truth, scored = labels == positive, known & (labels != IGNORE)
     error = {HIT: truth & mapped, MISS: truth & ~mapped, FALSE_ALARM: ~truth & mapped}
@@ -253,13 +283,18 @@ def stripes(shape: tuple[int, ...]) -> npt.NDArray[np.bool_]:
 
 def mapped_class(view: View, prediction: Prediction) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """True where the class is mapped at the prediction's threshold, and true where there is a prediction."""
-    with rasterio.open(prediction.product.probability) as source:
+    scores = _on_view(view, prediction.product.probability)
+    known = scores != PROBABILITY_NODATA
+    return known & (scores >= threshold_level(prediction.threshold)), known
+
+
+def _on_view(view: View, path: Path) -> Scores:
+    """The drawn pixels of a product's raster."""
+    with rasterio.open(path) as source:
         affine, crs = view.scene.geobox.affine, str(view.scene.geobox.crs)
         row, column = offset(source, affine, crs, where=str(view.scene.path))
         window = Window(view.window.col_off + column, view.window.row_off + row, view.window.width, view.window.height)
-        scores: Scores = View(view.scene, window).read(source).astype(np.uint8)
-    known = scores != PROBABILITY_NODATA
-    return known & (scores >= threshold_level(prediction.threshold)), known
+        return View(view.scene, window).read(source).astype(np.uint8)
 
 
 def _show(axes: Axes, layer: Picture) -> None:

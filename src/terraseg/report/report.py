@@ -45,6 +45,10 @@ _WORDS = {
         "Train, validation and test blocks over the imagery. The gaps between them are not used.",
     ),
     "iou": ("IoU and F1 with their intervals", "Point: estimate. Line: 95 % interval over units of ground."),
+    "classes": (
+        "By class",
+        "Left: IoU of each class with its 95 % interval. Right: what the pixels of each class are mapped as.",
+    ),
     "curves": (
         "Precision, recall and reliability",
         "Left: all thresholds, with the one in use marked. Right: share of the class at each predicted probability.",

@@ -11,6 +11,7 @@ from rich.text import Text
 from terraseg.assess.metrics import objects, pixels, shares, totals
 from terraseg.assess.metrics.pixels import Metric
 from terraseg.contracts.result import Estimate, Metrics, read_metrics
+from terraseg.errors import DatasetError
 
 
 def columns(table: pixels.Table) -> dict[str, Metric]:
@@ -28,6 +29,9 @@ def tables(paths: Sequence[Path], *, places: bool) -> Iterator[Table]:
     """
     yield metrics_table(paths)
     yield classes_table(paths)
+    for path in paths:
+        if read_metrics(path).classes:
+            yield confusion_table(path)
     if any(read_metrics(path).shares.levels for path in paths):
         yield shares_table(paths)
     for path in paths:
@@ -61,6 +65,8 @@ def metrics_table(paths: Sequence[str | Path]) -> Table:
 def classes_table(paths: Sequence[str | Path]) -> Table:
     """The class and all that is not the class, one row each, and their mean: the table of most papers.
 
+    Of a map of several classes: each of them, with the interval of its IoU.
+
     Raises:
         DatasetError: a file is not a result.
     """
@@ -71,12 +77,45 @@ def classes_table(paths: Sequence[str | Path]) -> Table:
     for metric in metrics:
         table.add_column(metric.heading, justify="right", no_wrap=True)
     for result in by_iou([read_metrics(path) for path in paths]):
+        if result.classes:
+            _add_classes(table, result)
+            continue
         counts = np.sum(list(result.units.values()), axis=0)
         both = np.stack([counts, pixels.of_background(counts)])
         columns = [metric.formula(both) for metric in metrics if metric.formula]
         for row, name in enumerate((result.class_name, f"not {result.class_name}")):
             table.add_row(result.experiment, name, *(_number(values[row]) for values in columns))
         table.add_row(result.experiment, "mean", *(_number(values.mean()) for values in columns), end_section=True)
+    return table
+
+
+def _add_classes(table: Table, result: Metrics) -> None:
+    names = ("iou", "f1", "precision", "recall")
+    assert result.classes  # noqa: S101  # as the caller checked
+    for one in result.classes.classes:
+        table.add_row(result.experiment, one.name, *(_cell(pixels.METRICS[name], one.figures[name]) for name in names))
+    mean = _cell(pixels.METRICS["iou"], result.figures["miou"])
+    recall = _cell(pixels.METRICS["recall"], result.figures["macc"])
+    table.add_row(result.experiment, "mean", mean, "", "", recall, end_section=True)
+
+
+def confusion_table(path: str | Path) -> Table:
+    """Of a map of several classes: pixels by true class (rows) and mapped class (columns).
+
+    Raises:
+        DatasetError: the file is not a result of several classes.
+    """
+    result = read_metrics(path)
+    if not result.classes:
+        raise DatasetError(f"{path} is of one class", expected="a result of more than two classes")
+    table = Table(
+        title=f"{result.experiment}: pixels, true class in rows, mapped class in columns", box=box.SIMPLE_HEAD
+    )
+    table.add_column("", overflow="fold")
+    for one in result.classes.classes:
+        table.add_column(one.name, justify="right", overflow="fold")
+    for one, row in zip(result.classes.classes, result.classes.confusion, strict=True):
+        table.add_row(one.name, *(f"{count}" for count in row))
     return table
 
 

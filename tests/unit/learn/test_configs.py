@@ -7,6 +7,7 @@ import pytest
 import timm
 import yaml
 
+from helpers.factories import LAND_COVER
 from helpers.paths import CONFIGS, ROOT
 from terraseg.api.config import load_data_config
 from terraseg.learn.check import model as check_model_module
@@ -36,7 +37,8 @@ _PRETRAINED = ("mae_fpn",)
 """From one's own pretraining (test_pretrain runs it)."""
 _PRETRAININGS = {"pretrain_mae", "pretrain_cnn"}
 """No experiments: they have no labels."""
-_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG + _PRETRAINED + tuple(_FLOODS)
+_LAND_COVER = ("landcover_unet",)
+_EXPERIMENTS = _COMPARISON + _OTHER_BANDS + _DATES + _DEMO + _CITY + _DEBUG + _PRETRAINED + tuple(_FLOODS) + _LAND_COVER
 _GRAPH = ("urban_graphsage",)
 """In the comparison too. Its model has no weights and no pretraining to describe; test_graph_terratorch runs it."""
 _TRAINING = ROOT / "docs" / "training.md"
@@ -190,6 +192,21 @@ def test_floods_differ_from_the_comparison_in_the_dataset_and_the_level_alone(na
     assert yaml.safe_load(model) == _read(_FLOODS[name])["model"]
 
 
+def test_land_cover_differs_from_the_comparison_in_the_dataset_and_its_classes_alone() -> None:
+    land, comparison = _read("landcover_unet"), _read("baseline_unet")
+    assert land["model"]["init_args"]["model_args"].pop("num_classes") == len(LAND_COVER)
+    assert comparison["model"]["init_args"]["model_args"].pop("num_classes") == 2
+    assert LAND_COVER[land["model"]["init_args"].pop("positive_class")] == "built area"
+    assert comparison["model"]["init_args"].pop("positive_class") == 1
+    assert land["model"] == comparison["model"]
+    land, comparison = _without_what_may_differ("landcover_unet"), _without_what_may_differ("baseline_unet")
+    for config, monitor, positive in ((land, "val/miou", 4), (comparison, "val/iou", 1)):
+        assert config["trainer"]["callbacks"][1]["init_args"].pop("monitor") == monitor
+        assert config["model"]["init_args"].pop("positive_class") == positive
+        config["data"]["init_args"].pop("root")
+    assert land == comparison
+
+
 def test_the_demo_differs_from_the_comparison_in_its_data_and_budget_alone() -> None:
     comparison, demo = _without_what_may_differ("prithvi_upernet"), _without_what_may_differ("demo_unet")
     for key in ("max_epochs", "max_steps", "check_val_every_n_epoch", "val_check_interval"):
@@ -210,8 +227,9 @@ def test_each_model_passes_the_check_and_is_described(name: str, monkeypatch: py
     config = _read(name)
     frames = 3 if name in _DATES else 1
     bands = config["data"]["init_args"]["bands"]
-    assert check_model(config, bands=bands, classes=["background", "building"], frames=frames) == []
-    findings = check_model(config, bands=bands, classes=["background", "building"], frames=2)
+    classes = LAND_COVER if name in _LAND_COVER else ("background", "building")
+    assert check_model(config, bands=bands, classes=classes, frames=frames) == []
+    findings = check_model(config, bands=bands, classes=classes, frames=2)
     if "date_fusion" in config["model"]["init_args"]["model_args"]:
         assert findings == []
     else:

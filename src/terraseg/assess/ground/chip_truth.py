@@ -90,7 +90,7 @@ class ChipTruth(Truth):
                 fix="predict the missing scenes, or give the dataset that belongs to the predictions",
             )
         for scene in self.scenes:
-            with rasterio.open(by_scene[scene].probability) as source:
+            with rasterio.open(by_scene[scene].raster(self.layer)) as source:
                 yield from self.scored(scene, partial(_read_probability, source))
 
     @cached_property

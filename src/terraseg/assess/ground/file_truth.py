@@ -73,7 +73,7 @@ class RasterTruth(Truth):
                 )
             _check_no_shared_ground(products)
             for product in products:
-                with rasterio.open(product.probability) as source:
+                with rasterio.open(product.raster(self.layer)) as source:
                     corner = offset(source, mask.transform, str(mask.crs), where=str(self.path))
                     read = partial(_read_mask, mask, corner)
                     if self.training is not None:
@@ -114,7 +114,7 @@ class PolygonTruth(Truth):
         """Every pixel of the products, once; pixels outside the extent are ignored."""
         _check_no_shared_ground(products)
         for product in products:
-            with rasterio.open(product.probability) as source:
+            with rasterio.open(product.raster(self.layer)) as source:
                 tree = shapely.STRtree(self.polygons.to_crs(source.crs).to_numpy())
                 extent = gpd.GeoSeries([self.extent], crs=self.polygons.crs).to_crs(source.crs).iloc[0]
                 read = partial(_rasterise, tree, extent, source.transform)

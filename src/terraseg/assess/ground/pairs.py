@@ -77,6 +77,7 @@ class Truth(ABC):
         split_rule: how blocks were assigned to splits.
         attribution: the line that every product must carry, if known.
         dataset_hash: content hash, if the truth is a dataset.
+        layer: raster of the products that is compared: of several classes ``mask``.
     """
 
     class_name: str
@@ -89,6 +90,7 @@ class Truth(ABC):
     split_rule: dict[str, Any] = field(default_factory=dict)
     attribution: str | None = None
     dataset_hash: str | None = None
+    layer: str = "probability"
 
     @abstractmethod
     def patches(self, products: Sequence[Product]) -> Iterator[Patch]:

@@ -38,12 +38,18 @@ class Prediction:
         """The attribution line of the map."""
         return str(self.get("attribution") or self.properties.get("attribution", ""))
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes by id, if it maps more than two."""
+        names = self.properties.get("terraseg:classes")  # a mapping if it is the model's, which has classes in any case
+        return tuple(names) if isinstance(names, list) else ()
+
     @cached_property
     def threshold(self) -> float:
         """Lowest probability of a pixel of the class.
 
         Raises:
-            SceneError: it is missing or not a number.
+            SceneError: it is missing, as that of a map of several classes is, or not a number.
         """
         threshold = self.get("threshold")
         if threshold is None:

@@ -1,8 +1,9 @@
 """The STAC item of a mapped place: where and when it is, which model made it, at which threshold, its licence."""
 
 import datetime as dt
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import pystac
 import shapely
 from pystac.extensions.projection import ProjectionExtension
 
-from terraseg.contracts.product import Product
+from terraseg.contracts.product import Product, file_name
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
+from terraseg.core.palette import as_hex, class_colours
 from terraseg.errors import SceneError
 from terraseg.mapping.inputs.remote import is_url
 from terraseg.mapping.outputs.layers import Layer
 from terraseg.mapping.runtimes.predictor import Predictor
 
+_CLASSIFICATION = "https://stac-extensions.github.io/classification/v2.0.0/schema.json"
 _COG, _PARQUET = pystac.MediaType.COG, "application/vnd.apache.parquet"
 
 
@@ -60,6 +63,19 @@ def _scene_times(scene: Scene) -> dict[str, Any]:
     return parsed
 
 
+def class_tags(predictor: Predictor) -> dict[str, str]:
+    """Tags of rasters that say what their class is, or of several classes what each value is."""
+    if not predictor.class_names:
+        return {"CLASS": predictor.class_name}
+    return {"CLASSES": json.dumps({str(number): name for number, name in enumerate(predictor.class_names)})}
+
+
+def polygons_of_item(outline: Mapping[str, Any], counts: Mapping[str, int], predictor: Predictor) -> dict[str, Any]:
+    """Settings of the polygons and their count; of several classes the count of each that has polygons."""
+    by_class = {"counts": dict(counts)} if predictor.class_names else {}
+    return {**outline, "count": sum(counts.values()), **by_class}
+
+
 def product_item(
     product: Product,
     place: Place,
@@ -78,13 +94,13 @@ def product_item(
         place: its scenes.
         predictor: the model.
         settings: of the rasters: threshold, crop, overlap and so on.
-        polygons: settings of the polygons, and their count.
+        polygons: see `polygons_of_item`.
         layers: its rasters.
 
     Raises:
         SceneError: the item of a scene has no date.
     """
-    name, geobox = place[0].name, place[0].geobox
+    name, geobox, names = place[0].name, place[0].geobox, predictor.class_names
     crs = pyproj.CRS(str(geobox.crs))
     outline = shapely.box(*geobox.boundingbox.bbox)
     to_degrees = pyproj.Transformer.from_crs(crs, "EPSG:4326", always_xy=True).transform
@@ -95,13 +111,15 @@ def product_item(
         bbox=list(footprint.bounds),
         properties={
             "created": dt.datetime.now(dt.UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
-            "description": f"Probability, mask and polygons of class {predictor.class_name!r}",
+            "description": f"Map of the classes {', '.join(names)}"
+            if names
+            else f"Probability, mask and polygons of class {predictor.class_name!r}",
             "license": "other",  # imagery, labels and model have one each, see the attribution and the model
             "terraseg:model_licence": predictor.licence,
             ATTRIBUTION: credit_line(place, predictor),
             "gsd": place[0].gsd,
             "terraseg:class": predictor.class_name,
-            "terraseg:threshold": settings["threshold"],
+            **({"terraseg:classes": list(names)} if names else {"terraseg:threshold": settings["threshold"]}),
             "terraseg:settings": settings,
             "terraseg:polygons": polygons,
             "terraseg:model": predictor.provenance,
@@ -117,12 +135,25 @@ def product_item(
         transform=list(geobox.affine)[:6],
         bbox=list(geobox.boundingbox.bbox),
     )
-    for path, key, media_type, title in (
-        *((layer.path(product), layer.name, _COG, layer.title_for(predictor)) for layer in layers),
-        (product.polygons, "polygons", _PARQUET, f"Polygons of {predictor.class_name}"),
-        (product.geopackage, "geopackage", pystac.MediaType.GEOPACKAGE, f"Polygons of {predictor.class_name}"),
-    ):
+    files: list[tuple[Path, str, str, str]] = [
+        (layer.path(product), layer.name, _COG, layer.title_for(predictor)) for layer in layers
+    ]
+    for outlined in polygons["counts"] if names else [predictor.class_name]:
+        one, end = product.of_class(outlined), f"_{file_name(outlined)}" if names else ""
+        files += [
+            (one.polygons, f"polygons{end}", _PARQUET, f"Polygons of {outlined}"),
+            (one.geopackage, f"geopackage{end}", pystac.MediaType.GEOPACKAGE, f"Polygons of {outlined}"),
+        ]
+    for path, key, media_type, title in files:
         item.add_asset(key, pystac.Asset(href=f"./{path.name}", title=title, media_type=media_type, roles=["data"]))
+    if names:
+        item.assets["mask"].extra_fields["classification:classes"] = [
+            {"value": number, "name": each, "title": each, "color_hint": as_hex(colour)[1:].upper()}
+            for number, (each, colour) in enumerate(zip(names, class_colours(names), strict=True))
+        ]
+        item.stac_extensions.append(_CLASSIFICATION)
+        style = pystac.Asset(href=f"./{product.style.name}", title="QGIS style", media_type="application/xml")
+        item.add_asset("style", style)
     for scene in place:
         origin = _provenance(scene, product)
         item.add_link(pystac.Link("derived_from", origin, media_type="application/json", title=scene.name))

@@ -115,6 +115,8 @@ def _fastest(bundle: Bundle, *, device: str, crop: int, dates: int) -> tuple[str
     """The runtime of ``auto``, and the reason."""
     if torch_device(device).type != "cpu":
         return REFERENCE, f"the device is {torch_device(device)}"
+    if len(bundle.info.classes) > 2:
+        return REFERENCE, "parity is measured on one class, and the model maps several"
     if not record_path(runtimes_folder(bundle)).is_file():
         return REFERENCE, "nothing is exported, see `terraseg export`"
     if is_outdated(bundle):

@@ -45,7 +45,7 @@ _TAKEN_CROPS: WeakKeyDictionary["Predictor", set[int]] = WeakKeyDictionary()
 
 
 class Predictor(Protocol):
-    """A model of one class. It is hashable, and equal only to itself."""
+    """A model of one class, or of several. It is hashable, and equal only to itself."""
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -103,6 +103,10 @@ class Predictor(Protocol):
         """Name of its class."""
 
     @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of all classes by id, if there are more than two: then each pixel gets the most probable one."""
+
+    @property
     def licence(self) -> str:
         """Licence of the model and its weights."""
 
@@ -123,6 +127,9 @@ class Predictor(Protocol):
 
     def __call__(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
         """Raw DN (batch, frames x bands, rows, columns), the first date first, to log-odds (batch, rows, columns)."""
+
+    def probabilities(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """The same pixels to the probability of each class, (batch, classes, rows, columns), which add up to 1."""
 
 
 @contextmanager

@@ -40,6 +40,8 @@ class BundlePredictor(ABC):
         self.dates: tuple[int, int | None] = (1, None) if info.any_dates else (info.frames, info.frames)
         self.processing, self.by_scene = info.processing, info.by_scene
         self.class_id, self.class_name = info.positive_class, info.classes[info.positive_class]
+        names = tuple(info.classes[number] for number in sorted(info.classes))
+        self.class_names = names if len(names) > 2 else ()
         self.licence, self.attribution = info.licence, info.attribution
         # The number of windows per forward pass depends on it, and with it perhaps the last bit of a logit.
         self.workers = torch.get_num_threads() if runtime["device"] == "cpu" else 1
@@ -103,6 +105,12 @@ class BundlePredictor(ABC):
             odds = log_odds(logits, self.class_id).div_(1 / self._info.slope).add_(self._info.intercept)
             answer: npt.NDArray[np.float32] = odds.cpu().numpy()
         return answer
+
+    def probabilities(self, pixels: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
+        """As in `Predictor`: the softmax of the logits. Slope and intercept are of one class, and are not used."""
+        with torch.inference_mode():
+            softmax: npt.NDArray[np.float32] = self._forward(self.normalised(pixels)).float().softmax(1).cpu().numpy()
+        return softmax
 
 
 class TorchPredictor(BundlePredictor):

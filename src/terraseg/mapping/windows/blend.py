@@ -40,7 +40,8 @@ class FinishedStrip:
 
     Attributes:
         index: index of the strip in its `WindowGrid`.
-        probability: (rows, columns), blended, 0 to 1; meaningless where not ``valid``.
+        probability: (rows, columns), blended, 0 to 1; meaningless where not ``valid``. Of a model of several classes
+            (classes, rows, columns).
         valid: (rows, columns), whether every band has an observation in at least one date.
     """
 
@@ -59,7 +60,7 @@ class _Batch:
 
 @dataclass(frozen=True)
 class _Predicted:
-    """Prediction of a batch: indexes of its columns, and (windows, crop, crop), weighted along the columns."""
+    """Prediction of a batch: indexes of its columns, and its `_probability`, weighted along the columns."""
 
     columns: list[int]
     probability: Probability
@@ -128,7 +129,8 @@ def _predict_panel(
     """Yield the strips of a panel from the row of windows ``start`` on, counted within the panel."""
     first = rows.finished(start)[0]
     own = slice(*panel.finished)
-    open_rows = np.zeros((rows.crop, panel.padded), np.float32)
+    classes = (len(predictor.class_names),) if predictor.class_names else ()
+    open_rows = np.zeros((*classes, rows.crop, panel.padded), np.float32)
     blended = np.zeros_like(open_rows)
     fewest, most = predictor.dates
     images = 1 if fewest == most else most or len(place)  # each date is an image: several don't take more memory
@@ -140,7 +142,7 @@ def _predict_panel(
         for item in stages.enter_context(closing(_predict(batches, predictor, panel=panel, tta=tta))):
             if isinstance(item, _Predicted):
                 for k, window in zip(item.columns, item.probability, strict=True):
-                    blended[:, panel.offsets[k] :][:, : panel.crop] += window
+                    blended[..., panel.offsets[k] :][..., : panel.crop] += window
                 continue
             blended *= rows.weights[item.index][:, None]
             open_rows += blended
@@ -148,9 +150,9 @@ def _predict_panel(
             if np.isnan(blended.max()):  # NaN if any number is NaN
                 raise CheckpointError(f"the model returns NaN at rows {top} to {end} of {place[0].path}")
             if item.index >= start:
-                yield FinishedStrip(item.index, open_rows[: end - top, own].copy(), item.valid[: end - top, own])
-            open_rows[: top - end] = open_rows[end - top :]
-            open_rows[top - end :] = 0
+                yield FinishedStrip(item.index, open_rows[..., : end - top, own].copy(), item.valid[: end - top, own])
+            open_rows[..., : top - end, :] = open_rows[..., end - top :, :]
+            open_rows[..., top - end :, :] = 0
             blended[:] = 0
 
 
@@ -224,8 +226,8 @@ def _predict(
     """Replace each batch by its prediction, with all workers, in the same order."""
 
     def answer(batch: _Batch) -> _Predicted:
-        probability = _d4_mean(predictor, batch.pixels) if tta else _sigmoid(predictor(batch.pixels))
-        probability *= panel.weights[batch.columns][:, None, :]
+        probability = (_d4_mean if tta else _probability)(predictor, batch.pixels)
+        probability *= np.expand_dims(panel.weights[batch.columns], tuple(range(1, probability.ndim - 1)))
         return _Predicted(batch.columns, probability)
 
     waiting: deque[_EndOfRow | Future[_Predicted]] = deque()
@@ -248,6 +250,11 @@ def _predict(
             pool.shutdown(cancel_futures=True)
 
 
+def _probability(predictor: Predictor, pixels: Pixels) -> Probability:
+    """(windows, crop, crop), or (windows, classes, crop, crop) of a model of several classes."""
+    return predictor.probabilities(pixels) if predictor.class_names else _sigmoid(predictor(pixels))
+
+
 def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
     """Sigmoid by way of tanh, which can't overflow and which numpy vectorises."""
     probability: Probability = np.tanh(logits * np.float32(0.5))
@@ -258,8 +265,9 @@ def _sigmoid(logits: npt.NDArray[np.float32]) -> Probability:
 
 def _d4_mean(predictor: Predictor, pixels: Pixels) -> Probability:
     """Mean probability over the eight symmetries of the square (the dihedral group D4)."""
-    total = np.zeros((len(pixels), *pixels.shape[2:]), np.float32)
+    classes = (len(predictor.class_names),) if predictor.class_names else ()
+    total = np.zeros((len(pixels), *classes, *pixels.shape[2:]), np.float32)
     for turn in _TURNS:
-        total += turned(_sigmoid(predictor(turned(pixels, turn))), inverse(turn))
+        total += turned(_probability(predictor, turned(pixels, turn)), inverse(turn))
     total *= np.float32(1 / 8)
     return total
