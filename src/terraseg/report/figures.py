@@ -66,7 +66,8 @@ def figures(
         raise DatasetError(f"{dataset.root} has no test chips in {scene.name}", fix="use a scene of the test split")
     metrics = read_results(files)
     predictions.sort(key=lambda one: one.experiment)
-    name = dataset.info.classes[shown_class(dataset, predictions)]
+    count = len(dataset.info.classes)
+    name = dataset.info.classes[shown_class(dataset, predictions)] if count == 2 else f"{count} classes"
     test, everything = richest_block(scene, dataset, split="test"), whole(scene)
     with_threshold = [result for result in metrics if not result.classes]
     several = [result for result in metrics if result.classes]
