@@ -55,6 +55,7 @@ def import_folders(
     images: StrPath | Sequence[StrPath],
     masks: StrPath | Sequence[StrPath] | None = None,
     split_files: Sequence[StrPath] | None = None,
+    dates: StrPath | None = None,
     output: StrPath = "data/processed",
     options: FolderOptions = FolderOptions(),  # noqa: B008 -- it can't be changed
 ) -> "ChipDataset":
@@ -68,6 +69,8 @@ def import_folders(
         masks: folder or folders of their masks; by default each split has the folders input and ground_truth.
         split_files: three text files with the names of the images of train, val and test, one in a line; of
             Sen1Floods11 also the names of its own lists, such as ``train valid bolivia``.
+        dates: CSV with the days of several dates: a file, then its days, in each line; by default tags, band names or
+            file names say them.
         output: folder of the dataset; replaced as a whole, and only if it is a dataset or empty.
         options: how to read and split the files.
 
@@ -84,4 +87,4 @@ def import_folders(
     """
     from terraseg.prepare.import_folders import import_folders as make
 
-    return make(images=images, masks=masks, split_files=split_files, output=output, options=options)
+    return make(images=images, masks=masks, split_files=split_files, dates=dates, output=output, options=options)

@@ -21,6 +21,7 @@ def audit_splits(
     gap_m: float,
     gsd: float,
     zones: Sequence[str] = (),
+    several_classes: bool = False,
 ) -> dict[str, Any]:
     """Measure distances and overlap between the splits, and the content of each split.
 
@@ -32,6 +33,7 @@ def audit_splits(
         gap_m: least distance required between splits, in metres.
         gsd: pixel size in metres.
         zones: CRSs of the images; distances are measured in them, see `separation`.
+        several_classes: whether there are more than two classes: then none of them must be in each split.
 
     Returns:
         The content of audit.json.
@@ -41,7 +43,7 @@ def audit_splits(
             background.
     """
     shapes = {split: tiles.geometry[tiles["split"] == split] for split in SPLITS}
-    splits = audit_contents(tiles, pixels)
+    splits = audit_contents(tiles, pixels, several_classes=several_classes)
     between: dict[str, dict[str, float]] = {}
     for first, second in combinations(SPLITS, 2):
         measured = separation(shapes[first], shapes[second], zones=zones)
@@ -63,18 +65,23 @@ def audit_splits(
     }
 
 
-def audit_contents(tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+def audit_contents(
+    tiles: gpd.GeoDataFrame, pixels: Mapping[str, Mapping[str, int]], *, several_classes: bool = False
+) -> dict[str, dict[str, float]]:
     """Content of each split: pixels by kind, shares, blocks.
 
     Args:
         tiles: see `audit_splits`.
         pixels: see `audit_splits`.
+        several_classes: see `audit_splits`.
 
     Raises:
         SplitError: a split has no pixel of the class or of the background.
     """
     for split in SPLITS:
-        _check_content(split, pixels[split])
+        counts = pixels[split]
+        labelled = counts["class"] + counts["background"]
+        _check_content(split, {**counts, "class": labelled, "background": labelled} if several_classes else counts)
     return {
         split: {
             **counts,

@@ -137,6 +137,8 @@ class FolderOptions(Strict):
             nodata tags of masks are ignored.
         classes: class names of the ids 0, 1, ...
         class_values: mask values of the classes in their order, such as 0,255; by default 0, 1, ...
+        frames: dates of each place: in one file, date by date, or in a folder with a file for each.
+        keep_dates: numbers of the dates to keep, from 1, such as 3 for a dataset of one date with the same chips.
         attribution: credit line for everything made from the dataset.
         tile_size: side of a chip in pixels, by default the side of the images; larger images are cut.
         block_chips: side of a block, in chips.
@@ -155,6 +157,8 @@ class FolderOptions(Strict):
     label_nodata: int = IGNORE
     classes: tuple[str, ...] = Field(default=("background", "building"), min_length=2, max_length=128)  # int8
     class_values: tuple[int, ...] | None = None
+    frames: int = Field(default=1, ge=1)
+    keep_dates: tuple[int, ...] | None = None
     attribution: str = "given images and masks"
     tile_size: int | None = Field(default=None, ge=8)
     block_chips: int = Field(default=4, ge=1)
@@ -171,6 +175,18 @@ class FolderOptions(Strict):
         if values is not None and {IGNORE, self.label_nodata} & set(values):
             raise ValueError(f"class_values {values} contain {IGNORE} or label_nodata, which mean unknown")
         return self
+
+    @model_validator(mode="after")
+    def _kept_dates_are_there(self) -> "FolderOptions":
+        kept = self.keep_dates
+        if kept is not None and (not kept or list(kept) != sorted(set(kept) & set(range(1, self.frames + 1)))):
+            raise ValueError(f"keep_dates {kept}: expected numbers from 1 to frames ({self.frames}), in their order")
+        return self
+
+    @property
+    def kept_frames(self) -> int:
+        """Dates of each chip."""
+        return len(self.keep_dates) if self.keep_dates else self.frames
 
     @classmethod
     def checked(cls, values: dict[str, Any]) -> "FolderOptions":

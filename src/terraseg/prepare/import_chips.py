@@ -16,11 +16,11 @@ import rasterio
 import shapely
 from affine import Affine
 
-from terraseg.contracts.dataset import IGNORE, SPLITS, Split, chip_checksum, chip_path
+from terraseg.contracts.dataset import IGNORE, SPLITS, Split, chip_checksum, chip_path, layer_names
 from terraseg.contracts.scene import NODATA
 from terraseg.contracts.statistics import TrainHistogram
 from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
-from terraseg.core.normalise import unobserved
+from terraseg.core.normalise import by_date, never_observed, unobserved
 from terraseg.core.progress import track
 from terraseg.prepare.config import FolderOptions
 from terraseg.prepare.import_files import Header, Pair, mask_is_sound, read_image, read_mask
@@ -127,7 +127,8 @@ def write_chips(folder: Path, chips: Sequence[PlacedChip], *, size: int, options
         chip, split, pair, header = placed.chip, placed.split, placed.chip.pair, placed.chip.header
         if pair.name != last:
             last, image, given = pair.name, read_image(pair, header), read_mask(pair, options)
-            mask = np.where(unobserved(image, nodata=NODATA), IGNORE, given).astype(np.int8)
+            frames = options.kept_frames
+            mask = np.where(never_observed(image, frames=frames, nodata=NODATA), IGNORE, given).astype(np.int8)
             seen = {name: np.zeros(header.shape, dtype=bool) for name in SPLITS}
         window = np.s_[chip.row : chip.row + size, chip.column : chip.column + size]
         pixels, labels = image[:, *window], mask[window]
@@ -141,8 +142,8 @@ def write_chips(folder: Path, chips: Sequence[PlacedChip], *, size: int, options
         new = ~seen[split][window]
         seen[split][window] = True
         if split == "train":
-            observed = ~unobserved(pixels, nodata=NODATA)
-            written.histogram.add_pixels(pixels[:, new & observed])
+            for date in by_date(pixels, frames=frames):
+                written.histogram.add_pixels(date[:, new & ~unobserved(date, nodata=NODATA)])
             written.histogram.add_labels(labels[new & labelled])
         counts = written.counts[split]
         counts["chips"] += 1
@@ -176,7 +177,7 @@ def _write_image(path: Path, chip: Chip, pixels: npt.NDArray[Any], *, may_link: 
         **_grid(chip, pixels.shape[1:]),
     ) as target:  # fmt: skip
         target.write(pixels)
-        target.descriptions = chip.header.bands
+        target.descriptions = layer_names(chip.header.bands, [frame.day for frame in chip.pair.frames])
         target.scales = [REFLECTANCE_SCALE] * len(pixels)
         target.update_tags(UNIT=UNIT)
 

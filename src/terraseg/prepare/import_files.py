@@ -19,6 +19,7 @@ from terraseg.core.files import GEOTIFF, files_in
 from terraseg.core.masks import bands_without_alpha, has_mask, read_masked
 from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.prepare.config import FolderOptions
+from terraseg.prepare.import_dates import Frame, names_of_one_date
 
 METRES_OF_DEGREE = 111_320.0
 """Length of a degree of latitude, about."""
@@ -40,13 +41,20 @@ class Pair:
     Attributes:
         split: split given by the folder; None if the folders are not split.
         name: unique file name without suffixes.
-        image, mask: paths.
+        image, mask: paths; of several dates in a folder, ``image`` is this folder until `frames` are known.
+        frames: the dates, the first one first; empty if there is one.
     """
 
     split: Split | None
     name: str
     image: Path
     mask: Path
+    frames: tuple[Frame, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Its files of images, each once."""
+        return tuple(dict.fromkeys(frame.path for frame in self.frames)) or (self.image,)
 
 
 @dataclass(frozen=True)
@@ -98,10 +106,11 @@ def find_pairs(images: Path, masks: Path | None, options: FolderOptions) -> list
 
 
 def read_header(pair: Pair, options: FolderOptions) -> Header:
-    """Read the metadata of an image, and check that its mask is on the same pixel grid.
+    """Read the metadata of an image, and check that its mask and its other dates are on the same pixel grid.
 
     Raises:
-        SceneError: the file can't be read, or its bands, unit or type are unknown or not supported.
+        SceneError: the file can't be read, or its bands, unit or type are unknown or not supported; or a date has
+            another grid or other bands.
         LabelError: the mask has another size or location, or more than one band.
     """
     try:
@@ -113,9 +122,39 @@ def read_header(pair: Pair, options: FolderOptions) -> Header:
                 )
             if image.crs and mask.crs and not (mask.crs == image.crs and _same_grid(image, mask)):
                 raise LabelError(f"{pair.mask} is not on the pixel grid of {pair.image.name}", expected="the same grid")
-            return header_of(pair.image, image, options)
+            frames = pair.frames[0].of if pair.frames else 1
+            header = header_of(pair.image, image, options, frames=frames)
+            for path in pair.files[1:]:
+                with rasterio.open(path) as other:
+                    _check_date(path, other, header_of(path, other, options), pair.image, image, header)
+            return header
     except rasterio.errors.RasterioIOError as error:
         raise SceneError(f"{pair.image} or its mask can't be read ({error})", fix="replace the file") from error
+
+
+def _check_date(
+    path: Path,
+    other: rasterio.DatasetReader,
+    found: Header,
+    first: Path,
+    image: rasterio.DatasetReader,
+    header: Header,
+) -> None:
+    """Raise an error if a date differs from the first one in bands, type, size or grid."""
+    if (found.bands, found.dtype) != (header.bands, header.dtype):
+        raise SceneError(
+            f"{path} has the bands {', '.join(found.bands)} of {found.dtype}",
+            expected=f"{', '.join(header.bands)} of {header.dtype}, as {first.name}",
+            fix="write the bands of each date in the same order and type",
+        )
+    if other.shape != image.shape or other.crs != image.crs or not _same_grid(image, other):
+        shown = [f"{each.height} x {each.width} px of {each.crs} from {each.transform.c:g} {each.transform.f:g}"
+                 for each in (other, image)]  # fmt: skip
+        raise SceneError(
+            f"{path} is not on the pixel grid of {first.name}: {shown[0]}",
+            expected=shown[1],
+            fix="resample the dates of a place to one grid",
+        )
 
 
 def _same_grid(image: rasterio.DatasetReader, mask: rasterio.DatasetReader) -> bool:
@@ -126,14 +165,23 @@ def _same_grid(image: rasterio.DatasetReader, mask: rasterio.DatasetReader) -> b
     )
 
 
-def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions) -> Header:
+def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions, *, frames: int = 1) -> Header:
     """Metadata of an open image, completed from the options.
+
+    Args:
+        path: its file.
+        image: open.
+        options: see `FolderOptions`.
+        frames: number of dates of the file.
 
     Raises:
         SceneError: bands, unit or type are unknown or not supported.
     """
     indexes, masked = bands_without_alpha(image), has_mask(image)
-    names = _band_names(path, [image.descriptions[index - 1] for index in indexes], options.bands)
+    described = [image.descriptions[index - 1] for index in indexes]
+    if frames > 1:
+        described = names_of_one_date(path, described, frames=frames)
+    names = _band_names(path, described, options.bands)
     unit = _unit(path, image.tags().get("UNIT"), options.unit)
     dtype = _dtype(path, image.dtypes, unit)
     nodata = image.nodata if options.nodata is None else options.nodata
@@ -145,7 +193,8 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
         dtype=dtype,
         scale=1 / REFLECTANCE_SCALE if unit == "reflectance" else 1.0,
         nodata=nodata if nodata is not None else math.nan if masked else NODATA,
-        sound=image.descriptions == names
+        sound=frames == options.kept_frames == 1
+        and image.descriptions == names
         and not masked
         and image.tags().get("UNIT") == UNIT
         and set(image.dtypes) == {dtype}
@@ -156,14 +205,25 @@ def header_of(path: Path, image: rasterio.DatasetReader, options: FolderOptions)
 def read_image(pair: Pair, header: Header) -> npt.NDArray[Any]:
     """Pixels (bands, rows, columns) in DN of 1e-4 reflectance. Masked pixels, nodata and NaN become `NODATA`.
 
+    Of several dates (dates x bands, rows, columns), the first date first.
+
     Raises:
         SceneError: the file can't be read, its values contradict its unit, or it has values that can only be nodata,
             such as -9999 or the least of its type, without declaring them.
     """
-    pixels, missing = _read(pair.image)
+    bands, parts, held = len(header.bands), [], dict[Path, npt.NDArray[Any]]()
+    for frame in pair.frames:
+        if frame.path not in held:
+            held = {frame.path: _read_image(frame.path, header)}
+        parts.append(held[frame.path][frame.part * bands : (frame.part + 1) * bands])
+    return np.concatenate(parts) if parts else _read_image(pair.image, header)
+
+
+def _read_image(path: Path, header: Header) -> npt.NDArray[Any]:
+    pixels, missing = _read(path)
     missing |= (pixels == header.nodata) | ~np.isfinite(pixels)
-    check_unit(pair.image, pixels, missing, scale=header.scale)
-    check_extremes(pair.image, pixels, missing, scale=header.scale, dtype=header.dtype, nodata=header.nodata)
+    check_unit(path, pixels, missing, scale=header.scale)
+    check_extremes(path, pixels, missing, scale=header.scale, dtype=header.dtype, nodata=header.nodata)
     if pixels.dtype != header.dtype:
         limits = np.iinfo(header.dtype)
         scaled = np.round(np.where(missing, 0, pixels) * header.scale)
@@ -263,6 +323,8 @@ def _pairs_of(split: Split | None, images: Path, masks: Path, options: FolderOpt
             fix="give the ends of the names, such as --mask-suffix _mask",
         )
     found = [_files(images, suffixes[0]), _files(masks, suffixes[1])]
+    if options.frames > 1 and not together and not found[0] and images.is_dir():
+        found[0] = {path.name: path for path in sorted(images.iterdir()) if path.is_dir() and files_in(path, GEOTIFF)}
     if together:  # the longer suffix decides, because the shorter one may be an end of it
         longer = max((0, 1), key=lambda kind: len(suffixes[kind]))
         taken = set(found[longer].values())

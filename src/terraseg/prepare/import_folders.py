@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from terraseg.contracts.scene import NODATA
 from terraseg.contracts.separation import closer_than
 from terraseg.core.bands import UNIT
 from terraseg.core.files import atomic_folder
-from terraseg.errors import LabelError, SceneError, SplitError
+from terraseg.errors import ConfigError, LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
 from terraseg.prepare.config import FolderOptions, SplitRule
 from terraseg.prepare.import_chips import Chip, PlacedChip, cut, footprints_of, write_chips
+from terraseg.prepare.import_dates import Frame, days_in, frames_of
 from terraseg.prepare.import_files import Header, Pair, metres_of, read_header
 from terraseg.prepare.import_pairs import pairs_of
 from terraseg.prepare.sen1floods11 import find_sen1floods11, sen1floods11_sources
@@ -43,6 +45,7 @@ def import_folders(
     images: str | Path | Sequence[str | Path],
     masks: str | Path | Sequence[str | Path] | None,
     split_files: Sequence[str | Path] | None = None,
+    dates: str | Path | None = None,
     output: str | Path,
     options: FolderOptions,
 ) -> ChipDataset:
@@ -59,6 +62,7 @@ def import_folders(
         masks: folder or folders of the masks, organised in the same way; None if each split has the folders ``input``
             and ``ground_truth``.
         split_files: text files with the names of the images of train, val and test, one in a line.
+        dates: CSV of several dates, see `terraseg.prepare.import_dates`; by default the files say their days.
         output: folder of the dataset. It must be new, empty or a dataset; a dataset is replaced as a whole.
         options: see `FolderOptions`.
 
@@ -74,6 +78,11 @@ def import_folders(
     if len(image_folders) == 1 and not mask_folders and (known := find_sen1floods11(image_folders[0])):
         image_folders, mask_folders, splits_given, options = sen1floods11_sources(known, splits_given, options)
     pairs = pairs_of(image_folders, mask_folders, splits_given, options)
+    if dates and options.frames == 1:
+        raise ConfigError("--dates goes only with several dates", fix="add --frames, or drop --dates")
+    if options.frames > 1:
+        days = days_in(Path(dates) if dates else None)
+        pairs = [_dated(pair, frames_of(pair.name, pair.image, options, days)) for pair in pairs]
     fingerprint = _fingerprint(pairs, options)
     refuse_foreign(output)
     if (output / "dataset.yaml").is_file():
@@ -110,7 +119,10 @@ def import_folders(
     with atomic_folder(output) as folder:
         written = write_chips(folder, placed, size=size, options=options)
         tiles = gpd.GeoDataFrame(pd.DataFrame(written.rows), geometry="geometry", crs=footprints.crs)
-        audit = _audit(tiles, written.counts, gap=gap, gsd=gsd, zones=zones, given=pairs[0].split is not None)
+        audit = _audit(
+            tiles, written.counts, gap=gap, gsd=gsd, zones=zones, given=pairs[0].split is not None,
+            several=len(options.classes) > 2,
+        )  # fmt: skip
         info = DatasetInfo(
             bands=headers[0].bands,
             unit=UNIT,
@@ -120,6 +132,10 @@ def import_folders(
             tile_size=size,
             classes=dict(enumerate(options.classes)),
             label_rule="given masks",
+            frames=options.kept_frames,
+            frame_dates={pair.name: tuple(frame.day for frame in pair.frames) for pair in pairs}
+            if options.kept_frames > 1
+            else {},
             split_rule={
                 "kind": "given" if pairs[0].split else "location" if footprints.crs else "file, assumed independent",
                 "block_chips": options.block_chips,
@@ -139,6 +155,10 @@ def import_folders(
     for name, counts in written.counts.items():
         _log.info("%s: %d chips, %d px of a class", name, counts["chips"], counts["class"])
     return open_dataset(output)
+
+
+def _dated(pair: Pair, frames: tuple[Frame, ...]) -> Pair:
+    return replace(pair, image=frames[0].path, frames=frames)
 
 
 def _paths(given: str | Path | Sequence[str | Path] | None) -> list[Path]:
@@ -260,12 +280,16 @@ def _audit(
     gsd: float,
     zones: Sequence[str],
     given: bool,
+    several: bool,
 ) -> dict[str, Any]:
     if tiles.crs is None:
-        return {"gap_m": 0.0, "between": {}, "splits": audit_contents(tiles, counts), "ground_in_gaps_share": 0.0}
+        contents = audit_contents(tiles, counts, several_classes=several)
+        return {"gap_m": 0.0, "between": {}, "splits": contents, "ground_in_gaps_share": 0.0}
     ground = sum(sum(held[kind] for kind in ("class", "background", "ignored")) for held in counts.values())
     try:
-        return audit_splits(tiles, pixels=counts, ground=ground, gap_m=gap, gsd=gsd, zones=zones)
+        return audit_splits(
+            tiles, pixels=counts, ground=ground, gap_m=gap, gsd=gsd, zones=zones, several_classes=several
+        )
     except SplitError as error:
         if not given:
             raise
@@ -276,10 +300,12 @@ def _audit(
 
 def _fingerprint(pairs: Sequence[Pair], options: FolderOptions) -> str:
     """Hex SHA-256 of the options and of each file's name, size and modification time."""
-    later = {key for key in ("class_values", "level") if getattr(options, key) is None}  # older datasets lack them
+    later = {key for key in ("class_values", "level", "keep_dates") if getattr(options, key) is None}
+    later |= {"frames"} if options.frames == 1 else set()  # older datasets lack them
     digest = hashlib.sha256(options.model_dump_json(exclude=later).encode())
     for pair in pairs:
-        for path in (pair.image, pair.mask):
+        digest.update("".join(frame.day for frame in pair.frames).encode())
+        for path in (*pair.files, pair.mask):
             for file in (path, path.with_name(f"{path.name}.msk")):  # GDAL's mask may be in a file of its own
                 if file == path or file.is_file():
                     stat = file.stat()
