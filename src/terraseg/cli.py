@@ -17,6 +17,7 @@ VERBS = {  # the modules named here are light to import
     "data scene": "api.acquire:import_scene",
     "data labels": "api.acquire:labels",
     "data city": "sample.steps:make_city",
+    "data flood": "sample.steps:make_floods",
     "data preprocess": "api.prepare:preprocess",
     "data import": "api.prepare:import_folders",
     "check": "api.learn:check",

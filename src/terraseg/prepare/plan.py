@@ -116,6 +116,8 @@ def _by_polygons(scene: Scene, config: PrepareConfig, gap: int) -> list[PlannedB
     planned = []
     for region in read_regions(config.split, crs=str(scene.geobox.crs), gap_m=gap * scene.gsd):
         frame = _pixels_of(scene, region.free)
+        if frame is None and not region.free.is_empty:  # it lies in another scene
+            continue
         if frame is None or min(frame.height, frame.width) < size:
             _log.info("%s (%s) is too small for a chip in %s", region.name, region.split, scene.name)
             continue

@@ -1,4 +1,4 @@
-"""Commands for sample data: the data of the demo, a synthetic city, the demo itself. Light to import."""
+"""Commands for sample data: the data of the demo, a synthetic city and floods, the demo itself. Light to import."""
 
 from pathlib import Path
 
@@ -43,6 +43,27 @@ def make_city(*, output: StrPath = "data/city", size: int = 1536, seed: int = 0)
     from terraseg.sample.city.make import make_city_scene
 
     make_city_scene(Path(output), size=size, seed=seed)
+
+
+def make_floods(*, output: StrPath = "data/flood_sample", size: int = 256, seed: int = 0, spoilt: float = 0.0) -> None:
+    """Make synthetic floods: 20 scenes, each of a place of its own, and all water in them.
+
+    Args:
+        output: gets the folders raw and labels, and places.gpkg.
+        size: side of a place in pixels of 10 m.
+        seed: seed of the floods.
+        spoilt: share of the labels of the places of train and val that are wrong, 0 to 1.
+
+    Raises:
+        ConfigError: an impossible share.
+        OutputError: the disk is full or the folder can't be written.
+    """
+    from terraseg.errors import ConfigError
+    from terraseg.sample.flood import make_floods as make
+
+    if not 0 <= spoilt <= 1:
+        raise ConfigError(f"--spoilt {spoilt:g}", expected="0 to 1")
+    make(Path(output), size=size, seed=seed, spoilt=spoilt)
 
 
 def demo() -> None:
