@@ -243,7 +243,7 @@ def _writes(trainer: Trainer) -> bool:
 
 def _best(trainer: Trainer, task: SegmentationTask) -> ModelCheckpoint:
     chosen_by = [("val/iou", "max"), ("val/loss", "min")] if task.target == SHARE_TARGET else [("val/iou", "max")]
-    if len(task.chips.class_names) > 2:
+    if int(task.hparams["model_args"]["num_classes"]) > 2:
         chosen_by.append(("val/miou", "max"))
     for callback in trainer.checkpoint_callbacks:
         if isinstance(callback, ModelCheckpoint) and (callback.monitor, callback.mode) in chosen_by:

@@ -93,7 +93,7 @@ def layered_map(*, scene: Scene, dataset: ChipDataset, predictions: Sequence[Pre
     """
     view = whole(scene)
     labels, positive = label_map(view, dataset), shown_class(dataset, predictions)
-    unlabelled, truth, classes = labels == IGNORE, labels == positive, class_colours_of(dataset)
+    unlabelled, truth, classes = labels == IGNORE, labels == positive, class_colours_of(dataset, predictions)
     models = []
     for prediction in predictions:
         if classes:

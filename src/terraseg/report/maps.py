@@ -121,10 +121,11 @@ def shown_class(dataset: ChipDataset, predictions: Sequence[Prediction]) -> int:
     return ids[names[0]] if names else 1
 
 
-def class_colours_of(dataset: ChipDataset) -> dict[str, str]:
-    """Colour (as hex) of each class by name, if the dataset has more than two; else empty."""
+def class_colours_of(dataset: ChipDataset, predictions: Sequence[Prediction]) -> dict[str, str]:
+    """Colour (as hex) of each class by name, if dataset and predictions have more than two; else empty."""
     names = [dataset.info.classes[number] for number in sorted(dataset.info.classes)]
-    return dict(zip(names, map(as_hex, class_colours(names)), strict=True)) if len(names) > 2 else {}
+    several = len(names) > 2 and all(prediction.class_names for prediction in predictions)
+    return dict(zip(names, map(as_hex, class_colours(names)), strict=True)) if several else {}
 
 
 def mapped_ids(view: View, prediction: Prediction) -> tuple[Labels, npt.NDArray[np.bool_]]:
@@ -142,7 +143,7 @@ def comparison(view: View, dataset: ChipDataset, predictions: Sequence[Predictio
         SceneError: see `shown_class` and `mapped_class`.
     """
     picture, labels, positive = imagery(view), label_map(view, dataset), shown_class(dataset, predictions)
-    base, classes = _faded(picture), class_colours_of(dataset)
+    base, classes = _faded(picture), class_colours_of(dataset, predictions)
     shown = by_colour(labels, classes) if classes else {CLASS: labels == positive}
     ground = [("Imagery", picture), ("Label", _paint(base, shown, unknown=labels == IGNORE))]
     by_model = [_layers(view, base, labels, one, positive=positive, classes=classes) for one in predictions]

@@ -13,7 +13,9 @@ from terraseg.errors import ConfigError
 from terraseg.learn.check.config import check_config, check_schedule, read_config
 from terraseg.learn.check.finding import error, raise_errors, warning
 
-_EXPERIMENTS = [path for path in sorted(CONFIGS.glob("*.yaml")) if "\nmodel:" in path.read_text(encoding="utf-8")]
+_EXPERIMENTS = [
+    path for path in sorted(CONFIGS.glob("*.yaml")) if "\n  class_path:" in path.read_text(encoding="utf-8")
+]
 
 
 def _config(**sections):

@@ -24,7 +24,9 @@ def _search(**changed: object) -> Search:
     return Search.model_validate({**_GOOD, **changed})
 
 
-_EXPERIMENTS = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "model" in _config(path.stem))
+_EXPERIMENTS = sorted(
+    path.stem for path in CONFIGS.glob("*.yaml") if "class_path" in _config(path.stem).get("model", {})
+)
 _EXPERIMENTS.remove("buildings_unet")  # the space has the factor of dice, which a loss on shares doesn't need
 
 
