@@ -14,7 +14,7 @@ from terraseg.learn.check.config import check_config, check_schedule, read_confi
 from terraseg.learn.check.finding import error, raise_errors, warning
 
 _EXPERIMENTS = [
-    path for path in sorted(CONFIGS.glob("*.yaml")) if "\n  class_path:" in path.read_text(encoding="utf-8")
+    path for path in sorted(CONFIGS.glob("*.yaml")) if "\nmodel:\n  class_path:" in path.read_text(encoding="utf-8")
 ]
 
 
