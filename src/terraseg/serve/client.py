@@ -23,8 +23,8 @@ from typing import Any, Literal, Self
 from urllib.parse import quote
 
 from terraseg.errors import ConfigError, SceneError, TerrasegError
-from terraseg.serve.http_client import LOADING, Transport
-from terraseg.serve.http_errors import Fault, NotThereError, WrongStateError
+from terraseg.serve.http_client import LOADING, Transport, UnreachableError
+from terraseg.serve.http_errors import Fault, LimitError, NotThereError, WrongStateError
 
 OVER = ("COMPLETED", "FAILED", "CANCELLED", "NOT_FOUND")
 """Statuses that don't change any more."""
@@ -294,7 +294,10 @@ class Client:
         return self.get_dataset(answer["id"])
 
     def _send(self, dataset_id: str, need: Mapping[str, Any], path: Path) -> None:
-        """Send a file from where the service has it; after a cut it says how far it got."""
+        """Send a file from where the service has it.
+
+        After a cut the service says how far it got; it may still be writing what came before the cut.
+        """
         offset: int | None = need["offset"]
 
         def once() -> None:
@@ -309,7 +312,7 @@ class Client:
                 handle.seek(start)
                 self._transport.send(f"/datasets/{quote(dataset_id)}/files/{need['sha256']}?offset={start}", handle)
 
-        self._transport.repeated(once)
+        self._transport.repeated(once, errors=(UnreachableError, LimitError, WrongStateError))
 
     def get_dataset(self, dataset_id: str) -> Dataset:
         """The dataset with an id.
