@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import rasterio
-import shapely
 from scipy.special import expit, logit
 
+from terraseg.assess.ground.chip_truth import chip_truth
 from terraseg.assess.metrics.pixels import iou
 from terraseg.assess.metrics.shares import SUMS, area_ratio, correlation2, r2
 from terraseg.contracts.dataset import COVERAGE_UNKNOWN, ChipDataset, Split
@@ -82,12 +82,10 @@ def ground_of(dataset: ChipDataset, split: Split) -> Ground:
 
 
 def side_by_side(dataset: ChipDataset, split: Split) -> list[tuple[str, str]]:
-    """Blocks of a split with chips less than half a chip apart, each pair once."""
-    chips = dataset.split(split)
-    block, shapes = chips["block"].to_numpy(), chips.geometry.to_numpy()
-    reach = dataset.info.tile_size * dataset.info.gsd / 2
-    first, second = shapely.STRtree(shapes).query(shapes, predicate="dwithin", distance=reach)
-    return sorted({pair for pair in zip(block[first], block[second], strict=True) if pair[0] < pair[1]})
+    """Blocks of a split that lie side by side, each pair once."""
+    blocks = dataset.split(split).drop_duplicates("block")
+    names, ground = blocks["block"].tolist(), (blocks["scene"] + "/" + blocks["block"]).tolist()
+    return [(names[one], names[other]) for one, other in chip_truth(dataset, split=split).touching(ground)]
 
 
 def maps_of(folder: Path, *, gsd: float) -> dict[str, Floats]:

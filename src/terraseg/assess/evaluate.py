@@ -426,7 +426,7 @@ def measure_chips(
         at: the threshold, in DN of probability.
         boundary_tolerance: largest distance between outlines that agree, in metres.
         intervals: of shares, of the model's bundle.
-        names: of the classes, if ``scores`` gives class ids of more than two; ``at`` is then of no account.
+        names: of the classes, if ``scores`` gives class ids of more than two; ``at`` is then ignored.
 
     Raises:
         SplitError: the class never occurs in the split.

@@ -40,7 +40,7 @@ from terraseg.learn.training.experiment_folder import keep_together
 from terraseg.learn.training.make_bundle import RECORD, check_record, record_of
 from terraseg.learn.training.one_line_errors import one_line_errors
 from terraseg.learn.training.quiet import leave_out_noise
-from terraseg.learn.training.resume import check_resumed_schedule
+from terraseg.learn.training.resume import check_resumed_schedule, seed_step
 from terraseg.learn.training.scores import SegmentationScores
 
 FROM_DATA = "from_data"
@@ -250,8 +250,7 @@ class SegmentationTask(TerraTorchTask):  # type: ignore[misc]
 
     def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Seed dropout by seed, batch and process alone, so that a resumed training equals an uninterrupted one."""
-        key = (self._seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        seed_step(self.trainer, self._seed)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Loss of one batch.

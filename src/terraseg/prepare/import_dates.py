@@ -1,6 +1,6 @@
 """Several dates of a place in given files: one file with all dates, or a folder with a file for each date.
 
-The day of a date is, in this order: in a CSV that is given; in the file's band descriptions (``B02 2024-06-01``) or its
+The day of a date is, in this order: in a given CSV; in the file's band descriptions (``B02 2024-06-01``) or its
 tags ``DATES``, ``ACQUISITIONDATE`` or ``TIFFTAG_DATETIME``; in the file's name, as 2024-06-01 or 20240601.
 """
 
@@ -116,7 +116,7 @@ def _days(path: Path, names: Sequence[str], given: Mapping[str, Sequence[str]], 
         known = [day] if (day := _day_in(path.stem)) else None
     if known is None:
         raise SceneError(
-            f"{path} says no date",
+            f"{path} has no date",
             expected=f"{count} in a CSV, its tag DATES, or {'its name' if count == 1 else 'the names of its bands'}",
             fix=f"add a line {names[0]},{','.join(['YYYY-MM-DD'] * min(count, 2))} to a file for --dates",
         )

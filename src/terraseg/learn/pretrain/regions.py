@@ -104,7 +104,6 @@ def _regions(scene: Scene, *, bands: Sequence[str], chip_size: int) -> list[Regi
             fix="choose smaller chips, or move the scene to another folder",
         )
     factor = max(1.0, (rows * columns / _PREVIEW) ** 0.5)
-    whole = Region(scene.path, indexes, Window(0, 0, columns, rows), 0)
     with rasterio.open(scene.path) as source:
         preview = source.read(indexes, out_shape=(len(indexes), round(rows / factor), round(columns / factor)))
     seen = ~unobserved(preview, nodata=NODATA)
@@ -116,7 +115,7 @@ def _regions(scene: Scene, *, bands: Sequence[str], chip_size: int) -> list[Regi
             first, last = ((np.array([top, left]) + k * np.array([side, side])) / factor for k in (0, 1))
             part = seen[int(first[0]) : int(np.ceil(last[0])), int(first[1]) : int(np.ceil(last[1]))]
             if part.any():
-                found.append(Region(whole.path, indexes, window, float(part.mean()) * window.width * window.height))
+                found.append(Region(scene.path, indexes, window, float(part.mean()) * window.width * window.height))
     return found
 
 
@@ -146,5 +145,5 @@ def statistics(
     means, stds = (np.array([getattr(stats[name], key) for name in bands], np.float32) for key in ("mean", "std"))
     if not (stds > 0).all():
         flat = [name for name, std in zip(bands, stds, strict=True) if not std > 0]
-        raise SceneError(f"{', '.join(flat)} is constant in the scenes", fix="leave the band out of data.bands")
+        raise SceneError(f"{', '.join(flat)} is constant in the scenes", fix="drop it from data.bands")
     return means, stds

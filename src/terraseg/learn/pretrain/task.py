@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import Callback
@@ -16,7 +15,7 @@ from terratorch.registry import BACKBONE_REGISTRY
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from terraseg.errors import CheckpointError, ConfigError, TrainingError
+from terraseg.errors import ConfigError, TrainingError
 from terraseg.learn.models import build  # noqa: F401  # registers our backbones
 from terraseg.learn.models.backbones.base import Backbone
 from terraseg.learn.models.encoder_file import Pretraining, write_encoder
@@ -24,7 +23,8 @@ from terraseg.learn.pretrain.datamodule import SceneWindows
 from terraseg.learn.pretrain.mae import MAE
 from terraseg.learn.pretrain.simmim import SimMIM
 from terraseg.learn.training.experiment_folder import keep_together
-from terraseg.learn.training.make_bundle import RECORD, difference
+from terraseg.learn.training.make_bundle import RECORD, check_same
+from terraseg.learn.training.resume import seed_step
 
 ENCODER = "encoder.safetensors"
 """The pretrained weights, in ``trainer.default_root_dir``."""
@@ -137,8 +137,7 @@ class PretrainTask(LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         """Seed masks and dropout, so that a resumed pretraining equals an uninterrupted one."""
-        key = (self.windows.seed, self.global_rank, self.trainer.fit_loop.total_batch_idx)
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+        seed_step(self.trainer, self.windows.seed)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """Loss of one batch.
@@ -175,13 +174,8 @@ class PretrainTask(LightningModule):
         Raises:
             CheckpointError: it names the difference.
         """
-        there, here = checkpoint.get(RECORD) or {}, self._record()
-        for key, value in here.items():
-            if there.get(key) != value:
-                raise CheckpointError(
-                    f"{self.trainer.ckpt_path} was pretrained with another {key}: {difference(there.get(key), value)}",
-                    fix="use the config and the scenes that the checkpoint was pretrained with",
-                )
+        there = checkpoint.get(RECORD) or {}
+        check_same(there, self._record(), where=self.trainer.ckpt_path, trained="pretrained", data="scenes")
 
     def _record(self) -> dict[str, Any]:
         data = self.windows

@@ -52,13 +52,27 @@ def check_record(checkpoint: Mapping[str, Any], expected: Mapping[str, Any], *, 
     if record is None:
         raise CheckpointError(f"{where} was not written by terraseg", fix="train with this config first")
     record = {"target": "class", "by_scene": False, **record}  # older checkpoints don't say
-    for key, value in expected.items():
-        if record.get(key) != value:
-            raise CheckpointError(
-                f"{where} was trained with another {key}: {difference(record.get(key), value)}",
-                fix="use the config and the dataset that the checkpoint was trained with",
-            )
+    check_same(record, expected, where=where, trained="trained", data="dataset")
     return str(record["weights_statement"])
+
+
+def check_same(there: Mapping[str, Any], here: Mapping[str, Any], *, where: object, trained: str, data: str) -> None:
+    """Raise an error if a checkpoint has another value than the config and its data.
+
+    Args:
+        there: record of the checkpoint.
+        here: the same of config and data.
+        where: its path, for the message, like ``trained`` or pretrained, and its ``data``: a dataset or scenes.
+
+    Raises:
+        CheckpointError: it names the difference.
+    """
+    for key, value in here.items():
+        if there.get(key) != value:
+            raise CheckpointError(
+                f"{where} was {trained} with another {key}: {difference(there.get(key), value)}",
+                fix=f"use the config and the {data} that the checkpoint was {trained} with",
+            )
 
 
 def difference(there: object, here: object) -> str:

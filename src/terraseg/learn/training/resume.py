@@ -1,16 +1,31 @@
-"""A training that continues from a checkpoint: torch restores the old schedule, whatever the new settings say."""
+"""A training that continues from a checkpoint: its schedule and its random numbers are those of an unbroken one."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Trainer
 
 from terraseg.learn.check.config import SCHEDULE_LENGTHS
 from terraseg.learn.check.finding import Finding, error, warning
 
 
+def seed_step(trainer: Trainer, seed: int) -> None:
+    """Seed torch (dropout, masks) by seed, step and process alone: a resumed training draws what an unbroken one does.
+
+    Args:
+        trainer: at the start of a batch.
+        seed: of the data.
+    """
+    key = (seed, trainer.global_rank, trainer.fit_loop.total_batch_idx)
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0]))
+
+
 def check_resumed_schedule(
     stored: Sequence[Mapping[str, Any]], scheduler: str | None, options: Mapping[str, Any], *, steps: float
 ) -> list[Finding]:
-    """Whether the schedule of a checkpoint is as long as that of the training which continues it.
+    """Whether the schedule of a checkpoint, which torch restores, is as long as that of the resumed training.
 
     Args:
         stored: ``lr_schedulers`` of the checkpoint; empty if there is no checkpoint.
