@@ -50,6 +50,10 @@ class Experiment:
         statistics: what standardises the network's input.
         data: further settings of a network's data.
         model: settings of a network in place of the config's.
+        callbacks: of the trainer, beside the config's.
+        steps: of the training, in units of the budget.
+        precision: of the training.
+        tta: whether the map is the mean over eight rotations and flips.
         training: the experiment whose trained model it takes, in place of one of its own.
     """
 
@@ -60,11 +64,19 @@ class Experiment:
     statistics: str = "dataset"
     data: dict[str, Any] = field(default_factory=dict)
     model: dict[str, Any] = field(default_factory=dict)
+    callbacks: tuple[dict[str, Any], ...] = ()
+    steps: float = 1
+    precision: str = "32-true"
+    tta: bool = False
     training: str | None = None
 
 
 def _buildings(**other: Any) -> Experiment:  # noqa: ANN401  # fields of an experiment
     return Experiment("buildings_unet", statistics="scene", **other)
+
+
+def _two_dates(**other: Any) -> Experiment:  # noqa: ANN401  # fields of an experiment
+    return _buildings(dates=2, **other)
 
 
 _SIX = ("B02", "B03", "B04", "B08", "B11", "B12")
@@ -78,6 +90,9 @@ _UKIS = {
 }  # fmt: skip
 """An encoder that was trained on Sentinel-2 to find clouds, see configs/ukis_unet.yaml."""
 
+_EMA = {"class_path": "lightning.pytorch.callbacks.EMAWeightAveraging", "init_args": {"decay": 0.98}}
+"""Of the last 50 steps, about."""
+
 EXPERIMENTS = {
     "trees": Experiment(),
     "trees_texture": Experiment(texture=True),
@@ -87,10 +102,19 @@ EXPERIMENTS = {
     "unet_10m": _buildings(),
     "unet_5m": _buildings(gsd=5),
     "unet_2.5m": _buildings(gsd=2.5),
-    "unet_10m_two_dates": _buildings(dates=2),
-    "unet_10m_trained_on_two_dates": _buildings(training="unet_10m_two_dates"),
-    "ukis_10m_two_dates": _buildings(dates=2, data={"bands": list(_SIX)}, model=_UKIS),
-    "unet_10m_jitter": _buildings(data={"jitter": 0.2}),
+    "two_dates": _two_dates(),
+    "one_of_two_dates": _buildings(training="two_dates"),
+    "ukis": _two_dates(data={"bands": list(_SIX)}, model=_UKIS),
+    "jitter": _two_dates(data={"jitter": 0.2}),
+    "dice": _two_dates(model={"loss": {"share": 1.0, "dice": 0.5}}),
+    "tta": _two_dates(training="two_dates", tta=True),
+    "ema": _two_dates(callbacks=(_EMA,)),
+    "long": _two_dates(steps=3),
+    "long_jitter_ema": _two_dates(steps=3, data={"jitter": 0.2}, callbacks=(_EMA,)),
+    "bf16": _two_dates(precision="bf16-mixed"),
+    "5m": _two_dates(gsd=5, precision="bf16-mixed"),
+    "2.5m": _two_dates(gsd=2.5, precision="bf16-mixed"),
+    "2.5m_long": _two_dates(gsd=2.5, precision="bf16-mixed", steps=2),
 }
 BASELINES = ("trees", "trees_texture", "trees_texture_two_dates")
 PAIRS = [
@@ -98,10 +122,11 @@ PAIRS = [
     ("unet_shares", "unet_10m"),
     ("unet_10m", "unet_5m"),
     ("unet_5m", "unet_2.5m"),
-    ("unet_10m", "unet_10m_two_dates"),
-    ("unet_10m", "unet_10m_trained_on_two_dates"),
-    ("unet_10m_two_dates", "ukis_10m_two_dates"),
-    ("unet_10m", "unet_10m_jitter"),
+    ("unet_10m", "two_dates"),
+    ("unet_10m", "one_of_two_dates"),
+    *(("two_dates", name) for name in ("ukis", "jitter", "dice", "tta", "ema", "long", "bf16", "5m", "2.5m")),
+    ("long", "long_jitter_ema"),
+    ("long", "2.5m_long"),
 ]
 """One lever each: without it, with it."""
 
@@ -152,7 +177,10 @@ def run(name: str, held_out: str, seed: int, *, source: Path, work: Path, steps:
         training = folder.with_name(experiment.training or name) / "training"
         if experiment.training is None:
             _fit(experiment, folder, source=source, work=work, held_out=held_out, seed=seed, steps=steps)
-        terraseg.predict(bundle=training / "bundle", input=images, output=folder / "maps", device="cpu", batch_size=4)
+        terraseg.predict(
+            bundle=training / "bundle", input=images, output=folder / "maps", device="cpu", batch_size=4,
+            tta=experiment.tta,
+        )  # fmt: skip
         maps = maps_of(folder / "maps", gsd=experiment.gsd)
     else:
         places = {place[0].name: list(place) for place in find_places(images, frames=experiment.dates)}
@@ -193,7 +221,9 @@ def _fit(
     chips = dataset(source, work, held_out=held_out, gsd=experiment.gsd, dates=experiment.dates)
     config = yaml.safe_load(Path(f"configs/{experiment.config}.yaml").read_text(encoding="utf-8"))
     config["seed_everything"] = seed
-    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps // 5}
+    steps = round(steps * experiment.steps)
+    config["trainer"] |= {"max_steps": steps, "val_check_interval": steps // 5, "precision": experiment.precision}
+    config["trainer"]["callbacks"] += experiment.callbacks
     config["data"]["init_args"] |= {
         "root": str(chips.root), "bands": list(BANDS), "batch_size": IMAGES // experiment.dates, "seed": seed,
         "class_share": None, "statistics": experiment.statistics, **experiment.data,

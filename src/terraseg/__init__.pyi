@@ -20,6 +20,7 @@ from .api.mapping import export as export
 from .api.mapping import predict as predict
 from .api.prepare import import_folders as import_folders
 from .api.prepare import preprocess as preprocess
+from .api.prepare import sen1floods11 as sen1floods11
 from .assess.ground.predictions import find_predictions as find_predictions
 from .assess.ground.predictions import predictions_of as predictions_of
 from .contracts.bundle import open_bundle as open_bundle

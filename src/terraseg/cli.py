@@ -20,6 +20,7 @@ VERBS = {  # the modules named here are light to import
     "data flood": "sample.steps:make_floods",
     "data preprocess": "api.prepare:preprocess",
     "data import": "api.prepare:import_folders",
+    "data sen1floods11": "api.prepare:sen1floods11",
     "check": "api.learn:check",
     "convert": "api.learn:convert",
     "pretrain": "api.learn:pretrain",

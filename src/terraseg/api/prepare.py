@@ -1,6 +1,7 @@
 """Making datasets: `preprocess` scenes and footprints, or `import_folders` of images and masks."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from terraseg.api.config import DATA_CONFIG, load_data_config
@@ -88,3 +89,31 @@ def import_folders(
     from terraseg.prepare.import_folders import import_folders as make
 
     return make(images=images, masks=masks, split_files=split_files, dates=dates, output=output, options=options)
+
+
+def sen1floods11(*, output: StrPath = "data/sen1floods11", url: str | None = None) -> Path:
+    """Download the hand-labelled part of Sen1Floods11, for `import_folders`; run it again to continue.
+
+    The 446 chips are about 1 GB. What is there is not downloaded again.
+
+    Args:
+        output: folder of the data set.
+        url: address of a copy; by default the one of its authors.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CatalogueError: the address can't be reached, or has no such files.
+        DatasetError: a list of its chips has another form.
+        OutputError: the disk is full or the folder can't be written.
+    """
+    from terraseg.acquire.published import PublishedFiles
+    from terraseg.core.progress import track
+    from terraseg.prepare.sen1floods11 import LISTS, URL, listed_files
+
+    with PublishedFiles(url or URL, Path(output)) as published:
+        lists = [published.fetch(path) for path in LISTS]
+        for path in track(listed_files(lists), "download files"):
+            published.fetch(path)
+    return Path(output)

@@ -15,8 +15,13 @@ from terraseg.prepare.config import FolderOptions
 
 _log = logging.getLogger(__name__)
 
+URL = "https://storage.googleapis.com/sen1floods11/v1.1"
+"""Where its authors publish it."""
+
 _CHIPS, _SPLITS = "data/flood_events/HandLabeled", "splits/flood_handlabeled"
 _OFFICIAL = ("train", "valid", "test")
+LISTS = tuple(f"{_SPLITS}/flood_{name}_data.csv" for name in (*_OFFICIAL, "bolivia"))
+"""Paths of its split files."""
 
 _FACTS: dict[str, Any] = {
     "image_suffix": "_S2Hand",
@@ -56,6 +61,26 @@ def sen1floods11_sources(
     _log.info("%s is Sen1Floods11; split files: %s", root, ", ".join(path.name for path in files))
     chips = root / _CHIPS
     return [chips / "S2Hand"], [chips / "LabelHand"], files, FolderOptions(**{**options.model_dump(), **facts})
+
+
+def listed_files(lists: Sequence[Path]) -> list[str]:
+    """Paths of the images and masks of all chips in split files, such as ``Spain_1_S1Hand.tif,Spain_1_LabelHand.tif``.
+
+    Raises:
+        DatasetError: a line has another form.
+    """
+    files = []
+    for path in lists:
+        for line in path.read_text(encoding="utf-8").split():
+            chip, found, _ = line.rpartition(",")[2].partition("_LabelHand.tif")
+            if not found or "/" in chip or "\\" in chip:
+                raise DatasetError(
+                    f"{path} has the line {line[:80]!r}",
+                    expected="<chip>_S1Hand.tif,<chip>_LabelHand.tif",
+                    fix="delete the file, check --url and run again",
+                )
+            files += [f"{_CHIPS}/{kind}/{chip}_{kind}.tif" for kind in ("S2Hand", "LabelHand")]
+    return files
 
 
 def _default(key: str) -> object:
