@@ -112,11 +112,12 @@ EXPERIMENTS = {
     "long": _two_dates(steps=3),
     "long_jitter_ema": _two_dates(steps=3, data={"jitter": 0.2}, callbacks=(_EMA,)),
     "bf16": _two_dates(precision="bf16-mixed"),
-    "5m": _two_dates(gsd=5, precision="bf16-mixed"),
-    "2.5m": _two_dates(gsd=2.5, precision="bf16-mixed"),
-    "2.5m_long": _two_dates(gsd=2.5, precision="bf16-mixed", steps=2),
+    "5m": _two_dates(gsd=5),
+    "2.5m": _two_dates(gsd=2.5),
+    "5m_long_jitter_ema": _two_dates(gsd=5, steps=3, data={"jitter": 0.2}, callbacks=(_EMA,)),
 }
 BASELINES = ("trees", "trees_texture", "trees_texture_two_dates")
+LEVERS = [name for name, one in EXPERIMENTS.items() if one.config and one.dates == 2 and name != "two_dates"]
 PAIRS = [
     ("unet_masks", "unet_shares"),
     ("unet_shares", "unet_10m"),
@@ -124,11 +125,9 @@ PAIRS = [
     ("unet_5m", "unet_2.5m"),
     ("unet_10m", "two_dates"),
     ("unet_10m", "one_of_two_dates"),
-    *(("two_dates", name) for name in ("ukis", "jitter", "dice", "tta", "ema", "long", "bf16", "5m", "2.5m")),
-    ("long", "long_jitter_ema"),
-    ("long", "2.5m_long"),
+    *(("two_dates", name) for name in LEVERS),
 ]
-"""One lever each: without it, with it."""
+"""Without a lever, with it."""
 
 Found = dict[str, dict[str, list[dict[str, Scores]]]]
 """Held-out metropolis -> experiment -> for each seed: number of labelled blocks -> scores."""
