@@ -83,7 +83,13 @@ def make_sen1floods11(folder: Path, *, side: int = 64, seed: int = 0) -> Path:
 
 
 def make_tutorial_floods(
-    folder: Path, *, images: int = 4, sides: Sequence[int] = (64,), crs: str | None = "EPSG:32631", scale: float = 1
+    folder: Path,
+    *,
+    images: int = 4,
+    sides: Sequence[int] = (64,),
+    crs: str | None = "EPSG:32631",
+    scale: float = 1,
+    dates: int = 1,
 ) -> Path:
     """The folder of docs/service.md: ``SPLIT/input`` and ``SPLIT/ground_truth``, 13 bands without names, odd names.
 
@@ -95,6 +101,7 @@ def make_tutorial_floods(
         sides: sides of the images in turn, in pixels.
         crs: of all images; None for none.
         scale: of the values: 1 gives DN, 1e-4 reflectance.
+        dates: in a file, date by date; water is seen on the last one alone.
     """
     rng, written = np.random.default_rng(0), 0
     for split in ("train", "val", "test"):
@@ -105,6 +112,9 @@ def make_tutorial_floods(
             level = 900 + 150 * np.arange(13)[:, None, None]
             pixels = np.clip(np.where(water, 250, level) + rng.normal(0, 60, (13, side, side)), 1, None) * scale
             labels = np.where(rng.random(water.shape) < 0.05, -1, water)[None].astype(np.int16)
+            if dates > 1:
+                before = [level + rng.normal(0, 60, (13, side, side)) for _ in range(dates - 1)]
+                pixels = np.concatenate([np.clip(each, 1, None) * scale for each in before] + [pixels])
             pixels[:, :4, :4] = -9999
             place = rasterio.Affine(10, 0, 500_000 + 5_000 * written, 0, -10, 4_000_000)
             name = f"Übung {number}.v1 (S2).tif"

@@ -110,7 +110,8 @@ class DatasetInfo(Strict):
         label_rule: how a pixel got its class, as text for reports.
         split_rule: how blocks were assigned to splits: kind, block side, gap, fractions, seed.
         frames: dates per image file, which has frames x bands layers, the first date first.
-        frame_dates: days of the frames, by name of the place in ``tiles.scene``; empty if ``frames`` is 1.
+        frame_dates: days of the frames, by name of the place in ``tiles.scene``; without the places whose days are not
+            known, and empty if ``frames`` is 1.
         provenance: source scenes with ids and dates of their STAC items, label sources with licence and attribution.
         content_hash: hash of the chips' checksums and of all the above; it identifies the dataset in derived files.
     """
@@ -132,7 +133,7 @@ class DatasetInfo(Strict):
 
     def layers(self, place: str) -> tuple[str, ...]:
         """Layer names of a place's image files, see `layer_names`."""
-        return layer_names(self.bands, self.frame_dates.get(place, ()))
+        return layer_names(self.bands, self.frame_dates.get(place) or [str(k + 1) for k in range(self.frames)])
 
     @property
     def attribution(self) -> str:
@@ -147,7 +148,10 @@ class DatasetInfo(Strict):
 
 
 def layer_names(bands: Sequence[str], dates: Sequence[str]) -> tuple[str, ...]:
-    """Layer names of an image file: its bands, or for several dates ``B02 2024-06-01``, date by date."""
+    """Layer names of an image file: its bands, or for several dates ``B02 2024-06-01``, date by date.
+
+    Dates without a known day have numbers, such as ``B02 1``.
+    """
     return tuple(f"{band} {date}" for date in dates for band in bands) if len(dates) > 1 else tuple(bands)
 
 

@@ -139,6 +139,7 @@ class FolderOptions(Strict):
         class_values: mask values of the classes in their order, such as 0,255; by default 0, 1, ...
         frames: dates of each place: in one file, date by date, or in a folder with a file for each.
         keep_dates: numbers of the dates to keep, from 1, such as 3 for a dataset of one date with the same chips.
+        undated: files with all dates may say no days: their dates are taken in the order of the file, oldest first.
         attribution: credit line for everything made from the dataset.
         tile_size: side of a chip in pixels, by default the side of the images; larger images are cut.
         block_chips: side of a block, in chips.
@@ -159,6 +160,7 @@ class FolderOptions(Strict):
     class_values: tuple[int, ...] | None = None
     frames: int = Field(default=1, ge=1)
     keep_dates: tuple[int, ...] | None = None
+    undated: bool = False
     attribution: str = "given images and masks"
     tile_size: int | None = Field(default=None, ge=8)
     block_chips: int = Field(default=4, ge=1)

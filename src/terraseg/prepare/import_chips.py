@@ -23,6 +23,7 @@ from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
 from terraseg.core.normalise import by_date, never_observed, unobserved
 from terraseg.core.progress import track
 from terraseg.prepare.config import FolderOptions
+from terraseg.prepare.import_dates import day_names
 from terraseg.prepare.import_files import Header, Pair, mask_is_sound, read_image, read_mask
 
 _GLOBAL_CRS = "EPSG:6933"
@@ -177,7 +178,7 @@ def _write_image(path: Path, chip: Chip, pixels: npt.NDArray[Any], *, may_link: 
         **_grid(chip, pixels.shape[1:]),
     ) as target:  # fmt: skip
         target.write(pixels)
-        target.descriptions = layer_names(chip.header.bands, [frame.day for frame in chip.pair.frames])
+        target.descriptions = layer_names(chip.header.bands, day_names(chip.pair.frames))
         target.scales = [REFLECTANCE_SCALE] * len(pixels)
         target.update_tags(UNIT=UNIT)
 

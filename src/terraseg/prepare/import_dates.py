@@ -1,7 +1,8 @@
 """Several dates of a place in given files: one file with all dates, or a folder with a file for each date.
 
 The day of a date is, in this order: in a given CSV; in the file's band descriptions (``B02 2024-06-01``) or its
-tags ``DATES``, ``ACQUISITIONDATE`` or ``TIFFTAG_DATETIME``; in the file's name, as 2024-06-01 or 20240601.
+tags ``DATES``, ``ACQUISITIONDATE`` or ``TIFFTAG_DATETIME``; in the file's name, as 2024-06-01 or 20240601. With the
+option ``undated``, a file with all dates may say no day: then its dates are in their order.
 """
 
 import csv
@@ -28,7 +29,7 @@ class Frame:
 
     Attributes:
         path: its file.
-        day: such as 2024-06-01.
+        day: such as 2024-06-01; empty if it is not known.
         part: its place among the dates of the file, from 0.
         of: number of dates of the file.
     """
@@ -58,10 +59,8 @@ def frames_of(place: str, image: Path, options: FolderOptions, days: Mapping[str
         ]
         where = f"{image} has {len(frames)} files"
     else:
-        frames = [
-            Frame(image, day, part, options.frames)
-            for part, day in enumerate(_days(image, [image.name, image.stem, place], days, options.frames))
-        ]
+        found = _days(image, [image.name, image.stem, place], days, options.frames, may_lack=options.undated)
+        frames = [Frame(image, day, part, options.frames) for part, day in enumerate(found)]
         where = f"{image} has {len(frames)} dates"
     frames.sort(key=lambda frame: frame.day)
     listed = ", ".join(frame.day for frame in frames)
@@ -72,7 +71,7 @@ def frames_of(place: str, image: Path, options: FolderOptions, days: Mapping[str
             fix="add the missing dates, remove the others, or correct --frames",
         )
     for first, second in pairwise(frames):
-        if first.day == second.day:
+        if first.day == second.day != "":
             files_of_day = dict.fromkeys([first.path.name, second.path.name])
             raise SceneError(
                 f"{place} has two dates of {first.day}: {' and '.join(files_of_day)}",
@@ -107,18 +106,28 @@ def days_in(path: Path | None) -> dict[str, list[str]]:
     return found
 
 
-def _days(path: Path, names: Sequence[str], given: Mapping[str, Sequence[str]], count: int) -> list[str]:
-    """The days of a file with ``count`` dates."""
+def day_names(frames: Sequence[Frame]) -> list[str]:
+    """The dates in names of layers: their days, or their numbers from 1 if these are not known."""
+    return [frame.day or str(number) for number, frame in enumerate(frames, start=1)]
+
+
+def _days(
+    path: Path, names: Sequence[str], given: Mapping[str, Sequence[str]], count: int, *, may_lack: bool = False
+) -> list[str]:
+    """The days of a file with ``count`` dates; empty ones if they are not known and may lack."""
     known = next((list(given[name]) for name in names if name in given), None)
     if known is None:
         known = _days_in_file(path, count)
     if known is None and count == 1:
         known = [day] if (day := _day_in(path.stem)) else None
+    if known is None and may_lack:
+        return [""] * count
     if known is None:
         raise SceneError(
             f"{path} has no date",
             expected=f"{count} in a CSV, its tag DATES, or {'its name' if count == 1 else 'the names of its bands'}",
-            fix=f"add a line {names[0]},{','.join(['YYYY-MM-DD'] * min(count, 2))} to a file for --dates",
+            fix=f"add a line {names[0]},{','.join(['YYYY-MM-DD'] * min(count, 2))} to a file for --dates"
+            + ", or add --undated to take the order in the file" * (count > 1),
         )
     return known
 

@@ -133,9 +133,11 @@ def import_folders(
             classes=dict(enumerate(options.classes)),
             label_rule="given masks",
             frames=options.kept_frames,
-            frame_dates={pair.name: tuple(frame.day for frame in pair.frames) for pair in pairs}
-            if options.kept_frames > 1
-            else {},
+            frame_dates={
+                pair.name: tuple(frame.day for frame in pair.frames)
+                for pair in pairs
+                if options.kept_frames > 1 and pair.frames[0].day
+            },
             split_rule={
                 "kind": "given" if pairs[0].split else "location" if footprints.crs else "file, assumed independent",
                 "block_chips": options.block_chips,
@@ -300,8 +302,9 @@ def _audit(
 
 def _fingerprint(pairs: Sequence[Pair], options: FolderOptions) -> str:
     """Hex SHA-256 of the options and of each file's name, size and modification time."""
+    # Older datasets lack them.
     later = {key for key in ("class_values", "level", "keep_dates") if getattr(options, key) is None}
-    later |= {"frames"} if options.frames == 1 else set()  # older datasets lack them
+    later |= {key for key, default in (("frames", 1), ("undated", False)) if getattr(options, key) == default}
     digest = hashlib.sha256(options.model_dump_json(exclude=later).encode())
     for pair in pairs:
         digest.update("".join(frame.day for frame in pair.frames).encode())

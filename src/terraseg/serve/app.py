@@ -191,6 +191,9 @@ def _router(service: Service) -> APIRouter:
         if lacking := sorted(set(model.request["metadata"]["bands"]) - set(bands)):
             found = f"the images have no band {', '.join(lacking)}, which the model takes"
             raise ConfigError(found, expected=", ".join(model.request["metadata"]["bands"]))
+        dates, own = (each.get("num_frames", 1) for each in (dataset.facts, model.request["facts"]))
+        if dates != own:
+            raise ConfigError(f"the images have num_frames {dates}, the model was trained on {own}", expected=str(own))
         request = {
             "base_model": model.request["base_model"],
             "split": asked.split,

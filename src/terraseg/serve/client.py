@@ -252,6 +252,7 @@ class Client:
         unit: str | None = None,
         nodata: float | None = None,
         gsd: float | None = None,
+        num_frames: int | None = None,
         progress: bool = False,
     ) -> Dataset:
         """Check a folder of labelled GeoTIFFs, and upload what the service does not have yet.
@@ -261,9 +262,11 @@ class Client:
                 and its ground truth have the same name.
             name: of the dataset.
             bands: names in file order, if the files name none; 13 are taken in Sentinel-2's order, 6 in that of HLS.
+                Of several dates those of one.
             unit: ``reflectance`` (0 to 1) or ``reflectance_1e-4`` (DN); by default what the values show.
             nodata: value without an observation; -9999 is one by default.
             gsd: pixel size in metres of images without a CRS; 10 by default.
+            num_frames: dates in a file, date by date; by default found from the bands, such as 3 for 18 or 39.
             progress: show how much is sent.
 
         Raises:
@@ -273,7 +276,7 @@ class Client:
         from terraseg.serve.jobs.folder import check_files, files_of
 
         files = files_of(Path(base_dir))
-        facts = check_files(files, bands=bands, unit=unit, nodata=nodata, gsd=gsd)
+        facts = check_files(files, bands=bands, unit=unit, nodata=nodata, gsd=gsd, num_frames=num_frames)
         return self._upload(name, files, facts, progress=progress)
 
     def _upload(self, name: str, files: Mapping[str, Path], facts: Any, *, progress: bool = False) -> Dataset:  # noqa: ANN401
@@ -479,7 +482,8 @@ class Client:
             raise SceneError(f"{len(paths)} images with {len(files)} names", expected="images of different names")
         if missing := [path for path in paths if not path.is_file()]:
             raise SceneError(f"no image at {missing[0]}", fix="correct the path")
-        facts = check_files(files, **{key: said.get(key) for key in ("bands", "unit", "nodata")})
+        dates = self.get_model_status(model_id).answer["metadata"].get("num_frames")
+        facts = check_files(files, **{key: said.get(key) for key in ("bands", "unit", "nodata")}, num_frames=dates)
         return self._upload(f"images of {model_id}", files, facts)
 
     def get_inference_status(self, inference_id: str) -> Inference:

@@ -52,7 +52,8 @@ class Facts(_Request):
     Attributes:
         images: number of images in each split.
         labelled: whether there is ground truth.
-        bands: ESA names in file order.
+        bands: ESA names in file order, those of one date.
+        num_frames: dates in a file, the first one first.
         unit: of the values.
         nodata: value without an observation, in addition to what the files declare.
         gsd: pixel size in metres.
@@ -65,6 +66,7 @@ class Facts(_Request):
     images: dict[Split, Annotated[int, Field(ge=0)]]
     labelled: bool
     bands: _Bands
+    num_frames: int = Field(default=1, ge=1, le=1000)
     unit: Unit
     nodata: float | None = None
     gsd: float = Field(gt=0, lt=1e6)
@@ -128,7 +130,7 @@ class TrainingMetadata(_Request):
     Attributes:
         num_classes: number of classes; by default that of CLASSES, else of the values in the ground truth.
         CLASSES: names of the values 0, 1, ...; by default class_0, class_1, ...
-        num_frames: dates in a file; only 1.
+        num_frames: dates in a file; always that of the dataset.
         img_norm_cfg: means and stds of the bands; by default those of the train split.
         ignore_index: value in the ground truth that means unknown, besides -1.
         ignore_classes: classes (names or values) whose pixels count in no loss and no score.
@@ -149,7 +151,7 @@ class TrainingMetadata(_Request):
 
     num_classes: int | None = Field(default=None, ge=2, le=128)
     CLASSES: tuple[Annotated[str, Field(min_length=1, max_length=100)], ...] | None = Field(default=None, min_length=2)
-    num_frames: Literal[1] = 1
+    num_frames: int | None = Field(default=None, ge=1, le=1000)
     img_norm_cfg: NormConfig | None = None
     ignore_index: int = Field(default=-1, ge=-32768, le=65535)
     ignore_classes: tuple[int | str, ...] = Field(default=(), max_length=128)

@@ -193,6 +193,33 @@ def test_what_a_training_would_get_wrong_is_an_error(server: Server, tutorial: d
     assert (model.status, model.metrics) == ("FAILED", {})
 
 
+def test_stacks_of_dates_train_a_model_that_maps_stacks(server: Server) -> None:
+    home, client = server.home, server.client
+    floods = make_tutorial_floods(home / "dates", images=2, dates=2)
+    before = len(client.list_datasets())
+    with pytest.raises(SceneError, match="num_frames is 3"):
+        client.create_dataset(base_dir=floods, name="dates", num_frames=3)
+    assert len(client.list_datasets()) == before
+    dataset = client.create_dataset(base_dir=floods, name="dates")
+    assert (dataset.facts["num_frames"], len(dataset.facts["bands"])) == (2, 13)
+    asked = {"steps": 20, "batch_size": 2, "weights": "random", "lr": 1e-3}
+    with pytest.raises(ConfigError, match="num_frames is 3"):
+        client.fine_tune("demo_unet", dataset.id, {**asked, "num_frames": 3})
+    model = client.fine_tune("demo_unet", dataset.id, {**asked, "num_frames": 2}).wait(every=0.2)
+    assert model.metadata["num_frames"] == 2
+    assert model.metrics["test"]["pixels"] == pytest.approx(2 * 64 * 64, rel=0.1)
+    image = next((floods / "test/input").iterdir())
+    inference = client.start_inference(model.id, paths=[image]).wait(every=0.2)
+    unpack_tar(client.download_inference_results(inference.id, home / "results"), home / "of_dates")
+    at_once = client.map_image(model.id, image, home / "dates.tif")
+    with rasterio.open(home / "of_dates" / inference.id / image.name) as job, rasterio.open(at_once) as warm:
+        assert (job.read(1) == warm.read(1)).all()
+        assert set(np.unique(job.read(1))) <= {0, 1, 255}
+    one = make_tutorial_floods(home / "one", images=1)
+    with pytest.raises(SceneError, match="num_frames is 2"):
+        client.start_inference(model.id, paths=[next((one / "test/input").iterdir())])
+
+
 def test_a_real_chip_of_sen1floods11(server: Server, shared_data: Path) -> None:
     chip = shared_data / "sen1floods11_chip"
     for split in ("train", "val", "test"):

@@ -111,6 +111,22 @@ def test_the_days_come_from_tags_or_a_csv_too(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_dates_without_days_are_in_the_order_of_the_file(tmp_path: Path) -> None:
+    root = stacks(tmp_path, described=False)
+    with rasterio.open(root / "images/p1.tif", "r+") as target:
+        target.update_tags(DATES=",".join(DAYS[::-1]))
+    dataset = imported(root, undated=True)
+    assert (dataset.info.frames, dataset.info.frame_dates) == (3, {"p1": DAYS})
+    for row in dataset.tiles.itertuples():
+        image, names = image_of(dataset, row.tile)
+        place = int(row.scene[1])
+        dates = [pixels_of(place, date) for date in range(3)]
+        expected = np.concatenate(dates[::-1] if place else dates)  # a file that says its days is sorted by them
+        np.testing.assert_array_equal(image, expected[:, row.row : row.row + 16, row.column : row.column + 16])
+        assert names == dataset.info.layers(row.scene)
+        assert names[3] == ("B02 2024-06-11" if place else "B02 2")
+
+
 @pytest.mark.parametrize("made", [folders, stacks])
 def test_the_twin_of_one_date_has_the_same_chips_splits_and_labels(
     made: Callable[[Path], Path], tmp_path: Path

@@ -12,7 +12,7 @@ from helpers.floods import make_tutorial_floods
 from terraseg.api.prepare import import_folders
 from terraseg.core.bands import BANDS
 from terraseg.errors import DatasetError, LabelError, SceneError
-from terraseg.serve.jobs.folder import check_files, files_of, images_of, read_labels, tidy, tile_side
+from terraseg.serve.jobs.folder import check_files, files_of, images_of, read_labels, read_pixels, tidy, tile_side
 
 _PLACE = rasterio.Affine(10, 0, 500_000, 0, -10, 4_000_000)
 
@@ -57,6 +57,65 @@ def test_images_of_any_size_become_chips_of_one(tmp_path: Path, sides: tuple[int
         beyond[: given.shape[1], : given.shape[2]] = False
         assert (labels[beyond] == -1).all()
         assert not pixels[:, beyond].any()
+
+
+@pytest.mark.parametrize("sides", [(64,), (40, 90)])
+def test_stacks_of_dates_become_chips_of_several_dates(tmp_path: Path, sides: tuple[int, ...]) -> None:
+    files = files_of(make_tutorial_floods(tmp_path / "floods", sides=sides, dates=3))
+    facts = check_files(files)
+    assert (facts.num_frames, facts.bands) == (3, tuple(band.name for band in BANDS))
+    assert any("3 dates of 13" in each for each in facts.assumed)
+    assert check_files(files, num_frames=3) == facts
+    tile = tile_side(facts)
+    options = tidy(files, tmp_path / "tidy", facts, classes=("land", "water"), tile=tile, ignored=[-1])
+    dataset = import_folders(images=tmp_path / "tidy", output=tmp_path / "dataset", options=options)
+    assert (dataset.info.frames, dataset.info.frame_dates, dataset.info.tile_size) == (3, {}, tile)
+    sources = {name: path for name, path, _ in images_of(files, "test")}
+    for row in dataset.split("test").itertuples():
+        with rasterio.open(dataset.image("test", row.tile)) as chip:
+            pixels = chip.read()
+            assert chip.descriptions == dataset.info.layers(row.scene)
+        name = max((name for name in sources if row.tile.removeprefix("test_").startswith(name)), key=len)
+        given, _ = read_pixels(sources[name], facts)
+        part = given[:, row.row : row.row + tile, row.column : row.column + tile]
+        assert (pixels[:, : part.shape[1], : part.shape[2]] == part).all()
+
+
+def test_dates_that_say_their_days_are_in_the_order_of_these(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    write_geotiff(
+        path, np.repeat(np.array([500, 900], np.int16), 6)[:, None, None] + np.zeros((1, 9, 9), np.int16), _PLACE
+    )
+    with rasterio.open(path, "r+") as target:
+        target.update_tags(DATES="2024-08-01,2024-05-01")
+    facts = check_files({"test/input/a.tif": path}, num_frames=2)
+    assert not any("dates" in each for each in facts.assumed)
+    assert read_pixels(path, facts)[0][:, 0, 0].tolist() == [900] * 6 + [500] * 6
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "dates"),
+    [(6, {}, 1), (18, {}, 3), (26, {}, 2), (12, {"num_frames": 2}, 2), (24, {"num_frames": 4}, 4),
+     (78, {"num_frames": 6}, 6), (9, {"bands": ["B02", "B03", "B04"]}, 3)],
+)  # fmt: skip
+def test_the_dates_are_found_from_the_bands_or_given(
+    tmp_path: Path, layers: int, asked: dict[str, Any], dates: int
+) -> None:
+    path = tmp_path / "a.tif"
+    write_geotiff(path, np.full((layers, 9, 9), 500, np.int16), _PLACE)
+    assert check_files({"test/input/a.tif": path}, **asked).num_frames == dates
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "fact"),
+    [(13, 2, "13 bands, and num_frames is 2"), (13, -1, "num_frames is -1"), (14, 2, "14 bands, .* 2 dates|7 bands"),
+     (12, None, "12 bands"), (78, None, "78 bands")],
+)  # fmt: skip
+def test_bands_that_are_no_whole_dates_are_an_error(tmp_path: Path, layers: int, asked: int | None, fact: str) -> None:
+    path = tmp_path / "a.tif"
+    write_geotiff(path, np.full((layers, 9, 9), 500, np.int16), _PLACE)
+    with pytest.raises(SceneError, match=fact):
+        check_files({"test/input/a.tif": path}, num_frames=asked)
 
 
 def test_ignored_values_are_unknown(tmp_path: Path) -> None:

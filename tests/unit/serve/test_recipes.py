@@ -1,6 +1,7 @@
 """A recipe and a request make a config that trains on the dataset, and never on random weights by itself."""
 
 import pytest
+import torch
 import yaml
 
 from helpers.factories import make_dataset, make_scene, make_truth
@@ -8,6 +9,7 @@ from helpers.paths import CONFIGS
 from helpers.services import FACTS
 from terraseg.errors import ConfigError
 from terraseg.learn.check.run import check
+from terraseg.learn.models.build import build_model, check_inputs
 from terraseg.serve.http_errors import NotThereError
 from terraseg.serve.jobs.recipes import find_recipes, resolve
 from terraseg.serve.schema import Facts, InferenceMetadata, NewModel, TrainingMetadata, checked
@@ -29,7 +31,7 @@ def _resolved(folder, recipe="demo_unet", facts=None, **asked):
 def test_recipes_are_the_experiments_that_train_on_any_dataset():
     names = {recipe.name for recipe in find_recipes(CONFIGS)}
     experiments = {path.stem for path in CONFIGS.glob("*.yaml") if "model_factory:" in path.read_text()}
-    assert experiments - names == {"debug_overfit", "prithvi_multitemporal"}
+    assert experiments - names == {"debug_overfit"}
     assert {"baseline_unet", "prithvi_upernet", "galileo_fpn", "demo_unet"} <= names <= experiments
     unet = next(recipe for recipe in find_recipes(CONFIGS) if recipe.name == "baseline_unet")
     assert unet.about.startswith("U-Net with a ResNet-50")
@@ -104,6 +106,8 @@ def test_bands_reach_data_and_model_in_the_names_that_each_knows(tmp_path):
     [
         ("galileo_fpn", {}, {}, "takes the band B05, B06, B07, B08, which the dataset does not have"),
         ("demo_unet", {}, {"bands": ["B99"]}, "unknown band 'B99'"),
+        ("demo_unet", {}, {"num_frames": 2}, "num_frames is 2, but .* 1; expected 1"),
+        ("demo_unet", {"num_frames": 3}, {"num_frames": 2}, "num_frames is 2, but .* 3; expected 3"),
         ("demo_unet", {}, {"positive": "flood"}, "no class 'flood'; expected one of class_0, class_1"),
         ("demo_unet", {}, {"ignore_classes": ["sea"]}, "no class 'sea'"),
         ("demo_unet", {"label_values": [0, 1, 7]}, {"num_classes": 2}, "num_classes is 2, but .* value 7"),
@@ -115,6 +119,20 @@ def test_bands_reach_data_and_model_in_the_names_that_each_knows(tmp_path):
 def test_what_does_not_fit_the_dataset_is_an_error_at_once(tmp_path, recipe, facts, asked, message):
     with pytest.raises(ConfigError, match=message):
         _resolved(tmp_path, recipe, facts, **asked)
+
+
+@pytest.mark.parametrize("dates", [1, 3])
+@pytest.mark.parametrize("recipe", ["demo_unet", "dates_unet", "prithvi_upernet", "prithvi_multitemporal"])
+def test_a_base_model_takes_the_dates_of_the_dataset(tmp_path, recipe, dates):
+    metadata, config = _resolved(tmp_path, recipe, {"num_frames": dates})
+    arguments, data = config["model"]["init_args"]["model_args"], config["data"]["init_args"]
+    assert metadata.num_frames == dates
+    check_inputs(arguments, bands=data["bands"], classes=metadata.CLASSES, frames=dates)
+    assert (data.get("drop_dates", 0) > 0) == (recipe == "dates_unet" and dates > 1)
+    if recipe == "demo_unet":
+        model = build_model("EncoderDecoderFactory", arguments).eval()
+        shape = (1, 6, 64, 64) if dates == 1 else (1, 6, dates, 64, 64)
+        assert model(torch.zeros(shape)).output.shape == (1, 2, 64, 64)
 
 
 def test_unknown_base_models_are_named_with_the_known_ones(tmp_path):
@@ -132,7 +150,8 @@ def test_unknown_base_models_are_named_with_the_known_ones(tmp_path):
         (TrainingMetadata, {"fraction": 0}, "fraction: "),
         (TrainingMetadata, {"num_classes": 3, "CLASSES": ["a", "b"]}, "num_classes is 3, but CLASSES has 2"),
         (TrainingMetadata, {"CLASSES": ["a", "a"]}, "a name twice"),
-        (TrainingMetadata, {"num_frames": 3}, "num_frames: "),
+        (TrainingMetadata, {"num_frames": 0}, "num_frames: "),
+        (InferenceMetadata, {"num_frames": 2}, "num_frames: only for fine_tune"),
         (TrainingMetadata, {"img_norm_cfg": {"means": [1, 2], "stds": [1]}}, "2 means and 1 stds"),
         (TrainingMetadata, [], "valid dictionary"),
         (InferenceMetadata, {"epochs": 3, "lr": 1}, "epochs, lr: only for fine_tune"),

@@ -17,6 +17,7 @@ import rasterio
 from affine import Affine
 from rasterio.errors import NotGeoreferencedWarning, RasterioError
 
+from terraseg.contracts.dataset import layer_names
 from terraseg.contracts.imagery.values import DN_FROM, FOREIGN_NODATA
 from terraseg.contracts.scene import NODATA
 from terraseg.contracts.splits import IGNORE, SPLITS, Split
@@ -26,11 +27,15 @@ from terraseg.core.masks import bands_without_alpha
 from terraseg.errors import DatasetError, LabelError, SceneError
 from terraseg.prepare.config import FolderOptions
 from terraseg.prepare.import_chips import link
+from terraseg.prepare.import_dates import Frame, day_names, frames_of
 from terraseg.prepare.import_files import Header, Pair, find_pairs, header_of, metres_of, read_image
 from terraseg.serve.schema import Facts
 
 _ASSUMED_BANDS = {13: tuple(band.name for band in BANDS), 6: PRITHVI_BANDS}
 """Bands of files that name none, by their number: Sentinel-2 in ESA's order, HLS as Prithvi takes it."""
+
+_BANDS_OF_A_DATE = (6, 12, 13)
+"""Numbers of bands that a date may have: only if one of them divides the layers of a file, it is a stack of dates."""
 
 _ASSUMED_GSD = 10.0
 """Pixel size of images without a CRS, in metres."""
@@ -75,18 +80,20 @@ def check_files(
     unit: str | None = None,
     nodata: float | None = None,
     gsd: float | None = None,
+    num_frames: int | None = None,
 ) -> Facts:
     """Read all files, and find out what they are.
 
     Args:
         files: see `files_of`.
-        bands: names in file order, if the files name none.
+        bands: names in file order, those of one date, if the files name none.
         unit: ``reflectance`` or ``reflectance_1e-4`` (DN), if the files have no tag UNIT.
         nodata: value without an observation, in addition to what the files declare.
         gsd: pixel size in metres, if the files have no CRS.
+        num_frames: dates in a file, if their number of bands or their names don't say it.
 
     Raises:
-        SceneError: an image can't be read, or has unknown bands, or images differ in bands, CRS or unit.
+        SceneError: an image can't be read, has unknown bands or other dates, or images differ in bands, CRS or unit.
         LabelError: ground truth can't be read, or has values that are not of classes.
     """
     images = {name: path for name, path in files.items() if name.split("/")[1] == "input"}
@@ -96,14 +103,21 @@ def check_files(
     if len(counts) > 1:
         odd = next(path for path, each in zip(images.values(), seen, strict=True) if each["count"] != seen[0]["count"])
         raise SceneError(f"{odd} has another number of bands than {first.name}", expected=f"{seen[0]['count']} bands")
-    named = seen[0]["names"]
+    named = all(seen[0]["names"])
+    num_frames = num_frames or _dates_in(seen[0]["names"], len(bands or ()))
+    count, rest = divmod(seen[0]["count"], num_frames)
+    if rest or count < 1:
+        raise SceneError(
+            f"{first} has {seen[0]['count']} bands, and num_frames is {num_frames}",
+            expected=f"{num_frames} dates with all bands of each, date by date",
+            fix="correct num_frames, or the files",
+        )
     if bands is None and not named:
-        count = seen[0]["count"]
         if count not in _ASSUMED_BANDS:
             raise SceneError(
-                f"{first} has {count} bands without names",
-                expected=f"names, or {' or '.join(map(str, _ASSUMED_BANDS))} bands",
-                fix="name them in file order, such as bands=['B02', 'B03', 'B04']",
+                f"{first} has {count} bands without names" + f" in each of {num_frames} dates" * (num_frames > 1),
+                expected=f"names, or {' or '.join(map(str, _ASSUMED_BANDS))} bands of each date",
+                fix="name those of one date in file order, such as bands=['B02', 'B03'], or give num_frames",
             )
         bands = _ASSUMED_BANDS[count]
         order = "Sentinel-2's order" if count == len(BANDS) else "the order of HLS in Prithvi"
@@ -120,19 +134,26 @@ def check_files(
     if crs and not all(each["crs"] for each in seen):
         bare = [path.name for path, each in zip(images.values(), seen, strict=True) if not each["crs"]]
         raise SceneError(f"{len(bare)} of {len(seen)} images have no CRS, such as {bare[0]}", expected="all or none")
-    options = FolderOptions.checked({"bands": None if named else bands, "unit": unit, "nodata": nodata})
+    given = {"bands": None if named else bands, "unit": unit, "nodata": nodata}
+    options = FolderOptions.checked({**given, **_dates(num_frames)})
     headers = {path: read_header(path, options) for path in images.values()}
     if crs:
         gsd = round(float(np.median([metres_of(path, header) for path, header in headers.items()])), 2)
     elif gsd is None:
         gsd = _ASSUMED_GSD
         assumed.append(f"No image has a CRS: pixels are taken as {gsd:g} m, and the splits as independent.")
+    if num_frames > 1 and not all(frame.day for path in headers for frame in _frames(path, options)):
+        assumed.append(
+            f"{num_frames * count} bands are taken as {num_frames} dates of {count} bands, the first date first: "
+            "not all files say their days."
+        )
     values = _label_values({path: name for name, path in files.items() if path not in headers})
     header = next(iter(headers.values()))
     return Facts(
         images={split: sum(name.startswith(f"{split}/") for name in images) for split in SPLITS},
         labelled=len(files) > len(images),
         bands=header.bands,
+        num_frames=num_frames,
         unit="reflectance" if header.scale != 1 else UNIT,
         nodata=nodata,
         gsd=gsd,
@@ -141,6 +162,24 @@ def check_files(
         label_values=values,
         assumed=tuple(assumed),
     )
+
+
+def _dates_in(names: Sequence[str | None], bands: int) -> int:
+    """Number of dates of a file: its layers repeat the names of the bands, or are several times as many."""
+    count, described = len(names), {name.partition(" ")[0] for name in names if name}
+    if all(names) or bands:
+        return max(1, count // (bands or len(described)))
+    fits = [each for each in _BANDS_OF_A_DATE if count % each == 0]
+    return count // fits[0] if len(fits) == 1 else 1
+
+
+def _dates(count: int) -> dict[str, Any]:
+    """The options of several dates: their order is that of the days, or of the file if it does not say them."""
+    return {"frames": count, "undated": count > 1}
+
+
+def _frames(path: Path, options: FolderOptions) -> tuple[Frame, ...]:
+    return frames_of(path.stem, path, options, {}) if options.frames > 1 else ()
 
 
 def _look(path: Path) -> dict[str, Any]:
@@ -154,7 +193,7 @@ def _look(path: Path) -> dict[str, Any]:
         names = [source.descriptions[index - 1] for index in indexes]
         return {
             "count": len(indexes),
-            "names": all(names),
+            "names": names,
             "unit": source.tags().get("UNIT"),
             "median": float(np.median(known)) if known.size else None,
             "foreign": source.nodata != FOREIGN_NODATA and bool((sample == FOREIGN_NODATA).any()),
@@ -188,17 +227,18 @@ def read_header(path: Path, options: FolderOptions) -> Header:
         SceneError: it can't be read, or bands, unit or type are unknown or not supported.
     """
     with _opened(path) as source:
-        return header_of(path, source, options)
+        return header_of(path, source, options, frames=options.frames)
 
 
 def read_pixels(path: Path, facts: Facts) -> tuple[npt.NDArray[Any], Header]:
-    """Pixels (bands, rows, columns) in DN with `NODATA`, and the metadata of the image.
+    """Pixels (dates x bands, rows, columns) in DN with `NODATA`, and the metadata of the image.
 
     Raises:
         SceneError: it can't be read, or has other bands or another unit than the facts say.
     """
-    header = read_header(path, options_of(path, facts))
-    return read_image(Pair(None, path.stem, path, path), header), header
+    options = options_of(path, facts)
+    header = read_header(path, options)
+    return read_image(Pair(None, path.stem, path, path, _frames(path, options)), header), header
 
 
 def options_of(path: Path, facts: Facts) -> FolderOptions:
@@ -206,7 +246,8 @@ def options_of(path: Path, facts: Facts) -> FolderOptions:
     with _opened(path) as source:
         named = all(source.descriptions[index - 1] for index in bands_without_alpha(source))
         unit = None if source.tags().get("UNIT") else facts.unit
-    return FolderOptions(bands=None if named else facts.bands, unit=unit, nodata=facts.nodata)
+    dates = _dates(facts.num_frames)
+    return FolderOptions(bands=None if named else facts.bands, unit=unit, nodata=facts.nodata, **dates)
 
 
 def read_labels(path: Path, *, ignored: Sequence[int] = ()) -> npt.NDArray[np.int32]:
@@ -284,12 +325,14 @@ def tidy(
             _write(target, labels, grid, nodata=IGNORE)
         elif padded:
             pixels, header = read_pixels(path, facts)
-            _write(target, _padded(pixels, tile, fill=NODATA), grid, nodata=NODATA, bands=header.bands, unit=UNIT)
+            bands = layer_names(header.bands, day_names(_frames(path, options_of(path, facts))))
+            _write(target, _padded(pixels, tile, fill=NODATA), grid, nodata=NODATA, bands=bands, unit=UNIT)
         else:
             link(path, target)
     stated = {} if padded else {"bands": facts.bands, "unit": facts.unit, "nodata": facts.nodata}
     no_crs = {} if facts.crs else {"assume_independent": True, "gsd": facts.gsd}
-    return FolderOptions.checked({"classes": tuple(classes), "tile_size": tile, **stated, **no_crs})
+    dates = _dates(facts.num_frames)
+    return FolderOptions.checked({"classes": tuple(classes), "tile_size": tile, **dates, **stated, **no_crs})
 
 
 def _padded(pixels: npt.NDArray[Any], side: int, *, fill: int) -> npt.NDArray[Any]:

@@ -56,7 +56,8 @@ class Warm:
                 mapper = self.mapper(request["bundle"])
                 if "image" in request:
                     image = Path(request["image"])
-                    facts = check_files({"test/input/image.tif": image}, **request["said"])
+                    said = {**request["said"], "num_frames": mapper.frames}
+                    facts = check_files({"test/input/image.tif": image}, **said)
                     mapper.map(image, Path(request["output"]), facts)
         except Exception as error:
             mendable = cause_of(error)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import rasterio
-import torch
 from rasterio.errors import NotGeoreferencedWarning
 from scipy.special import expit
 
@@ -16,7 +15,7 @@ from terraseg.contracts.bundle import Bundle
 from terraseg.contracts.scene import NODATA
 from terraseg.core.bands import band_indices
 from terraseg.core.files import atomic_path
-from terraseg.core.normalise import unobserved
+from terraseg.core.normalise import by_date, never_observed
 from terraseg.core.windows import WindowAxis, default_overlap
 from terraseg.mapping.runtimes.pytorch import TorchPredictor
 from terraseg.prepare.import_files import Header
@@ -45,7 +44,9 @@ class Mapper(TorchPredictor):
         self._threshold = bundle.info.threshold if threshold is None else threshold
 
     def classes(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-        """Class ids (rows, columns) of DN (bands of the model, rows, columns), `MAP_NODATA` without an observation.
+        """Class ids (rows, columns) of DN (dates x bands of the model, rows, columns).
+
+        They are `MAP_NODATA` where no date is observed.
 
         Of two classes, the positive one is where its calibrated probability reaches the threshold, as in
         `terraseg predict`; of several, each pixel gets the most probable class. Windows are blended as there.
@@ -72,15 +73,15 @@ class Mapper(TorchPredictor):
             ids = np.where(shown[0] >= self._threshold, positive, 1 - positive).astype(np.uint8)
         else:
             ids = shown.argmax(axis=0).astype(np.uint8)
-        ids[unobserved(pixels, nodata=NODATA)] = MAP_NODATA
+        frames = len(pixels) // len(self.bands)
+        ids[never_observed(pixels, frames=frames, nodata=NODATA)] = MAP_NODATA
         return ids
 
     def _probabilities(self, pixels: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """(batch, classes, rows, columns); of two classes (batch, 1, rows, columns), the positive one's."""
         if len(self.info.classes) == 2:
             return np.asarray(expit(self(pixels)), np.float32)[:, None]
-        with torch.inference_mode():
-            return np.asarray(self._forward(self.normalised(pixels)).float().softmax(dim=1).cpu())
+        return self.probabilities(pixels)
 
     def map(self, image: Path, output: Path, facts: Facts) -> tuple[npt.NDArray[np.uint8], Header]:
         """Map an image to a GeoTIFF of class ids on the same grid, with or without a CRS.
@@ -90,7 +91,8 @@ class Mapper(TorchPredictor):
         """
         pixels, header = read_pixels(image, facts)
         chosen = band_indices(self.info.bands, header.bands, where=str(image))
-        ids = self.classes(pixels[chosen])
+        dates = by_date(pixels, frames=facts.num_frames)[:, chosen]
+        ids = self.classes(dates.reshape(-1, *pixels.shape[1:]))
         names = {str(number): name for number, name in self.info.classes.items()}
         with warnings.catch_warnings(), atomic_path(output) as temporary:
             warnings.simplefilter("ignore", NotGeoreferencedWarning)

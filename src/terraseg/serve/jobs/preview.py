@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from terraseg.core.normalise import by_date
 from terraseg.serve.jobs.folder import read_pixels
 from terraseg.serve.jobs.maps import MAP_NODATA
 from terraseg.serve.schema import Facts
@@ -21,7 +22,7 @@ _COLOURS = ((0, 0, 0, 0), (230, 60, 60, 255), (250, 190, 40, 255), (60, 130, 250
 
 
 def write_previews(image: Path, ids: npt.NDArray[np.uint8], folder: Path, *, number: int, facts: Facts) -> None:
-    """Write ``<number>-image.png`` (true colour, if the image has these bands) and ``<number>-map.png``.
+    """Write ``<number>-image.png`` (the first date, in true colour if it has these bands) and ``<number>-map.png``.
 
     Args:
         image: the image.
@@ -30,7 +31,8 @@ def write_previews(image: Path, ids: npt.NDArray[np.uint8], folder: Path, *, num
         number: of the image.
         facts: of the image.
     """
-    pixels, header = read_pixels(image, facts)
+    layers, header = read_pixels(image, facts)
+    pixels = by_date(layers, frames=facts.num_frames)[0]
     step = max(1, max(ids.shape) // _SIDE)
     chosen = [header.bands.index(name) for name in ("B04", "B03", "B02") if name in header.bands] or [0]
     values = pixels[(chosen * 3)[:3], ::step, ::step].astype(np.float32)

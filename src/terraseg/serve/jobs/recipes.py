@@ -9,10 +9,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from terraseg.contracts.bundle import DATE_FUSION
 from terraseg.contracts.splits import SPLITS
 from terraseg.core.bands import band
 from terraseg.errors import ConfigError
 from terraseg.learn.check.config import CLASSES, declared_licence, placed, read_config
+from terraseg.learn.models.specs import SPECS
 from terraseg.serve.http_errors import NotThereError
 from terraseg.serve.jobs.folder import tile_side
 from terraseg.serve.schema import Facts, TrainingMetadata
@@ -52,7 +54,7 @@ class Recipe:
 
 
 def find_recipes(folder: Path) -> list[Recipe]:
-    """The recipes of a folder, sorted. Other configs (data, comparisons, several dates, debug runs) are skipped."""
+    """The recipes of a folder, sorted. Other configs (data, comparisons, debug runs) are skipped."""
     return [recipe for path in sorted(folder.glob("*.yaml")) if (recipe := _recipe(path))]
 
 
@@ -96,6 +98,12 @@ def resolve(
         raise ConfigError(
             f"img_norm_cfg has {len(asked.img_norm_cfg.means)} means", expected=f"{len(bands)} ({', '.join(bands)})"
         )
+    if asked.num_frames not in (None, facts.num_frames):
+        raise ConfigError(
+            f"num_frames is {asked.num_frames}, but the files of the dataset have {facts.num_frames}",
+            expected=f"{facts.num_frames}",
+            fix="remove it, or create the dataset again with the right num_frames",
+        )
     positive = asked.positive or classes[1]
     if positive not in classes:
         raise ConfigError(f"positive: the dataset has no class {positive!r}", expected=f"one of {', '.join(classes)}")
@@ -105,6 +113,7 @@ def resolve(
         update={
             "num_classes": len(classes),
             "CLASSES": classes,
+            "num_frames": facts.num_frames,
             "bands": tuple(bands),
             "positive": positive,
             "tile_size": tile,
@@ -117,6 +126,7 @@ def resolve(
     values["seed_everything"] = data["seed"] = asked.seed
     data |= {"root": "dataset", "fraction": asked.fraction, "batch_size": complete.batch_size}
     _set_bands(bands, data, model["model_args"])
+    _set_frames(facts.num_frames, data, model["model_args"])
     _set_length(asked, trainer)
     model |= {
         "lr": asked.lr,
@@ -196,7 +206,6 @@ def _recipe(path: Path) -> Recipe | None:
         all(values[name].get("class_path") == path for name, path in CLASSES.items())
         and "default_root_dir" in (values.get("trainer") or {})
         and sections["data"].get("overfit") is None
-        and arguments.get("backbone_num_frames", 1) == 1
     )
     if not fits:
         return None
@@ -234,6 +243,22 @@ def _set_bands(names: Sequence[str], data: dict[str, Any], arguments: dict[str, 
             own = [each.terratorch for each in chosen]
             given = arguments[key]
             arguments[key] = {kind: list(own) for kind in given} if isinstance(given, Mapping) else own
+
+
+def _set_frames(count: int, data: dict[str, Any], arguments: dict[str, Any]) -> None:
+    """A backbone with a time axis gets all dates at once; another one encodes each, and their features are fused."""
+    if count == 1:
+        data.pop("drop_dates", None)
+    if DATE_FUSION in arguments:
+        return
+    spec = SPECS.get(str(arguments.get("backbone")))
+    if spec is not None and spec.frames is not None:
+        arguments["backbone_num_frames"] = count
+        for neck in arguments.get("necks") or ():
+            if neck.get("name") == "ReshapeTokensToImage":
+                neck["effective_time_dim"] = count
+    elif count > 1:
+        arguments[DATE_FUSION] = "mean_max"
 
 
 def _check_weights(name: str, folder: Path) -> None:

@@ -120,7 +120,7 @@ def card(info: BundleInfo, name: str, scores: Mapping[str, Mapping[str, Any]]) -
         "| | |",
         "|---|---|",
         f"| classes | {', '.join(f'{number}: {each}' for number, each in info.classes.items())} |",
-        f"| bands | {', '.join(info.bands)} ({info.unit}) |",
+        f"| bands | {', '.join(info.bands)} ({info.unit})" + f" of {info.frames} dates" * (info.frames > 1) + " |",
         f"| weights at the start | {info.weights} |",
         f"| licence of the weights | {info.licence} |",
         f"| threshold of {info.classes[info.positive_class]} | {info.threshold:g} |",
