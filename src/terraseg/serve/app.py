@@ -10,6 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from sqlalchemy.exc import OperationalError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -28,6 +29,7 @@ from terraseg.serve.jobs.recipes import find_recipes, ignored_values, resolve
 from terraseg.serve.pages import add_pages
 from terraseg.serve.schema import (
     DatasetAnswer,
+    ErrorAnswer,
     Facts,
     FileNeed,
     JobAnswer,
@@ -40,6 +42,30 @@ from terraseg.serve.schema import (
 )
 
 _log = logging.getLogger(__name__)
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorAnswer, "description": about}
+    for status, about in {
+        400: "the request can't be read",
+        401: "no API key, or a wrong one",
+        404: "not there, or another user's",
+        409: "not in a state that allows it",
+        413: "too large",
+        422: "the data or the request is wrong",
+        429: "too often, or too many unfinished jobs",
+        503: "the database does not answer: try again",
+        507: "the disk is full",
+    }.items()
+}
+"""What any request may answer, for the OpenAPI document."""
+
+_A_FILE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+"""The body of a request that is a file, for the OpenAPI document."""
 
 _MOST_JSON = 64 << 20
 """Bytes of the largest request that is no file."""
@@ -76,7 +102,8 @@ def create_app(service: Service) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.add_middleware(_LimitedBodies)
-    app.include_router(_router(service), prefix="/api")
+    bearer = Depends(HTTPBearer(auto_error=False, description="an API key"))  # only documents what the gate does
+    app.include_router(_router(service), prefix="/api", responses=_ERRORS, dependencies=[bearer])
     add_pages(app, service)
 
     @app.exception_handler(TerrasegError)
@@ -243,7 +270,7 @@ def _dataset_routes(router: APIRouter, service: Service, user_of: Any) -> None: 
         """Delete a dataset, and those of its files that are in no other."""
         datasets.delete(user, dataset_id)
 
-    @router.put("/datasets/{dataset_id}/files/{sha256}")
+    @router.put("/datasets/{dataset_id}/files/{sha256}", openapi_extra=_A_FILE)
     async def put_file(
         dataset_id: str, sha256: str, request: Request, user: user_of, offset: Annotated[int, Query(ge=0)] = 0
     ) -> FileNeed | None:
@@ -274,7 +301,10 @@ def _host_routes(router: APIRouter, service: Service, user_of: Any) -> None:  # 
         queue.get(user, "model", model_id)
         host.forget(model_id)
 
-    @router.post("/models/{model_id}/map", response_class=Response)
+    @router.post(
+        "/models/{model_id}/map", response_class=Response, openapi_extra=_A_FILE,
+        responses={200: {"content": {"image/tiff": {}}}},
+    )  # fmt: skip
     async def map_image(
         model_id: str,
         request: Request,
@@ -324,14 +354,16 @@ def _job_routes(router: APIRouter, service: Service, user_of: Any, *, kind: str,
         """Stop it: at once if it is queued, else within seconds."""
         return job_answer(queue.cancel(user, kind, job_id))
 
-    @router.get(f"{path}/{{job_id}}/log", name=f"{kind}_log", response_class=PlainTextResponse)
+    @router.get(f"{path}/{{job_id}}/log", name=f"{kind}_log", response_class=Response,
+                responses={200: {"content": {"text/plain": {}}}})  # fmt: skip
     def log(job_id: str, user: user_of) -> Response:
         """The log of its process, when it has ended."""
         queue.get(user, kind, job_id)
         key = f"jobs/{job_id}/log.txt"
         return _file(service, key, "text/plain; charset=utf-8") if queue.store.size(key) else PlainTextResponse("")
 
-    @router.get(f"{path}/{{job_id}}/{result}", name=f"{kind}_{result}", response_class=StreamingResponse)
+    @router.get(f"{path}/{{job_id}}/{result}", name=f"{kind}_{result}", response_class=StreamingResponse,
+                responses={200: {"content": {"application/gzip": {}}}})  # fmt: skip
     def download(job_id: str, user: user_of) -> Response:
         """The results as a .tar.gz."""
         _completed(queue.get(user, kind, job_id))

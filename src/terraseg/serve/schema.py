@@ -16,6 +16,7 @@ from terraseg.core.files import GEOTIFF
 from terraseg.core.settings import Strict, faults_of
 from terraseg.errors import ConfigError, SceneError
 from terraseg.serve.database import Dataset, Job
+from terraseg.serve.http_errors import Fault
 
 Status = Literal[
     "QUEUED", "SETTING_UP", "DOWNLOADING_DATA", "FINE_TUNING", "RUNNING_INFERENCE", "SAVING_RESULTS",
@@ -273,6 +274,12 @@ class JobAnswer(BaseModel):
     progress: dict[str, Any]
     result: dict[str, Any]
     error: dict[str, Any] | None
+
+
+class ErrorAnswer(BaseModel):
+    """What every status from 400 on answers."""
+
+    error: Fault
 
 
 def checked(model: type[BaseModel], values: object) -> Any:  # noqa: ANN401  # an instance of the model

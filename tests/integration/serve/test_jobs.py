@@ -12,7 +12,7 @@ import pytest
 from helpers.services import SLEEPS, new_dataset, python, service, until
 from terraseg.errors import ConfigError, ServiceError, TerrasegError
 from terraseg.serve.client import Client, Model
-from terraseg.serve.http_errors import WrongStateError
+from terraseg.serve.http_errors import NotThereError, WrongStateError
 from terraseg.serve.jobs.runner import job_command
 
 
@@ -110,6 +110,13 @@ def test_a_job_that_is_cancelled_dies_with_all_that_it_started_and_the_next_one_
         client.delete_model(model.id)
         assert [each.id for each in client.list_models()] == [after.id]
         assert client.get_model_status(model.id).status == "NOT_FOUND"
+
+
+def test_a_model_whose_bundle_is_gone_can_not_be_hosted(tmp_path: Path) -> None:
+    with service(tmp_path, python("end()")) as client:
+        model = _model(client, new_dataset(client)).wait(every=0.05)
+        with pytest.raises(NotThereError, match=model.id):
+            client.host(model.id)
 
 
 def test_a_job_that_was_interrupted_goes_on_when_the_service_does(tmp_path: Path) -> None:

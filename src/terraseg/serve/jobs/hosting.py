@@ -15,7 +15,7 @@ from typing import Any
 
 from terraseg.core.files import atomic_folder, unpack_tar
 from terraseg.errors import ServiceError
-from terraseg.serve.http_errors import Fault
+from terraseg.serve.http_errors import Fault, NotThereError
 from terraseg.serve.jobs.job_process import BUNDLE
 from terraseg.serve.jobs.runner import GDAL
 from terraseg.serve.store import Store
@@ -48,6 +48,7 @@ class Host:
 
         Raises:
             CheckpointError: its bundle is damaged.
+            NotThereError: its bundle was deleted.
         """
         self._ask({"bundle": self._bundle(model_id)})
 
@@ -74,6 +75,7 @@ class Host:
             said: facts that the image does not state: bands, unit, nodata.
 
         Raises:
+            NotThereError: the bundle was deleted.
             SceneError: the image can't be mapped.
             ServiceError: the process died.
         """
@@ -92,7 +94,10 @@ class Host:
         bundle = self._folder / model_id
         if not bundle.is_dir():
             with self.room() as room:
-                self._store.fetch(f"jobs/{model_id}/{BUNDLE}", room / BUNDLE)
+                try:
+                    self._store.fetch(f"jobs/{model_id}/{BUNDLE}", room / BUNDLE)
+                except FileNotFoundError as error:
+                    raise NotThereError(f"the bundle of {model_id} is gone", fix="train the model again") from error
                 unpack_tar(room / BUNDLE, room)
                 with atomic_folder(bundle) as folder:
                     shutil.copytree(room / model_id, folder, dirs_exist_ok=True)

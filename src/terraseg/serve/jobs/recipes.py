@@ -268,5 +268,5 @@ def _check_weights(name: str, folder: Path) -> None:
         raise ConfigError(
             f"the service has no weights file {name!r}",
             expected=", ".join([*SOURCES, *files]),
-            fix=f"put the file into {folder} on the machines of the service, or choose other weights in the metadata",
+            fix="put the file into the service's folder of weights (--weights), or choose others in the metadata",
         )
