@@ -144,6 +144,9 @@ def create_app(service: Service) -> FastAPI:
 
 def _fault(error: TerrasegError) -> Response:
     status = status_of(error)
+    if isinstance(error, OutputError):  # its path is the server's, and its fix for those who run it
+        _log.error("%s", error)
+        error = OutputError("the service can't write its files", fix="ask those who run it to look at its disk and log")
     headers = {"Retry-After": "2"} if status == 429 else {"WWW-Authenticate": "Bearer"} if status == 401 else None
     return JSONResponse({"error": Fault.of(error).json()}, status, headers=headers)
 

@@ -1,5 +1,6 @@
 """A job always ends in a status that shows what happened to its process; its work is a few lines of Python."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.services import SLEEPS, new_dataset, python, service, until
+from helpers.services import FACTS, SLEEPS, new_dataset, python, raw, service, until
 from terraseg.errors import ConfigError, ServiceError, TerrasegError
 from terraseg.serve.client import Client, Model
+from terraseg.serve.datasets import Datasets
 from terraseg.serve.http_errors import NotThereError, WrongStateError
 from terraseg.serve.jobs.runner import job_command
+
+FILE = {"path": "train/input/a.tif", "size": 13, "sha256": "0" * 64}
 
 
 def _model(client: Client, dataset: str, **asked: object) -> Model:
@@ -117,6 +121,20 @@ def test_a_model_whose_bundle_is_gone_can_not_be_hosted(tmp_path: Path) -> None:
         model = _model(client, new_dataset(client)).wait(every=0.05)
         with pytest.raises(NotThereError, match=model.id):
             client.host(model.id)
+
+
+def test_a_full_disk_is_an_error_without_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "a"))
+
+    monkeypatch.setattr(Datasets, "_keep", full)
+    with service(tmp_path) as client:
+        answer = client._transport.post("/datasets", {"name": "a", "facts": FACTS, "files": [FILE]})
+        with raw(client) as http:
+            said = http.put(f"/api/datasets/{answer['id']}/files/{FILE['sha256']}", content=b"II*\0 and more")
+    assert said.status_code == 507
+    assert said.json()["error"]["kind"] == "OutputError"
+    assert str(tmp_path) not in said.text
 
 
 def test_a_job_that_was_interrupted_goes_on_when_the_service_does(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ class Host:
 
     def __init__(self, store: Store, folder: Path, *, limit: int) -> None:
         self._store, self._folder, self._limit = store, folder, limit
-        self._lock = threading.Lock()
+        self._lock, self._unpacking = threading.Lock(), threading.Lock()
         self._process: subprocess.Popen[str] | None = None
         self._warm: set[str] = set()
         shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +92,9 @@ class Host:
 
     def _bundle(self, model_id: str) -> str:
         bundle = self._folder / model_id
-        if not bundle.is_dir():
+        with self._unpacking:  # requests that want it at once would write the same folder
+            if bundle.is_dir():
+                return str(bundle)
             with self.room() as room:
                 try:
                     self._store.fetch(f"jobs/{model_id}/{BUNDLE}", room / BUNDLE)
