@@ -1,8 +1,8 @@
 """The bars of the service: `python benchmarks/bench_serve.py`.
 
-Many clients on loopback upload small folders, start jobs (which only sleep) and poll, on SQLite and on PostgreSQL; the
-server is killed at random instants; a warm model maps a chip. The last line is one JSON object: a key a bar, with
-value, goal and ok.
+Many clients on loopback upload small folders, start jobs (which only sleep) and poll, on SQLite and on PostgreSQL; what
+can break does so at random instants; two machines share jobs; a warm model maps a chip. The last line is one JSON
+object: a key a bar, with value, goal and ok.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ import asyncio
 import json
 import os
 import random
+import signal
 import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -36,8 +38,12 @@ OVER = ("COMPLETED", "FAILED", "CANCELLED")
 class Server:
     """A service in a process of its own, with jobs that sleep."""
 
-    def __init__(self, root: Path, database: str = "") -> None:
-        self.root, self._database = root, database
+    def __init__(
+        self, root: Path, database: str = "", *, artefacts: str = "", slots: int = 4, seconds: float = 0.05,
+        workers_only: bool = False,
+    ) -> None:  # fmt: skip
+        self.root, self._workers_only = root, workers_only
+        self._more = [database, str(seconds), str(slots), artefacts]
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self._port = probe.getsockname()[1]
@@ -49,10 +55,10 @@ class Server:
         script = ROOT / "tests/helpers/service_process.py"
         path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests")])
         self.process = subprocess.Popen(
-            [sys.executable, script, str(self.root), str(self._port), self._database, "0.05", "4"],
+            [sys.executable, script, str(self.root), "0" if self._workers_only else str(self._port), *self._more],
             env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        while True:
+        while not self._workers_only:
             try:
                 httpx.get(f"{self.url}/about", trust_env=False).raise_for_status()
             except httpx.HTTPError:
@@ -65,6 +71,16 @@ class Server:
         self.process.kill()
         self.process.wait()
 
+    def pids(self) -> list[int]:
+        """Processes of its running jobs."""
+        running = []
+        for path in self.root.glob("work/*/pid"):
+            with suppress(OSError, ValueError):  # it ends, or has not written its id yet
+                pid = int(path.read_text())
+                if str(path.parent) in Path(f"/proc/{pid}/cmdline").read_text():  # ids of killed ones may be others'
+                    running.append(pid)
+        return running
+
     def memory(self) -> int:
         """Bytes in main memory."""
         return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
@@ -73,12 +89,14 @@ class Server:
 def main() -> None:
     """Measure, print a table and a line of JSON."""
     from helpers.postgres import POSTGRES, postgresql
+    from helpers.s3 import MOTO
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--only", choices=["load", "kills", "warm"], nargs="+", default=["load", "kills", "warm"])
+    parts = ["load", "kills", "restarts", "cuts", "machines", "warm"]
+    parser.add_argument("--only", choices=parts, nargs="+", default=parts)
     options = parser.parse_args()
     bars: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="terraseg-bench-") as temporary:
@@ -90,8 +108,14 @@ def main() -> None:
             with postgresql() if name == "postgresql" else nullcontext() as database:
                 server = Server(folder / name / "root", database.url if database else "")
                 bars |= _load(server, name, options.clients, options.seconds)
-        if "kills" in options.only:
-            bars |= _kills(Server(folder / "kills" / "root"), options.kills)
+        for name, measure, can in (
+            ("kills", _kills, True), ("restarts", _restarts, bool(POSTGRES)), ("cuts", _cuts, True),
+            ("machines", lambda folder, _: _machines(folder), bool(POSTGRES and MOTO)),
+        ):  # fmt: skip
+            if name in options.only and can:
+                bars |= measure(folder / name, options.kills)
+            elif name in options.only:
+                print(f"{name}: needs PostgreSQL" + " and moto_server" * (name == "machines"))
         if "warm" in options.only:
             bars |= _warm(folder / "warm")
     print(f"{'bar':<42}{'value':>12}{'goal':>12}")
@@ -165,40 +189,142 @@ async def _start(http: httpx.AsyncClient, content: bytes, seed: int) -> str:
 
 def _until_over(server: Server) -> dict[str, dict[str, Any]]:
     while True:
-        models = httpx.get(f"{server.url}/models", timeout=60, trust_env=False).raise_for_status().json()
+        try:
+            models = httpx.get(f"{server.url}/models", timeout=60, trust_env=False).raise_for_status().json()
+        except httpx.HTTPError:  # the database has just been started again
+            models = [{"status": ""}]
         if all(model["status"] in OVER for model in models):
             return {model["id"]: model for model in models}
         time.sleep(1)
 
 
-def _kills(server: Server, count: int) -> dict[str, dict[str, Any]]:
-    """Kill the server at random instants while a client starts jobs: each that was confirmed must end."""
-    rng, jobs = random.Random(0), {}  # noqa: S311
-    try:
-        for kill in range(count):
-            end = time.monotonic() + rng.uniform(0.2, 2)
-            while time.monotonic() < end:
-                with httpx.Client(base_url=server.url, trust_env=False) as http:
-                    jobs[_start_now(http, len(jobs))] = len(jobs)
-            server.kill()
-            server.start()
-            print(f"kill {kill + 1}: {len(jobs)} jobs", file=sys.stderr)
-        models = _until_over(server)
-    finally:
-        server.kill()
-    right = [models.get(job, {}).get("result", {}).get("metrics") == {"seed": seed} for job, seed in jobs.items()]
-    reasons = [bool(models.get(job, {}).get("error")) for job in jobs]
-    lost = sum(not (one or other) for one, other in zip(right, reasons, strict=True))
-    print(f"{count} kills: {len(jobs)} jobs, {sum(reasons)} FAILED with a reason")
-    return {"lost_jobs_after_kills": bar(lost, 0)}
+def _faults(name: str, server: Server, fault: Callable[[random.Random], None], count: int) -> dict[str, dict[str, Any]]:
+    """Something breaks at random instants while a client starts jobs: each that was confirmed must end."""
+    rng, jobs, before = random.Random(0), list[str](), set(_until_over(server))  # noqa: S311
+    for done in range(count):
+        end = time.monotonic() + rng.uniform(0.2, 2)
+        while time.monotonic() < end:
+            with suppress(httpx.HTTPError):  # not confirmed
+                jobs.append(_start_now(server, len(jobs)))
+        fault(rng)
+        print(f"{name} {done + 1}: {len(jobs)} jobs", file=sys.stderr)
+    models = {job: model for job, model in _until_over(server).items() if job not in before}
+    right = [each["result"].get("metrics") == {"seed": each["metadata"]["seed"]} for each in models.values()]
+    reasons = [bool(each["error"]) for each in models.values()]
+    lost = len(set(jobs) - set(models)) + sum(not (one or other) for one, other in zip(right, reasons, strict=True))
+    again = sum(each["attempts"] > 1 for each in models.values())
+    print(f"{name}: {count} times, {len(models)} jobs, {again} started again, {sum(reasons)} FAILED with a reason")
+    return {f"lost_jobs_{name}": bar(lost, 0)}
 
 
-def _start_now(http: httpx.Client, seed: int) -> str:
+def _start_now(server: Server, seed: int) -> str:
     async def ask() -> str:
-        async with httpx.AsyncClient(base_url=http.base_url, trust_env=False, timeout=60) as each:
-            return await _start(each, b"II*\0 made of " + str(seed).encode(), seed)
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as http:
+            return await _start(http, b"II*\0 made of " + str(seed).encode(), seed)
 
     return asyncio.run(ask())
+
+
+def _kills(folder: Path, count: int) -> dict[str, dict[str, Any]]:
+    """The server, another machine's workers, and processes of jobs, each killed `count` times."""
+    server = Server(folder / "root", slots=1)  # so that the workers get most jobs
+    workers = Server(folder / "workers", f"sqlite:///{folder}/root/terraseg.sqlite", workers_only=True, seconds=0.5)
+
+    def restart(killed: Server) -> None:
+        killed.kill()
+        killed.start()
+
+    def restart_workers(rng: random.Random) -> None:
+        while workers.process.poll() is None and not workers.pids():
+            _start_now(server, 0)
+            time.sleep(0.2)
+        time.sleep(rng.uniform(0, 0.4))
+        restart(workers)
+
+    def kill_job(rng: random.Random) -> None:
+        while not (pids := workers.pids()):
+            _start_now(server, 0)
+            time.sleep(0.2)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(rng.choice(pids), signal.SIGKILL)
+
+    try:
+        bars = _faults("after_kills_of_the_server", server, lambda _: restart(server), count)
+        bars |= _faults("after_kills_of_workers", server, restart_workers, count)
+        return bars | _faults("after_kills_of_job_processes", server, kill_job, count)
+    finally:
+        server.kill()
+        workers.kill()
+
+
+def _restarts(folder: Path, count: int) -> dict[str, dict[str, Any]]:
+    """PostgreSQL is stopped as by a crash, and comes back."""
+    from helpers.postgres import postgresql
+
+    with postgresql() as database:
+        server = Server(folder / "root", database.url)
+
+        def restart(rng: random.Random) -> None:
+            database.stop()
+            time.sleep(rng.uniform(0, 1))
+            database.start()
+
+        try:
+            return _faults("after_restarts_of_postgresql", server, restart, count)
+        finally:
+            server.kill()
+
+
+def _cuts(folder: Path, count: int) -> dict[str, dict[str, Any]]:
+    """Uploads whose connection is cut at a random byte, and which the SDK then goes on with."""
+    from helpers.services import FACTS
+    from terraseg.serve.client import Client
+
+    server, rng, broken = Server(folder / "root"), random.Random(0), 0  # noqa: S311
+    host, port = server.url.removeprefix("http://").removesuffix("/api").split(":")
+    with Client(base_url=server.url.removesuffix("/api")) as client:
+        for _ in range(count):
+            content = b"II*\0" + rng.randbytes(5_000_000)
+            (folder / "a.tif").write_bytes(content)
+            digest, cut = sha256(content).hexdigest(), rng.randrange(len(content))
+            files = [{"path": path, "size": len(content), "sha256": digest} for path in PATHS]
+            asked = {"name": "cut", "facts": FACTS, "files": files}
+            dataset = httpx.post(f"{server.url}/datasets", json=asked, trust_env=False).raise_for_status().json()["id"]
+            head = f"PUT /api/datasets/{dataset}/files/{digest} HTTP/1.1\r\nHost: {host}:{port}\r\n"
+            with socket.create_connection((host, int(port))) as connection:
+                connection.sendall(f"{head}Content-Length: {len(content)}\r\n\r\n".encode() + content[:cut])
+            client._send(dataset, client.get_dataset(dataset).answer["missing"][0], folder / "a.tif")
+            stored = (folder / "artefacts/files/local" / digest).read_bytes()
+            broken += stored != content or client.get_dataset(dataset).status != "READY"
+    server.kill()
+    print(f"{count} uploads were cut")
+    return {"broken_uploads_after_cuts": bar(broken, 0)}
+
+
+def _machines(folder: Path, jobs: int = 40) -> dict[str, dict[str, Any]]:
+    """Two machines with own folders, one PostgreSQL and one S3 store share jobs, and each is done once."""
+    from sqlalchemy import create_engine, text
+
+    from helpers.postgres import postgresql
+    from helpers.s3 import s3_store
+
+    with postgresql() as database, s3_store() as store:
+        server = Server(folder / "one", database.url, artefacts=store, slots=2)
+        other = Server(folder / "two", database.url, artefacts=store, slots=2, workers_only=True)
+        try:
+            while not (folder / "two/work").is_dir():
+                time.sleep(0.1)
+            seeds = {_start_now(server, seed): seed for seed in range(jobs)}
+            models = _until_over(server)
+            with create_engine(database.url).connect() as connection:
+                rows = connection.execute(text("SELECT worker FROM jobs")).scalars().all()
+        finally:
+            server.kill()
+            other.kill()
+    shares = [sum(f"{folder / name}/" in row for row in rows) for name in ("one", "two")]
+    once = [models[job]["attempts"] == 1 and models[job]["result"]["metrics"] == {"seed": seeds[job]} for job in seeds]
+    print(f"two machines: {shares[0]} and {shares[1]} jobs")
+    return {"two_machines_jobs_not_done_once": bar(jobs - sum(once), 0), "two_machines_idle": bar(shares.count(0), 0)}
 
 
 def _warm(folder: Path) -> dict[str, dict[str, Any]]:
