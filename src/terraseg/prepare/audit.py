@@ -140,6 +140,12 @@ def audit_folds(
 
 
 def _check_content(split: str, counts: Mapping[str, int]) -> None:
+    if counts["chips"] == 0:
+        raise SplitError(
+            f"the split {split} has no chips: its ground is narrower than a chip, or lies in the gaps of the others",
+            expected="chips in each split",
+            fix="use smaller chips (tile_size) or blocks (block_chips), a smaller gap, or more labelled ground",
+        )
     for kind in ("class", "background"):
         if counts[kind] == 0:
             raise SplitError(

@@ -1,8 +1,9 @@
 """Several dates of a place in given files: one file with all dates, or a folder with a file for each date.
 
 The day of a date is, in this order: in a given CSV; in the file's band descriptions (``B02 2024-06-01``) or its
-tags ``DATES``, ``ACQUISITIONDATE`` or ``TIFFTAG_DATETIME``; in the file's name, as 2024-06-01 or 20240601. With the
-option ``undated``, a file with all dates may say no day: then its dates are in their order.
+tags ``DATES`` or ``ACQUISITIONDATE``; in the file's name, the first of 2024-06-01 or 20240601; in ``TIFFTAG_DATETIME``,
+which many programs set to the time of writing. With the option ``undated``, a file with all dates may say no day: then
+its dates are in their order.
 """
 
 import csv
@@ -19,7 +20,8 @@ from terraseg.core.files import GEOTIFF, files_in
 from terraseg.errors import DatasetError, SceneError
 from terraseg.prepare.config import FolderOptions
 
-_TAGS = ("DATES", "ACQUISITIONDATE", "TIFFTAG_DATETIME")
+_TAGS = ("DATES", "ACQUISITIONDATE")
+_WRITTEN = "TIFFTAG_DATETIME"
 _DAY = re.compile(r"(?<!\d)(\d{4})[-_:]?(\d{2})[-_:]?(\d{2})(?=\D|T|$)")
 
 
@@ -55,7 +57,9 @@ def frames_of(place: str, image: Path, options: FolderOptions, days: Mapping[str
     if image.is_dir():
         files = files_in(image, GEOTIFF)
         frames = [
-            Frame(path, day) for path in files for day in _days(path, [f"{place}/{path.name}", path.name], days, 1)
+            Frame(path, day)
+            for path in files
+            for day in _days(path, [f"{folder}/{path.name}" for folder in (place, image.name)] + [path.name], days, 1)
         ]
         where = f"{image} has {len(frames)} files"
     else:
@@ -81,6 +85,30 @@ def frames_of(place: str, image: Path, options: FolderOptions, days: Mapping[str
     return tuple(frames[number - 1] for number in options.keep_dates or range(1, options.frames + 1))
 
 
+def check_used(days: Mapping[str, Sequence[str]], images: Mapping[str, Path], *, where: str | Path | None) -> None:
+    """Raise an error if a CSV of days names what is not there: its day would be ignored.
+
+    Args:
+        days: of `days_in`.
+        images: file or folder of each place, by its name.
+        where: the CSV.
+
+    Raises:
+        DatasetError: it names the lines.
+    """
+    known = set[str]()
+    for place, image in images.items():
+        files = files_in(image, GEOTIFF) if image.is_dir() else []
+        known |= {image.name, image.stem, place} if not files else {path.name for path in files}
+        known |= {f"{folder}/{path.name}" for folder in (place, image.name) for path in files}
+    if unknown := [name for name in days if name not in known]:
+        raise DatasetError(
+            f"{where} names {', '.join(unknown[:5])}" + ", ..." * (len(unknown) > 5) + ", which is not there",
+            expected="a place or its file, or <place>/<file>",
+            fix="correct these names",
+        )
+
+
 def days_in(path: Path | None) -> dict[str, list[str]]:
     """The days of a CSV by file. A line has the file (``name``, ``place/name`` or the place's name), then its days.
 
@@ -94,7 +122,7 @@ def days_in(path: Path | None) -> dict[str, list[str]]:
             rows = [[cell.strip() for cell in row] for row in csv.reader(handle) if any(map(str.strip, row))]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DatasetError(f"{path} can't be read ({error})", expected="lines of a file and its days") from error
-    if rows and not any(map(_DAY.search, rows[0][1:])):
+    if rows and len(rows[0]) > 1 and not re.search(r"\d", "".join(rows[0][1:])):
         rows = rows[1:]  # the headings
     found = {}
     for name, *cells in rows:
@@ -118,8 +146,8 @@ def _days(
     known = next((list(given[name]) for name in names if name in given), None)
     if known is None:
         known = _days_in_file(path, count)
-    if known is None and count == 1:
-        known = [day] if (day := _day_in(path.stem)) else None
+    if known is None and count == 1 and (day := _day_in(path.stem) or _day_of_writing(path)):
+        known = [day]
     if known is None and may_lack:
         return [""] * count
     if known is None:
@@ -129,7 +157,18 @@ def _days(
             fix=f"add a line {names[0]},{','.join(['YYYY-MM-DD'] * min(count, 2))} to a file for --dates"
             + ", or add --undated to take the order in the file" * (count > 1),
         )
+    if count == 1 and len(known) != 1:
+        raise SceneError(
+            f"{path} has the days {', '.join(known)}",
+            expected="one: it is the file of one date",
+            fix="correct its tag DATES or its line in --dates, or put all dates of the place into one file",
+        )
     return known
+
+
+def _day_of_writing(path: Path) -> str | None:
+    with rasterio.open(path) as source:
+        return _day_in(source.tags().get(_WRITTEN, ""))
 
 
 def _days_in_file(path: Path, count: int) -> list[str] | None:

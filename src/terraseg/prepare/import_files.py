@@ -140,12 +140,22 @@ def _check_date(
     image: rasterio.DatasetReader,
     header: Header,
 ) -> None:
-    """Raise an error if a date differs from the first one in bands, type, size or grid."""
+    """Raise an error if a date differs from the first one in bands, type, unit, nodata, size or grid."""
     if (found.bands, found.dtype) != (header.bands, header.dtype):
         raise SceneError(
             f"{path} has the bands {', '.join(found.bands)} of {found.dtype}",
             expected=f"{', '.join(header.bands)} of {header.dtype}, as {first.name}",
             fix="write the bands of each date in the same order and type",
+        )
+    if found.scale != header.scale:
+        raise SceneError(
+            f"{path} has another unit than {first.name}", expected="one unit for all dates", fix="convert one of them"
+        )
+    if not np.array_equal(found.nodata, header.nodata, equal_nan=True):
+        raise SceneError(
+            f"{path} has the nodata {found.nodata:g}",
+            expected=f"{header.nodata:g}, as {first.name}",
+            fix="declare the same value in all dates with `rio edit-info --nodata`, or give --nodata",
         )
     if other.shape != image.shape or other.crs != image.crs or not _same_grid(image, other):
         shown = [f"{each.height} x {each.width} px of {each.crs} from {each.transform.c:g} {each.transform.f:g}"
@@ -258,8 +268,8 @@ def read_mask(pair: Pair, options: FolderOptions) -> npt.NDArray[np.int8]:
 
 
 def _fix_of_ids(found: Sequence[float], options: FolderOptions) -> str:
-    """What to do about values that are not of a class: the option with which this mask is read."""
-    for values in (sorted(found), sorted({0, *found})):
+    """What to do about values that are not of a class: the option with which this mask is read, if none was given."""
+    for values in () if options.class_values else (sorted(found), sorted({0, *found})):
         if len(values) == len(options.classes) and all(float(value).is_integer() for value in values):
             listed = ",".join(f"{value:.0f}" for value in values)
             return f"if these are the values of {', '.join(options.classes)}, add --class-values {listed}"

@@ -31,7 +31,7 @@ from terraseg.errors import ConfigError, LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
 from terraseg.prepare.config import FolderOptions, SplitRule
 from terraseg.prepare.import_chips import Chip, PlacedChip, cut, footprints_of, write_chips
-from terraseg.prepare.import_dates import Frame, days_in, frames_of
+from terraseg.prepare.import_dates import Frame, check_used, days_in, frames_of
 from terraseg.prepare.import_files import Header, Pair, metres_of, read_header
 from terraseg.prepare.import_pairs import pairs_of
 from terraseg.prepare.sen1floods11 import find_sen1floods11, sen1floods11_sources
@@ -82,6 +82,7 @@ def import_folders(
         raise ConfigError("--dates goes only with several dates", fix="add --frames, or drop --dates")
     if options.frames > 1:
         days = days_in(Path(dates) if dates else None)
+        check_used(days, {pair.name: pair.image for pair in pairs}, where=dates)
         pairs = [_dated(pair, frames_of(pair.name, pair.image, options, days)) for pair in pairs]
     fingerprint = _fingerprint(pairs, options)
     refuse_foreign(output)
@@ -307,7 +308,7 @@ def _fingerprint(pairs: Sequence[Pair], options: FolderOptions) -> str:
     later |= {key for key, default in (("frames", 1), ("undated", False)) if getattr(options, key) == default}
     digest = hashlib.sha256(options.model_dump_json(exclude=later).encode())
     for pair in pairs:
-        digest.update("".join(frame.day for frame in pair.frames).encode())
+        digest.update("".join(f"{frame.day} {frame.part} " for frame in pair.frames).encode())
         for path in (*pair.files, pair.mask):
             for file in (path, path.with_name(f"{path.name}.msk")):  # GDAL's mask may be in a file of its own
                 if file == path or file.is_file():

@@ -14,6 +14,7 @@ from terraseg.contracts.dataset import ChipDataset, open_dataset
 from terraseg.core.bands import BANDS as ALL_BANDS
 from terraseg.learn.datamodule import ChipDataModule
 from terraseg.prepare.config import FolderOptions
+from terraseg.prepare.import_dates import check_used, days_in, frames_of
 from terraseg.prepare.import_folders import import_folders
 
 DAYS = ("2024-05-01", "2024-06-11", "2024-08-30")
@@ -111,6 +112,42 @@ def test_the_days_come_from_tags_or_a_csv_too(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_corrected_csv_makes_the_dataset_anew(tmp_path: Path) -> None:
+    root, table = stacks(tmp_path, described=False), tmp_path / "dates.csv"
+    for days in (DAYS, DAYS[::-1]):
+        table.write_text("".join(f"p{place}.tif,{','.join(days)}\n" for place in range(2)))
+        dataset = imported(root, dates=table)
+        image, _ = image_of(dataset, dataset.tiles["tile"].iloc[0])
+        row = dataset.tiles.iloc[0]
+        first = pixels_of(int(row["scene"][1]), 0 if days == DAYS else 2)
+        np.testing.assert_array_equal(
+            image[:3], first[:, row["row"] : row["row"] + 16, row["column"] : row["column"] + 16]
+        )
+
+
+def test_a_day_in_a_name_counts_before_the_time_of_writing(tmp_path: Path) -> None:
+    root = folders(tmp_path)
+    for path in (root / "images").rglob("*.tif"):
+        with rasterio.open(path, "r+") as target:
+            target.update_tags(TIFFTAG_DATETIME="2025:01:20 10:00:00")
+    assert imported(root).info.frame_dates["p0"] == DAYS
+
+
+def test_a_csv_names_files_by_their_folder_also_where_splits_share_names(tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        here = folders(tmp_path / "given" / split)
+        for kind in ("images", "masks"):
+            (tmp_path / kind).mkdir(exist_ok=True)
+            (here / kind).rename(tmp_path / kind / split)
+    table = tmp_path / "dates.csv"
+    names = [f"p0/{path.name}" for path in sorted((tmp_path / "images/train/p0").iterdir())]
+    table.write_text("".join(f"{name},{day}\n" for name, day in zip(names, DAYS, strict=True)))
+    days = days_in(table)
+    found = frames_of("train_p0", tmp_path / "images/train/p0", OPTIONS, days)
+    assert [f"p0/{frame.path.name}" for frame in found] == names
+    check_used(days, {"train_p0": tmp_path / "images/train/p0"}, where=table)
+
+
 def test_dates_without_days_are_in_the_order_of_the_file(tmp_path: Path) -> None:
     root = stacks(tmp_path, described=False)
     with rasterio.open(root / "images/p1.tif", "r+") as target:
@@ -199,6 +236,37 @@ def _a_part_of_a_date(root: Path) -> list[str]:
     return ["p0.tif", "8 bands", "3 dates"]
 
 
+def _two_days_in_the_file_of_one_date(root: Path) -> list[str]:
+    path = next((folders(root) / "images/p0").glob("a_*"))
+    with rasterio.open(path, "r+") as target:
+        target.update_tags(DATES=",".join(DAYS[:2]))
+    return [path.name, *DAYS[:2], "expected one"]
+
+
+def _another_nodata(root: Path) -> list[str]:
+    path = next((folders(root) / "images/p0").glob("a_*"))
+    write_geotiff(path, pixels_of(0, 2), grid_of(0), nodata=65535)
+    return [path.name, "65535"]
+
+
+def _a_csv_of_absent_files(root: Path) -> list[str]:
+    folders(root)
+    (root / "dates.csv").write_text(f"p_0/a_20240830T104021.tif,{DAYS[0]}\n")
+    return ["dates.csv", "p_0/a_20240830T104021.tif"]
+
+
+def _a_first_line_with_a_day_of_another_form(root: Path) -> list[str]:
+    folders(root)
+    (root / "dates.csv").write_text("p0/a_20240830T104021.tif,30.08.2024\n")
+    return ["dates.csv", "30.08.2024"]
+
+
+def _a_csv_with_semicolons(root: Path) -> list[str]:
+    folders(root)
+    (root / "dates.csv").write_text(f"p0/a_20240830T104021.tif;{DAYS[0]}\n")
+    return ["dates.csv", f"a_20240830T104021.tif;{DAYS[0]}"]
+
+
 def _label_of_another_grid(root: Path) -> list[str]:
     truth = make_truth((SIDE, SIDE), seed=0)[None]
     write_geotiff(folders(root) / "masks/p0.tif", truth, grid_of(0) @ rasterio.Affine.translation(2, 0))
@@ -222,6 +290,8 @@ def _split_of_absent_chips(root: Path) -> list[str]:
 @pytest.mark.parametrize(
     "made",
     [_missing, _twice, _undated, _other_size, _other_grid, _other_order, _other_order_in_a_stack, _a_part_of_a_date,
+     _two_days_in_the_file_of_one_date, _another_nodata, _a_csv_of_absent_files,
+     _a_first_line_with_a_day_of_another_form, _a_csv_with_semicolons,
      _label_of_another_grid, _id_above_the_classes, _split_of_absent_chips],
 )  # fmt: skip
 def test_what_is_wrong_is_one_message_with_its_names(
