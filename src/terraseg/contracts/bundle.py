@@ -28,7 +28,7 @@ from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.share_interval import ShareInterval
 from terraseg.core.files import atomic_folder, sha256_of_file
 from terraseg.core.settings import Strict, faults_of
-from terraseg.errors import CheckpointError
+from terraseg.errors import CheckpointError, OutputError
 
 FORMAT = 1
 """Version of the bundle; other versions raise an error."""
@@ -159,6 +159,20 @@ class Bundle:
         return self.root / _WEIGHTS
 
 
+def refuse_other_files(root: Path) -> None:
+    """Check that a bundle's folder is new, empty or a bundle, so that no other files are replaced.
+
+    Raises:
+        OutputError: the folder holds other files.
+    """
+    if root.is_dir() and not (root / _INFO).is_file() and any(root.iterdir()):
+        raise OutputError(
+            f"{root} holds other files, not a bundle",
+            expected="a bundle to replace, or an empty or new folder",
+            fix="choose another --output, such as a folder bundle in it",
+        )
+
+
 def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, npt.NDArray[Any]], config: str) -> Bundle:
     """Write a bundle, replacing an older one in one step.
 
@@ -168,9 +182,10 @@ def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, np
         config: text of the config.
 
     Raises:
-        OutputError: the disk is full or the folder can't be written.
+        OutputError: the folder holds other files, the disk is full, or the folder can't be written.
     """
     root = Path(root)
+    refuse_other_files(root)
     with atomic_folder(root) as folder:
         save_file(dict(weights), folder / _WEIGHTS)
         (folder / _CONFIG).write_text(config, encoding="utf-8")

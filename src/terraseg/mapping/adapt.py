@@ -19,7 +19,7 @@ from affine import Affine
 from safetensors.numpy import load_file
 from scipy.special import expit
 
-from terraseg.contracts.bundle import SHARE_TARGET, Bundle, BundleInfo, write_bundle
+from terraseg.contracts.bundle import SHARE_TARGET, Bundle, BundleInfo, refuse_other_files, write_bundle
 from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.footprints import find_footprints
 from terraseg.contracts.scene import Place
@@ -90,11 +90,14 @@ def adapt(
         device: as for `predict`.
 
     Raises:
-        ConfigError: the model has more than two classes.
+        ConfigError: the model has more than two classes, or ``output`` is the model.
         LabelError: no labelled ground lies in the scenes, or it has only one class.
         SceneError: a scene can't be read or does not fit the model.
-        OutputError: the bundle can't be written.
+        OutputError: ``output`` holds other files, or the bundle can't be written.
     """
+    if output.resolve() == bundle.root.resolve():
+        raise ConfigError(f"{output} is the model to adapt", fix="choose another --output")
+    refuse_other_files(output)
     if len(bundle.info.classes) > 2:
         raise ConfigError(
             f"{bundle.root} maps {len(bundle.info.classes)} classes", expected="a model of two", fix="train it further"

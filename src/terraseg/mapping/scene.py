@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pystac.utils
 import rasterio
 
-from terraseg.contracts.product import Product
+from terraseg.contracts.product import Product, file_name
 from terraseg.contracts.scene import ATTRIBUTION, Place, Scene
 from terraseg.core.files import fingerprint, output_lock, write_json
 from terraseg.core.machine.parallel import core_shares
@@ -194,9 +195,23 @@ def _check_classes(
     """Check that what is asked for goes with the number of classes.
 
     Raises:
-        ConfigError: a threshold for several classes or none for one, or a class that the model does not have.
+        ConfigError: a threshold for several classes or none for one, a class that the model does not have, two classes
+            whose files would have one name, or a class with the id of the background.
     """
     names = predictor.class_names
+    if not names and predictor.class_id == 0:
+        raise ConfigError(
+            f"the model maps {predictor.class_name}, which has the id 0",
+            expected="a class with an id above 0, which a mask can show",
+            fix="train with positive_class: 1",
+        )
+    files = Counter(file_name(name).lower() for name in names)
+    if alike := [name for name in names if files[file_name(name).lower()] > 1]:
+        raise ConfigError(
+            f"files of the classes {', '.join(alike)} would have one name",
+            expected="names that differ in letters or digits",
+            fix="import the data with other --classes, and train again",
+        )
     if names and threshold is not None:
         raise ConfigError(
             f"threshold {threshold:g} for a model of {len(names)} classes",

@@ -14,7 +14,7 @@ from helpers.convolution import ConvBundle
 from helpers.factories import make_info
 from terraseg.contracts.footprints import find_footprints, write_footprints
 from terraseg.contracts.product import find_products
-from terraseg.errors import LabelError
+from terraseg.errors import LabelError, TerrasegError
 from terraseg.prepare.config import PrepareConfig
 from terraseg.prepare.labels.rules import LabelRule
 from terraseg.sample.city.make import make_city_scene
@@ -88,3 +88,16 @@ def test_ground_without_a_building_raises_an_error_and_writes_nothing(city, bund
             bundle=bundle, input=scenes, labels=path, output=tmp_path / "there" / "bundle", config=CONFIG, device="cpu"
         )
     assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.parametrize("output", ["mine", "model/bundle"])
+def test_nothing_but_another_adapted_model_is_replaced(city, bundle, tmp_path, output):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    (bundle / "bundle.json").write_text("{}")
+    before = {path: path.read_bytes() for path in (tmp_path).rglob("*.*") if path.is_file()}
+    with pytest.raises(TerrasegError):
+        terraseg.adapt(
+            bundle=bundle, input=city[0], labels=city[1], output=tmp_path / output, config=CONFIG, device="cpu"
+        )
+    assert {path: path.read_bytes() for path in (tmp_path).rglob("*.*") if path.is_file()} == before

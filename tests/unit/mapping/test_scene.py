@@ -564,3 +564,16 @@ def test_overviews_do_not_mix_nodata_into_values(tmp_path: Path, layer: str) -> 
         reduced = source.read(1)
     assert set(np.unique(reduced)) <= set(np.unique(whole))
     assert len(np.unique(whole)) == 2
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [{"class_id": 0}, {"class_names": ("land", "crops (wet)", "crops [wet]"), "class_name": "land"}],
+    ids=["the id of the background", "two files of one name"],
+)
+def test_classes_that_no_file_can_hold_are_refused(tmp_path: Path, classes: dict[str, Any]) -> None:
+    scene = scene_of(tmp_path / "raw", np.full((40, 40), 500, np.uint16))
+    options = OPTIONS | ({"threshold": None} if "class_names" in classes else {})
+    with pytest.raises(ConfigError):
+        predict_scene(scene, NumpyPredictor(**classes), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

@@ -81,7 +81,6 @@ def check_data(config: Mapping[str, Any]) -> tuple[ChipDataset | None, int | Non
     findings += check_classes(
         dataset,
         num_classes=(model.get("model_args") or {}).get("num_classes"),
-        positive_class=model.get("positive_class", 1),
         class_weights=model.get("class_weights"),
     )
     findings += check_pretraining(dataset, model)
@@ -276,7 +275,6 @@ def check_classes(
     dataset: ChipDataset,
     *,
     num_classes: int | None,
-    positive_class: int,
     class_weights: Sequence[float] | str | None,
 ) -> list[Finding]:
     """The model has one output per class of the dataset."""
@@ -286,8 +284,6 @@ def check_classes(
         findings.append(
             error(f"{_MODEL}.model_args.num_classes", f"{num_classes}", expected=f"{len(classes)} ({named})")
         )
-    if positive_class not in classes:
-        findings.append(error(f"{_MODEL}.positive_class", f"{positive_class}", expected=f"one of {sorted(classes)}"))
     if class_weights is not None and not isinstance(class_weights, str) and len(class_weights) != len(classes):
         findings.append(
             error(f"{_MODEL}.class_weights", f"{len(class_weights)} factors", expected=f"{len(classes)} ({named})")

@@ -1,4 +1,4 @@
-"""The target part of the check: a loss on shares needs the covered share of each pixel, and two classes."""
+"""The target part of the check: the class is in the dataset; shares need coverage, and two classes."""
 
 from collections.abc import Iterable
 
@@ -22,9 +22,11 @@ def check_target(dataset: ChipDataset, *, target: Target, positive: int) -> list
         target: of `target_of`.
         positive: id of the class.
     """
+    where, classes = f"{_MODEL}.loss", dataset.info.classes
+    if positive not in classes:
+        return [error(f"{_MODEL}.positive_class", f"{positive}", expected=f"one of {sorted(classes)}")]
     if target != SHARE_TARGET:
         return []
-    where, classes = f"{_MODEL}.loss", dataset.info.classes
     if len(classes) != 2 or positive != 1:
         found = f"{SHARE} with {len(classes)} classes ({', '.join(classes.values())}) and positive_class {positive}"
         return [error(where, found, expected="two classes and positive_class 1", fix="choose ce, dice or another loss")]

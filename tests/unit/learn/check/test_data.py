@@ -104,7 +104,6 @@ def test_the_data_part_needs_no_torch(sound):
             {"model": {"model_args": {"num_classes": 3}}},
             "error: model.init_args.model_args.num_classes: 3; expected 2 (background, building)",
         ),
-        ({"model": {"positive_class": 2}}, "error: model.init_args.positive_class: 2; expected one of [0, 1]"),
         ({"model": {"class_weights": [1.0]}}, "error: model.init_args.class_weights: 1 factors; expected 2"),
     ],
 )
@@ -137,7 +136,7 @@ def test_class_weights_may_come_from_the_data(sound):
 
 def test_all_faults_are_said_at_once(root):
     shutil.rmtree(root / "val" / "masks")
-    lines = _lines(root, data={"batch_size": 99, "bands": ["B05"]}, model={"positive_class": 7})
+    lines = _lines(root, data={"batch_size": 99, "bands": ["B05"]}, model={"class_weights": [1, 2, 3]})
     assert len(lines) == 4
 
 

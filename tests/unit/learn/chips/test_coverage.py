@@ -110,3 +110,5 @@ def test_a_target_without_coverage_or_with_more_classes_is_one_error(root: Path)
     (finding,) = check_target(dataset, target="share", positive=1)
     assert str(root) in finding.found
     assert check_target(dataset, target="class", positive=1) == []
+    (finding,) = check_target(dataset, target="class", positive=2)
+    assert (finding.key, finding.expected) == ("model.init_args.positive_class", "one of [0, 1]")
