@@ -1,4 +1,4 @@
-"""Files of a data set that is published below one address: downloaded once, resumed where a connection was cut."""
+"""Files of a data set that is published below one address: each is downloaded once, and whole."""
 
 import base64
 import hashlib
@@ -13,11 +13,11 @@ import requests
 
 from terraseg import __version__
 from terraseg.acquire.network import CONNECT_TIMEOUT, no_connection
-from terraseg.core.files import output_error
+from terraseg.core.files import atomic_path
 from terraseg.errors import CatalogueError
 
 _log = logging.getLogger(__name__)
-_CHUNK = 1 << 14  # at most as much is lost where a connection is cut
+_CHUNK = 1 << 18
 _PASSING = (408, 429, 500, 502, 503, 504)
 
 
@@ -56,48 +56,40 @@ class PublishedFiles:
         target = self._folder / path
         if target.is_file():
             return target
-        part = target.with_name(f"{target.name}.part")
         for attempt in range(self._retries + 1):
             if attempt:
                 time.sleep(self._pause * 2 ** (attempt - 1))
             try:
-                if (fault := self._attempt(path, part)) is None:
-                    part.replace(target)
+                if (fault := self._attempt(path, target)) is None:
                     return target
             except requests.RequestException as error:
                 fault = no_connection(error) or type(error).__name__
                 if no_connection(error):
                     break
-            except OSError as error:
-                raise output_error(error, target) from error
             _log.info("%s/%s: %s", self._url, path, fault)
         raise CatalogueError(
             f"{self._url} did not send {path} ({fault})",
-            fix="check the network and --url, then run again: what arrived is kept",
+            fix="check the network and --url, then run again: finished files are kept",
         )
 
-    def _attempt(self, path: str, part: Path) -> str | None:
-        """Add what the server sends to a part; None if it is then the whole file, else what went wrong."""
-        part.parent.mkdir(parents=True, exist_ok=True)
-        start = part.stat().st_size if part.is_file() else 0
-        asked = {"Range": f"bytes={start}-"} if start else {}
+    def _attempt(self, path: str, target: Path) -> str | None:
+        """Write what the server sends; None if it is the whole file, else what went wrong."""
         address = f"{self._url}/{quote(path)}"
-        with self._session.get(address, headers=asked, stream=True, timeout=self._timeout) as answer:
+        with self._session.get(address, stream=True, timeout=self._timeout) as answer:
             if answer.status_code in _PASSING:
                 return f"it answers {answer.status_code}"
-            if answer.status_code == requests.codes.requested_range_not_satisfiable:
-                part.unlink()
-                return "another file than before"
-            if not answer.ok:
-                raise CatalogueError(
-                    f"{address} answers {answer.status_code}", expected="the file", fix="correct --url"
-                )
-            with part.open("ab" if answer.status_code == requests.codes.partial_content else "wb") as handle:
-                for chunk in answer.iter_content(_CHUNK):
-                    handle.write(chunk)
-            if (digest := _md5(answer)) and digest != hashlib.md5(part.read_bytes(), usedforsecurity=False).digest():
-                part.unlink()
-                return "its MD5 differs from the server's"
+            kind = answer.headers.get("Content-Type", "")
+            if not answer.ok or kind.startswith("text/html"):
+                found = f"{address} answers {answer.status_code}" + " with a web page" * answer.ok
+                raise CatalogueError(found, expected="the file", fix="correct --url")
+            with atomic_path(target) as temporary:
+                digest = hashlib.md5(usedforsecurity=False)
+                with temporary.open("wb") as handle:
+                    for chunk in answer.iter_content(_CHUNK):
+                        digest.update(chunk)
+                        handle.write(chunk)
+                if (expected := _md5(answer)) and digest.digest() != expected:
+                    raise requests.exceptions.ContentDecodingError("another MD5 than the server's")
         return None
 
 

@@ -1,7 +1,9 @@
 """A published data set arrives whole, whatever the server does on the way, and is then imported."""
 
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
@@ -23,6 +25,28 @@ def server(tmp_path: Path) -> Iterator[StacServer]:
         yield running
 
 
+@pytest.fixture
+def login_page() -> Iterator[str]:
+    """Address of a server that asks for a login, whatever is wanted."""
+
+    class Page(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = b"<html>Please log in</html>"
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Page) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
 def test_sen1floods11_is_downloaded_and_imported(server: StacServer, tmp_path: Path) -> None:
     output, url = tmp_path / "here", f"{server.url}/data/v1.1"
     assert main(["data", "sen1floods11", "--output", str(output), "--url", url]) == 0
@@ -38,7 +62,7 @@ def test_sen1floods11_is_downloaded_and_imported(server: StacServer, tmp_path: P
     assert len(dataset.tiles) == sum(len(chips) for name, chips in SEN1FLOODS11_SPLITS.items() if name != "bolivia")
 
 
-def test_a_cut_file_goes_on_where_it_stopped(server: StacServer, tmp_path: Path) -> None:
+def test_a_cut_file_is_asked_for_again(server: StacServer, tmp_path: Path) -> None:
     server.faults.truncated = 2
     server.faults.pixels = [503, 429]
     with PublishedFiles(f"{server.url}/data", tmp_path / "here", retries=4, pause=0.01) as published:
@@ -47,22 +71,19 @@ def test_a_cut_file_goes_on_where_it_stopped(server: StacServer, tmp_path: Path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_what_arrived_of_a_file_is_kept_for_the_next_command(server: StacServer, tmp_path: Path) -> None:
+def test_no_part_of_a_file_counts_as_the_file(server: StacServer, tmp_path: Path) -> None:
     server.faults.truncated = 1
     with PublishedFiles(f"{server.url}/data", tmp_path / "here", retries=0) as published:
         with pytest.raises(CatalogueError):
             published.fetch(_CHIP)
-        part = tmp_path / "here" / f"{_CHIP}.part"
-        assert 0 < part.stat().st_size < (tmp_path / "there" / _CHIP).stat().st_size
+        assert not list((tmp_path / "here").rglob("*.tif"))
         assert published.fetch(_CHIP).read_bytes() == (tmp_path / "there" / _CHIP).read_bytes()
 
 
-def test_a_part_of_another_file_is_downloaded_anew(server: StacServer, tmp_path: Path) -> None:
-    part = tmp_path / "here" / f"{_LIST}.part"
-    part.parent.mkdir(parents=True)
-    part.write_bytes(b"x" * 10_000)
-    with PublishedFiles(f"{server.url}/data", tmp_path / "here", retries=1, pause=0) as published:
-        assert published.fetch(_LIST).read_bytes() == (tmp_path / "there" / _LIST).read_bytes()
+def test_a_web_page_is_no_chip(tmp_path: Path, login_page: str) -> None:
+    with PublishedFiles(login_page, tmp_path / "here") as published, pytest.raises(CatalogueError):
+        published.fetch("a.tif")
+    assert not list(tmp_path.rglob("*.tif"))
 
 
 @pytest.mark.parametrize("address", ["{url}/nowhere", "http://127.0.0.1:9"])
