@@ -13,7 +13,7 @@ from terraseg import pretrain
 from terraseg.cli import main
 from terraseg.contracts.bundle import open_bundle
 from terraseg.core.bands import PRITHVI_BANDS
-from terraseg.errors import CheckpointError
+from terraseg.errors import CheckpointError, TrainingError
 
 pytestmark = pytest.mark.usefixtures("in_home")
 
@@ -67,7 +67,7 @@ def test_a_stopped_pretraining_ends_like_an_unbroken_one(name: str) -> None:
     config = CONFIGS / f"{name}.yaml"
     changes = [
         *_SMALL, *_TINY[name], "trainer.max_steps=9", "trainer.callbacks+=ModelCheckpoint",
-        "trainer.callbacks.every_n_train_steps=4", "trainer.callbacks.dirpath=kept", "trainer.callbacks.filename=last",
+        "trainer.callbacks.every_n_train_steps=3", "trainer.callbacks.dirpath=kept", "trainer.callbacks.filename=last",
         "trainer.callbacks.enable_version_counter=false", "trainer.accumulate_grad_batches=2",
     ]  # fmt: skip
     if name == "pretrain_mae":
@@ -81,6 +81,10 @@ def test_a_stopped_pretraining_ends_like_an_unbroken_one(name: str) -> None:
     assert resumed.read_bytes() == whole
     with pytest.raises(CheckpointError, match="another seed: 0 there, 1 here"):
         pretrain(config=config, ckpt_path="kept/last.ckpt", changes=[*changes, "data.seed=1"])
+    with pytest.raises(CheckpointError, match="another lr"):
+        pretrain(config=config, ckpt_path="kept/last.ckpt", changes=[*changes, "model.lr=0.5"])
+    with pytest.raises(TrainingError, match="nothing is left"):
+        pretrain(config=config, ckpt_path="kept/last.ckpt", changes=changes)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningCLI
 
-from terraseg.errors import CheckpointError, ConfigError, TerrasegError, cause_of
+from terraseg.errors import CheckpointError, ConfigError, TerrasegError, TrainingError, cause_of
 from terraseg.learn.check.finding import Finding, error
 from terraseg.learn.pretrain.datamodule import SceneWindows
 from terraseg.learn.pretrain.task import ENCODER, PretrainTask
@@ -31,6 +31,7 @@ def pretrain(config: str | Path, *, ckpt_path: str | Path | None = None, changes
         ConfigError: the config is missing or wrong, or scenes, chips and model don't fit together.
         SceneError: scenes are missing, lack bands, or have no valid pixel.
         CheckpointError: the checkpoint is missing, or it is of another pretraining.
+        TrainingError: the loss is no longer finite, or the checkpoint is of the last step.
     """
     leave_out_noise()
     if ckpt_path is not None and not Path(ckpt_path).is_file():
@@ -39,6 +40,11 @@ def pretrain(config: str | Path, *, ckpt_path: str | Path | None = None, changes
         cli = open_pretraining(config, changes=changes)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path)
     encoder = Path(cli.trainer.default_root_dir) / ENCODER
+    if not cli.model.written:  # Lightning runs no step of a checkpoint that is already at the end
+        raise TrainingError(
+            f"{ckpt_path} is at step {cli.trainer.global_step} of {cli.trainer.max_steps}: nothing is left to pretrain",
+            fix="raise trainer.max_steps, or leave --ckpt_path out",
+        )
     _log.info("%s: set it as model.init_args.weights of an experiment", encoder)
     return encoder
 

@@ -67,6 +67,8 @@ class PretrainTask(LightningModule):
         self.backbone_args, self.method_args = backbone_args or {}, method_args or {}
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.matmul_precision = matmul_precision
+        self.written = False
+        """Whether the encoder is on disk."""
 
     def configure_callbacks(self) -> list[Callback]:
         """None of its own. This is the first hook of a run: nothing has been written yet."""
@@ -163,6 +165,7 @@ class PretrainTask(LightningModule):
             steps=self.global_step, seed=data.seed, scenes=data.names, attribution=data.attribution,
         )  # fmt: skip
         write_encoder(path, self.model.get_submodule("encoder"), pretraining)
+        self.written = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record what a resumed pretraining must share."""
@@ -183,6 +186,8 @@ class PretrainTask(LightningModule):
             "method": self.method, "method_args": self.method_args, "backbone": self.backbone,
             "backbone_args": self.backbone_args, "bands": data.bands, "scenes": data.names,
             "chip_size": data.chip_size, "batch_size": data.batch_size, "seed": data.seed,
+            "lr": self.lr, "weight_decay": self.weight_decay, "warmup_steps": self.warmup_steps,
+            "max_steps": self.trainer.max_steps, "accumulate_grad_batches": self.trainer.accumulate_grad_batches,
             "means": [float(value) for value in data.means], "stds": [float(value) for value in data.stds],
         }  # fmt: skip
         plain: dict[str, Any] = json.loads(json.dumps(record))
