@@ -109,7 +109,8 @@ def evaluate(
     """
     found = predictions_of(predictions, experiment)
     model, products = found[0], [prediction.product for prediction in found]
-    class_id = int(model.get("positive_class") or 1)
+    positive = model.get("positive_class")
+    class_id = 1 if positive is None else int(positive)
     truth = open_truth(ground_truth, split=split, cell=cell, class_name=model.get("class"), class_id=class_id)
     warnings: list[str] = []
     if dataset is not None:

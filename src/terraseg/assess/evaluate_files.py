@@ -102,21 +102,24 @@ def _scores(path: Path, chip: Chip, *, positive: int, classes: int) -> Scores:
     several = classes > 2
     try:
         with rasterio.open(path) as source:
-            if several and source.count > 1:
-                values = source.read().argmax(axis=0)
-            else:
-                values = source.read(1 if source.count == 1 else positive + 1)
+            found = source.read()
     except (rasterio.errors.RasterioError, IndexError) as error:
         raise SceneError(f"{path} can't be read ({error})", fix="predict again") from error
-    if values.shape != chip.truth.shape:
-        found = f"{path} has {values.shape[0]} x {values.shape[1]} px"
-        raise SceneError(found, expected=f"{chip.truth.shape[0]} x {chip.truth.shape[1]}, as its chip")
-    most = classes - 1 if several or _kind(path) == "classes" else 1
-    if not ((values >= 0) & (values <= most)).all():
-        raise SceneError(f"{path} has values from {values.min():g} to {values.max():g}", expected=f"0 to {most}")
+    if found.shape[1:] != chip.truth.shape:
+        size = f"{path} has {found.shape[1]} x {found.shape[2]} px"
+        raise SceneError(size, expected=f"{chip.truth.shape[0]} x {chip.truth.shape[1]}, as its chip")
+    of_classes = _kind(path) == "classes"
+    bands = {1} if of_classes else {classes} if several else {1, classes}
+    if len(found) not in bands:
+        raise SceneError(f"{path} has {len(found)} bands", expected=" or ".join(map(str, sorted(bands))))
+    most = classes - 1 if of_classes else 1
+    if not ((found >= 0) & (found <= most)).all() or (of_classes and (found % 1).any()):
+        kind = f"whole numbers, 0 to {most}" if of_classes else f"0 to {most}"
+        raise SceneError(f"{path} has values from {found.min():g} to {found.max():g}", expected=kind)
+    values = found[0] if len(found) == 1 else found.argmax(axis=0) if several else found[positive]
     if several:
         ids: Scores = values.astype(np.uint8)
         return ids
-    probability = values == positive if _kind(path) == "classes" else values
+    probability = values == positive if of_classes else values
     levels: Scores = np.rint(probability / PROBABILITY_SCALE).astype(np.uint8)
     return levels

@@ -25,6 +25,8 @@ _NAMED: tuple[tuple[str, Colour], ...] = (
 """Starts of words in names with their colour, most of them those of ESRI's land cover. The first that fits counts, and
 each colour is used once."""
 
+_NOT = re.compile(r"\b(no|not|non|without)\b(?! data)")
+
 
 def class_colours(names: Sequence[str]) -> list[Colour]:
     """A colour for each class, all different and the same whenever the names are."""
@@ -32,7 +34,7 @@ def class_colours(names: Sequence[str]) -> list[Colour]:
     for name in names:
         words = name.lower().replace("_", " ")
         fits = (colour for start, colour in _NAMED if re.search(rf"\b({start})", words))
-        found.append(next((colour for colour in fits if colour not in found), None))
+        found.append(None if _NOT.search(words) else next((colour for colour in fits if colour not in found), None))
     used, step = {colour for colour in found if colour}, 0
     for number, colour in enumerate(found):
         while colour is None or (found[number] is None and colour in used):

@@ -7,9 +7,12 @@ import pytest
 import rasterio
 
 from helpers.factories import make_dataset, make_scene, make_truth, write_geotiff
+from terraseg.assess.evaluate_files import _scores
+from terraseg.assess.ground.chip_truth import chips
 from terraseg.cli import main
 from terraseg.contracts.dataset import IGNORE, ChipDataset
 from terraseg.contracts.result import Metrics, read_metrics
+from terraseg.errors import SceneError
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,32 @@ def test_what_is_wrong_is_one_line(dataset: ChipDataset, tmp_path: Path, capsys:
     write_geotiff(first, np.full((1, 8, 8), 1, dtype="int16"), transform)
     assert "8 x 8 px" in fault()
     write_geotiff(first, np.full((1, 32, 32), 7, dtype="int16"), transform)
-    assert "values from 7 to 7; expected 0 to 1" in fault()
+    assert "values from 7 to 7" in fault()
     first.unlink()
     assert first.stem.removesuffix("_pred") in fault()
     assert not (tmp_path / "metrics").exists()
+
+
+@pytest.mark.parametrize(
+    ("end", "pixels"),
+    [
+        ("_probabilities", [[np.nan]] * 3),
+        ("_probabilities", [[0.2]] * 2),
+        ("_probabilities", [[0.7]]),
+        ("_pred", [[1.9]]),
+        ("_pred", [[3]]),
+    ],
+    ids=["NaN", "a class too few", "one of three", "between two classes", "no class"],
+)
+def test_files_of_several_classes_hold_what_their_name_says(
+    dataset: ChipDataset, tmp_path: Path, end: str, pixels: list[list[float]]
+) -> None:
+    (scene, *_) = dataset.split("test")["scene"]
+    chip = next(chips(dataset, split="test", scene=scene))
+    write_geotiff(
+        tmp_path / f"{chip.tile}{end}.tif",
+        np.full((len(pixels), *chip.truth.shape), pixels[0][0], "f4"),
+        rasterio.Affine(10, 0, 5e5, 0, -10, 4e6),
+    )
+    with pytest.raises(SceneError):
+        _scores(tmp_path / f"{chip.tile}{end}.tif", chip, positive=1, classes=3)

@@ -73,7 +73,8 @@ class ClassCounts:
     def result(self, cells: Sequence[str], units: Units) -> tuple[Classes, dict[str, Estimate]]:
         """The metrics of each class, and those over all classes: mean IoU, mean accuracy, accuracy.
 
-        Means are over the classes that occur in map or truth. A class that occurs in neither is undefined.
+        Means are over the classes that occur in map or truth, that of the accuracy over those that occur in the truth.
+        A class that occurs in neither is undefined.
 
         Args:
             cells: names of all cells.

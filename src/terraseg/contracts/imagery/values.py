@@ -1,5 +1,6 @@
 """What the values of an image say of its unit and nodata, when its metadata may be wrong."""
 
+import logging
 import math
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from terraseg.contracts.dataset import Stats
-from terraseg.core.bands import REFLECTANCE_SCALE, UNIT
+from terraseg.core.bands import BASELINE_OFFSET, REFLECTANCE_SCALE, UNIT
 from terraseg.errors import SceneError
+
+_log = logging.getLogger(__name__)
 
 FOREIGN_NODATA = -9999
 """The value that many programs write where there is no observation, declared or not."""
@@ -18,6 +21,7 @@ DN_FROM = 2
 """Values with a median from here on are not reflectance of 0 to 1: clouds and glint reach about 1.5."""
 
 _PERCENT, _EIGHT_BIT = 100, 255
+_FEWEST_BANDS = 3  # with fewer, any land may be bright
 _PREVIEW, _FEWEST = 64, 16
 """Side of the part of an image that is compared with its unit, and the fewest values that tell something."""
 
@@ -60,6 +64,8 @@ def check_unit(path: Path, pixels: npt.NDArray[Any], missing: npt.NDArray[np.boo
 def check_levels(where: str | Path, stats: Stats) -> None:
     """Check that the DN of a dataset are not percent or 8 bit. A single image may be as dark, such as one of water.
 
+    If no band is dark anywhere, a warning says that the offset of the newer products may still be in the values.
+
     Args:
         where: the dataset or its images, for the message.
         stats: of the train split.
@@ -67,7 +73,14 @@ def check_levels(where: str | Path, stats: Stats) -> None:
     Raises:
         SceneError: no band has values above 8 bit.
     """
-    highest = [max(held.percentiles.values()) for held in stats.bands.values() if held.percentiles]
+    ranges = [held.percentiles.values() for held in stats.bands.values() if held.percentiles]
+    highest = [max(each) for each in ranges]
+    if len(ranges) >= _FEWEST_BANDS and (least := min(map(min, ranges))) >= -BASELINE_OFFSET:
+        _log.warning(
+            "%s: nearly all pixels have DN %g or more in every band. Do the values still hold the offset of %d that "
+            "products have since January 2022? Then take it off before the import: maps of scenes without it would be "
+            "wrong", where, least, -BASELINE_OFFSET,
+        )  # fmt: skip
     if not highest or max(highest) > _EIGHT_BIT:
         return
     percent = max(highest) <= _PERCENT
