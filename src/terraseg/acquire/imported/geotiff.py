@@ -41,7 +41,7 @@ def find_geotiff(path: Path, root: Member) -> Found | None:
         raise SceneError(
             f"{path} holds {len(files)} rasters, and {Path(unnamed.file).name} names no band",
             expected="one raster with all bands, or rasters of one image with a band in each name (..._B02.tif)",
-            fix="give each image on its own, or rename the files",
+            fix="give each image by the path of its file, or rename the files",
         )
     names = [layer.name for layer in layers if layer.name]
     if twice := sorted({name for name in names if names.count(name) > 1}):

@@ -42,6 +42,7 @@ _CHECKED = (1, 1 / REFLECTANCE_SCALE)
 
 _STEP = 10.0
 """An image without a grid of its own gets a pixel size that is a multiple of this, in metres."""
+_LEAST_SIDE = 0.1  # of a pixel, in metres: less comes of degrees that are called metres
 
 _SAMPLE = 128
 """Side of the part of a tile that is compared with its unit, in pixels."""
@@ -112,10 +113,16 @@ class Sources:
         finest = min(grids, key=lambda grid: abs(grid.transform.determinant))
         for grid, layer in grids.items():
             _check_same_ground(grid, finest, layer)
+        side = math.sqrt(math.prod(pixel_on_ground(finest.geobox)))
+        if side < _LEAST_SIDE:
+            raise SceneError(
+                f"{self._image.found.path} has pixels of {side:.2g} m in {finest.crs}",
+                expected=f"at least {_LEAST_SIDE:g} m",
+                fix="assign the right CRS, such as EPSG:4326 for degrees, with `rio edit-info --crs`",
+            )
         own = scene_grid(rasterio.CRS.from_string(finest.crs), finest.transform, finest.shape)
         if own is not None and gsd in (None, own.resolution.x):
             return own, True
-        side = math.sqrt(math.prod(pixel_on_ground(finest.geobox)))
         extent = finest.geobox.extent if own is not None else finest.geobox.extent.to_crs("utm")
         size = gsd or max(_STEP, _STEP * round(side / _STEP))
         return GeoBox.from_bbox(extent.boundingbox, crs=extent.crs, resolution=size), False

@@ -250,6 +250,13 @@ def test_what_can_not_be_is_one_message_and_no_scene(tmp_path, image, options, l
     assert not list((tmp_path / "raw").glob("*"))
 
 
+def test_degrees_that_are_called_metres_are_doubted(tmp_path):
+    write_geotiff(tmp_path / "a.tif", _land(), Affine(1e-4, 0, -1.5, 0, -1e-4, 47.2), bands=("B02", "B03"))
+    with pytest.raises(SceneError, match="0.0001 m in EPSG:326"):
+        _import(tmp_path / "a.tif", tmp_path, **_FACTS)
+    assert not list((tmp_path / "raw").glob("*"))
+
+
 def test_pictures_are_no_reflectance(tmp_path):
     write_geotiff(tmp_path / "a.tif", _land(3).astype(np.uint8), _UTM)
     with pytest.raises(SceneError, match="8-bit"):
