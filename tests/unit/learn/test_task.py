@@ -44,7 +44,7 @@ def _attached(task: SegmentationTask, **chips: Any) -> SegmentationTask:
     data = Mock(
         by_scene=False,
         spec=ChipDataModule,
-        dataset=SimpleNamespace(info=SimpleNamespace(frames=1)),
+        dataset=SimpleNamespace(info=SimpleNamespace(frames=1, classes={0: "background", 1: "building"})),
         bands=("B03", "B04"), means=torch.ones(2).numpy(), stds=torch.ones(2).numpy(), nodata=0,
         class_names=("background", "building"), superpixels=None, **chips,
     )  # fmt: skip
