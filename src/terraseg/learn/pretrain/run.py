@@ -40,7 +40,7 @@ def pretrain(config: str | Path, *, ckpt_path: str | Path | None = None, changes
         cli = open_pretraining(config, changes=changes)
         cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=ckpt_path)
     encoder = Path(cli.trainer.default_root_dir) / ENCODER
-    if not cli.model.written:  # Lightning runs no step of a checkpoint that is already at the end
+    if not cli.model.ended:  # Lightning runs no step of a checkpoint that is already at the end
         raise TrainingError(
             f"{ckpt_path} is at step {cli.trainer.global_step} of {cli.trainer.max_steps}: nothing is left to pretrain",
             fix="raise trainer.max_steps, or leave --ckpt_path out",

@@ -67,8 +67,8 @@ class PretrainTask(LightningModule):
         self.backbone_args, self.method_args = backbone_args or {}, method_args or {}
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
         self.matmul_precision = matmul_precision
-        self.written = False
-        """Whether the encoder is on disk."""
+        self.ended = False
+        """Whether a pretraining has run to its end."""
 
     def configure_callbacks(self) -> list[Callback]:
         """None of its own. This is the first hook of a run: nothing has been written yet."""
@@ -155,6 +155,7 @@ class PretrainTask(LightningModule):
 
     def on_train_end(self) -> None:
         """Write the encoder."""
+        self.ended = True
         if not self.trainer.is_global_zero:
             return
         data, path = self.windows, Path(self.trainer.default_root_dir) / ENCODER
@@ -165,7 +166,6 @@ class PretrainTask(LightningModule):
             steps=self.global_step, seed=data.seed, scenes=data.names, attribution=data.attribution,
         )  # fmt: skip
         write_encoder(path, self.model.get_submodule("encoder"), pretraining)
-        self.written = True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Record what a resumed pretraining must share."""

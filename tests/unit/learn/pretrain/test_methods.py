@@ -1,5 +1,6 @@
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from terraseg.learn.models.encoder_file import Pretraining, write_encoder
 from terraseg.learn.models.weights import load_weights
 from terraseg.learn.pretrain.mae import MAE, patches
 from terraseg.learn.pretrain.simmim import SimMIM
+from terraseg.learn.pretrain.task import PretrainTask
 
 _BANDS = ["B02", "B03", "B04"]
 _VIT = {"width": 32, "depth": 2, "heads": 2, "bands": _BANDS}
@@ -130,6 +132,7 @@ def pretrained(tmp_path: Path) -> tuple[Path, nn.Module]:
 def test_an_experiment_shows_the_encoder_pixels_on_the_scale_of_its_pretraining(
     pretrained: tuple[Path, nn.Module],
 ) -> None:
+    torch.set_float32_matmul_precision("highest")  # importing TerraTorch lowers it
     path, encoder = pretrained
     model = build_model("EncoderDecoderFactory", _FPN)
     means, stds = _MEANS + 300, _STDS * 2  # of another dataset
@@ -166,3 +169,11 @@ def test_an_experiment_that_does_not_fit_raises_one_error(
             build_model("EncoderDecoderFactory", arguments), str(pretrained[0]), model_args=arguments, bands=bands
         )
     assert all(word in str(caught.value) for word in words)
+
+
+def test_a_process_that_does_not_write_the_encoder_has_ended_too() -> None:
+    task = PretrainTask(method="mae", backbone="mae_vit_tiny")
+    assert not task.ended
+    task._trainer = SimpleNamespace(is_global_zero=False)  # of several GPUs
+    task.on_train_end()
+    assert task.ended
