@@ -103,7 +103,7 @@ def _scores(path: Path, chip: Chip, *, positive: int, classes: int) -> Scores:
     try:
         with rasterio.open(path) as source:
             found = source.read()
-    except (rasterio.errors.RasterioError, IndexError) as error:
+    except rasterio.errors.RasterioError as error:
         raise SceneError(f"{path} can't be read ({error})", fix="predict again") from error
     if found.shape[1:] != chip.truth.shape:
         size = f"{path} has {found.shape[1]} x {found.shape[2]} px"

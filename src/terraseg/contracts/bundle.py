@@ -26,9 +26,9 @@ from safetensors.numpy import save_file
 
 from terraseg.contracts.imagery.processing import Processing
 from terraseg.contracts.share_interval import ShareInterval
-from terraseg.core.files import atomic_folder, sha256_of_file
+from terraseg.core.files import atomic_folder, refuse_foreign, sha256_of_file
 from terraseg.core.settings import Strict, faults_of
-from terraseg.errors import CheckpointError, OutputError
+from terraseg.errors import CheckpointError
 
 FORMAT = 1
 """Version of the bundle; other versions raise an error."""
@@ -44,7 +44,8 @@ DATE_FUSION = "date_fusion"
 _LATER: dict[str, Any] = {"by_scene": False, "target": "class", "share_intervals": ()}
 """Keys that came later, with the value that older bundles stand for."""
 
-_INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
+INFO, _WEIGHTS, _CONFIG = "bundle.json", "weights.safetensors", "config.yaml"
+"""Files of a bundle; every one has the first."""
 
 
 class BundleInfo(Strict):
@@ -159,20 +160,6 @@ class Bundle:
         return self.root / _WEIGHTS
 
 
-def refuse_other_files(root: Path) -> None:
-    """Check that a bundle's folder is new, empty or a bundle, so that no other files are replaced.
-
-    Raises:
-        OutputError: the folder holds other files.
-    """
-    if root.is_dir() and not (root / _INFO).is_file() and any(root.iterdir()):
-        raise OutputError(
-            f"{root} holds other files, not a bundle",
-            expected="a bundle to replace, or an empty or new folder",
-            fix="choose another --output, such as a folder bundle in it",
-        )
-
-
 def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, npt.NDArray[Any]], config: str) -> Bundle:
     """Write a bundle, replacing an older one in one step.
 
@@ -185,7 +172,7 @@ def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, np
         OutputError: the folder holds other files, the disk is full, or the folder can't be written.
     """
     root = Path(root)
-    refuse_other_files(root)
+    refuse_foreign(root, mark=INFO)
     with atomic_folder(root) as folder:
         save_file(dict(weights), folder / _WEIGHTS)
         (folder / _CONFIG).write_text(config, encoding="utf-8")
@@ -195,7 +182,7 @@ def write_bundle(root: str | Path, *, info: BundleInfo, weights: Mapping[str, np
                 "config_hash": hashlib.sha256(config.encode()).hexdigest(),
             }
         )
-        (folder / _INFO).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        (folder / INFO).write_text(info.model_dump_json(indent=2) + "\n", encoding="utf-8")
     return Bundle(root, info)
 
 
@@ -206,13 +193,13 @@ def open_bundle(root: str | Path) -> Bundle:
         CheckpointError: the bundle is missing, invalid or of another version, or its weights have changed.
     """
     root = Path(root)
-    for name in (_INFO, _WEIGHTS):
+    for name in (INFO, _WEIGHTS):
         if not (root / name).is_file():
             raise CheckpointError(
                 f"{root} is not a bundle: {name} is missing",
                 fix="train with `terratorch fit --config ...`, or give the folder outputs/<experiment>/bundle",
             )
-    text = (root / _INFO).read_bytes()
+    text = (root / INFO).read_bytes()
     try:
         version = _Version.model_validate_json(text).format
         if version != FORMAT:
@@ -221,11 +208,9 @@ def open_bundle(root: str | Path) -> Bundle:
             )
         info = BundleInfo.model_validate_json(text)
     except ValidationError as error:
-        raise CheckpointError(f"{root / _INFO} can't be read ({faults_of(error)})", fix="train again") from error
+        raise CheckpointError(f"{root / INFO} can't be read ({faults_of(error)})", fix="train again") from error
     if sha256_of_file(root / _WEIGHTS) != info.weights_hash:
-        raise CheckpointError(
-            f"{root / _WEIGHTS} does not match the hash in {_INFO}", fix="copy the whole bundle again"
-        )
+        raise CheckpointError(f"{root / _WEIGHTS} does not match the hash in {INFO}", fix="copy the whole bundle again")
     return Bundle(root, info)
 
 

@@ -35,7 +35,7 @@ from terraseg.contracts.splits import SPLITS as SPLITS
 from terraseg.contracts.splits import Split as Split
 from terraseg.core.files import atomic_path, write_json
 from terraseg.core.settings import Strict
-from terraseg.errors import DatasetError, OutputError
+from terraseg.errors import DatasetError
 
 FORMAT = 1
 """Version of the format; other versions raise an error."""
@@ -313,20 +313,6 @@ def write_dataset(
     with atomic_path(root / "dataset.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(info.model_dump(mode="json"), sort_keys=False, width=120), encoding="utf-8")
     return ChipDataset(root, info)
-
-
-def refuse_foreign(output: Path) -> None:
-    """Check that an output folder is new, empty or a dataset, so that no other files are replaced.
-
-    Raises:
-        OutputError: the folder holds other files.
-    """
-    if output.exists() and not (output / "dataset.yaml").is_file() and any(output.iterdir()):
-        raise OutputError(
-            f"{output} holds other files, not a terraseg dataset",
-            expected="a dataset to replace, or an empty or new folder",
-            fix="choose another --output",
-        )
 
 
 def pairs_on_disk(dataset: ChipDataset, splits: Iterable[Split] = SPLITS) -> None:

@@ -82,6 +82,24 @@ def atomic_folder(path: str | os.PathLike[str], *, keep_first: bool = False) -> 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def refuse_foreign(folder: Path, *, mark: str) -> None:
+    """Check that an output folder is new, empty, or of the kind that replaces it, so that nothing else is lost.
+
+    Args:
+        folder: of the output.
+        mark: the file that every folder of its kind has, such as dataset.yaml.
+
+    Raises:
+        OutputError: the folder holds other files.
+    """
+    if folder.exists() and not (folder / mark).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(
+            f"{folder} holds other files and no {mark}",
+            expected=f"an empty or new folder, or one with {mark} to replace",
+            fix="choose another --output",
+        )
+
+
 def _rename_unless_exists(temporary: Path, target: Path) -> None:
     try:
         temporary.replace(target)

@@ -19,10 +19,11 @@ from affine import Affine
 from safetensors.numpy import load_file
 from scipy.special import expit
 
-from terraseg.contracts.bundle import SHARE_TARGET, Bundle, BundleInfo, refuse_other_files, write_bundle
+from terraseg.contracts.bundle import INFO, SHARE_TARGET, Bundle, BundleInfo, write_bundle
 from terraseg.contracts.dataset import IGNORE
 from terraseg.contracts.footprints import find_footprints
 from terraseg.contracts.scene import Place
+from terraseg.core.files import refuse_foreign
 from terraseg.core.windows import default_overlap
 from terraseg.errors import ConfigError, LabelError
 from terraseg.learn.training.calibration import (
@@ -97,7 +98,7 @@ def adapt(
     """
     if output.resolve() == bundle.root.resolve():
         raise ConfigError(f"{output} is the model to adapt", fix="choose another --output")
-    refuse_other_files(output)
+    refuse_foreign(output, mark=INFO)
     if len(bundle.info.classes) > 2:
         raise ConfigError(
             f"{bundle.root} maps {len(bundle.info.classes)} classes", expected="a model of two", fix="train it further"

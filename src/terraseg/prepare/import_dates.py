@@ -56,14 +56,10 @@ def frames_of(place: str, image: Path, options: FolderOptions, days: Mapping[str
     """
     if image.is_dir():
         files = files_in(image, GEOTIFF)
-        frames = [
-            Frame(path, day)
-            for path in files
-            for day in _days(path, [f"{folder}/{path.name}" for folder in (place, image.name)] + [path.name], days, 1)
-        ]
+        frames = [Frame(path, day) for path in files for day in _days(path, _names(place, image, path), days, 1)]
         where = f"{image} has {len(frames)} files"
     else:
-        found = _days(image, [image.name, image.stem, place], days, options.frames, may_lack=options.undated)
+        found = _days(image, _names(place, image), days, options.frames, may_lack=options.undated)
         frames = [Frame(image, day, part, options.frames) for part, day in enumerate(found)]
         where = f"{image} has {len(frames)} dates"
     frames.sort(key=lambda frame: frame.day)
@@ -98,9 +94,8 @@ def check_used(days: Mapping[str, Sequence[str]], images: Mapping[str, Path], *,
     """
     known = set[str]()
     for place, image in images.items():
-        files = files_in(image, GEOTIFF) if image.is_dir() else []
-        known |= {image.name, image.stem, place} if not files else {path.name for path in files}
-        known |= {f"{folder}/{path.name}" for folder in (place, image.name) for path in files}
+        files = files_in(image, GEOTIFF) if image.is_dir() else [None]
+        known.update(name for path in files for name in _names(place, image, path))
     if unknown := [name for name in days if name not in known]:
         raise DatasetError(
             f"{where} names {', '.join(unknown[:5])}" + ", ..." * (len(unknown) > 5) + ", which is not there",
@@ -134,6 +129,13 @@ def days_in(path: Path | None) -> dict[str, list[str]]:
     return found
 
 
+def _names(place: str, image: Path, path: Path | None = None) -> list[str]:
+    """What a CSV may call the file with all dates of a place, or the file ``path`` of one of them."""
+    if path is None:
+        return [image.name, image.stem, place]
+    return [f"{place}/{path.name}", f"{image.name}/{path.name}", path.name]
+
+
 def day_names(frames: Sequence[Frame]) -> list[str]:
     """The dates in names of layers: their days, or their numbers from 1 if these are not known."""
     return [frame.day or str(number) for number, frame in enumerate(frames, start=1)]
@@ -146,8 +148,6 @@ def _days(
     known = next((list(given[name]) for name in names if name in given), None)
     if known is None:
         known = _days_in_file(path, count)
-    if known is None and count == 1 and (day := _day_in(path.stem) or _day_of_writing(path)):
-        known = [day]
     if known is None and may_lack:
         return [""] * count
     if known is None:
@@ -166,12 +166,8 @@ def _days(
     return known
 
 
-def _day_of_writing(path: Path) -> str | None:
-    with rasterio.open(path) as source:
-        return _day_in(source.tags().get(_WRITTEN, ""))
-
-
 def _days_in_file(path: Path, count: int) -> list[str] | None:
+    """The days that a file says by its bands, its tags or its name; None if it says none."""
     try:
         with rasterio.open(path) as source:
             described = [name and _day_in(name.partition(" ")[2]) for name in source.descriptions]
@@ -184,7 +180,8 @@ def _days_in_file(path: Path, count: int) -> list[str] | None:
         days = [day for part in re.split("[,; ]+", tags.get(key, "")) if (day := _day_in(part))]
         if days and (len(days) == count or key == "DATES"):
             return days
-    return None
+    day = _day_in(path.stem) or _day_in(tags.get(_WRITTEN, ""))
+    return [day] if day and count == 1 else None
 
 
 def _day_in(text: str) -> str | None:

@@ -18,7 +18,6 @@ from terraseg.contracts.dataset import (
     DatasetInfo,
     Split,
     open_dataset,
-    refuse_foreign,
     write_dataset,
 )
 from terraseg.contracts.imagery.processing import LEVEL
@@ -26,7 +25,7 @@ from terraseg.contracts.imagery.values import check_levels
 from terraseg.contracts.scene import NODATA
 from terraseg.contracts.separation import closer_than
 from terraseg.core.bands import UNIT
-from terraseg.core.files import atomic_folder
+from terraseg.core.files import atomic_folder, refuse_foreign
 from terraseg.errors import ConfigError, LabelError, SceneError, SplitError
 from terraseg.prepare.audit import audit_contents, audit_splits
 from terraseg.prepare.config import FolderOptions, SplitRule
@@ -85,7 +84,7 @@ def import_folders(
         check_used(days, {pair.name: pair.image for pair in pairs}, where=dates)
         pairs = [_dated(pair, frames_of(pair.name, pair.image, options, days)) for pair in pairs]
     fingerprint = _fingerprint(pairs, options)
-    refuse_foreign(output)
+    refuse_foreign(output, mark="dataset.yaml")
     if (output / "dataset.yaml").is_file():
         done = open_dataset(output)
         if done.info.provenance.get("fingerprint") == fingerprint:

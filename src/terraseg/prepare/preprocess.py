@@ -27,7 +27,6 @@ from terraseg.contracts.dataset import (
     DatasetInfo,
     SceneStats,
     open_dataset,
-    refuse_foreign,
     write_dataset,
 )
 from terraseg.contracts.footprints import FootprintSource, find_footprints, footprint_files
@@ -37,7 +36,7 @@ from terraseg.contracts.imagery.values import check_levels
 from terraseg.contracts.scene import NODATA, Place, Scene, find_places
 from terraseg.contracts.statistics import TrainHistogram, scene_stats
 from terraseg.core.bands import UNIT, band_indices
-from terraseg.core.files import atomic_folder, sha256_of_file, write_json
+from terraseg.core.files import atomic_folder, refuse_foreign, sha256_of_file, write_json
 from terraseg.core.machine.parallel import processors
 from terraseg.core.polygons import split_layer
 from terraseg.core.progress import track
@@ -84,7 +83,7 @@ def preprocess(
             done = open_dataset(output)
         _log.info("%s is up to date (%d chips)", output, len(done.tiles))
         return done
-    refuse_foreign(output)
+    refuse_foreign(output, mark="dataset.yaml")
     _refuse_overlap(found)
     check_same_processing({scene.name: processing_of(scene.item["properties"]) for scene in found})
     with _on_grid(given, config) as places:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from terraseg.core.files import file_lock, output_lock, unpack_tar
+from terraseg.core.files import file_lock, output_lock, refuse_foreign, unpack_tar
 from terraseg.errors import BusyError, OutputError
 
 _APPEND = """
@@ -90,3 +90,15 @@ def test_an_archive_that_leads_outside_is_not_unpacked(tmp_path: Path, name: str
         unpack_tar(archive, tmp_path / "out")
     assert not (tmp_path / "escaped").exists()
     assert not (tmp_path / "out").exists()
+
+
+def test_an_output_folder_replaces_only_its_own_kind(tmp_path: Path) -> None:
+    refuse_foreign(tmp_path / "new", mark="a.json")
+    (tmp_path / "empty").mkdir()
+    refuse_foreign(tmp_path / "empty", mark="a.json")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "a.json").touch()
+    refuse_foreign(tmp_path / "own", mark="a.json")
+    for foreign in (tmp_path, tmp_path / "own" / "a.json"):
+        with pytest.raises(OutputError):
+            refuse_foreign(foreign, mark="b.json")

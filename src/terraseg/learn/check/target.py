@@ -16,7 +16,7 @@ def target_of(losses: Iterable[str]) -> Target:
 
 
 def check_target(dataset: ChipDataset, *, target: Target, positive: int) -> list[Finding]:
-    """The dataset has what the target needs.
+    """The dataset has the class, and what the target needs.
 
     Args:
         target: of `target_of`.
